@@ -1,0 +1,141 @@
+"""Reading and writing media: values, limits, and one clear error for each kind of bad file."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from anyglot_tokenizers import MediaError, atomic_write, read_audio, read_image, write_audio, write_image
+
+
+def test_image_round_trip(tmp_path):
+    image = torch.randint(0, 256, (3, 5, 7), generator=torch.Generator().manual_seed(0)) / 255
+    write_image(tmp_path / "a.png", image)
+    assert torch.equal(read_image(tmp_path / "a.png"), image)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert read_image(tmp_path / "a.png", size=4).shape == (3, 4, 4)
+
+
+def test_image_size_crops_the_centre(tmp_path):
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", size=10).min() > 0.99
+
+
+def test_alpha_goes_on_white_and_exif_turns(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 1).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "b.jpg", exif=exif)
+    assert read_image(tmp_path / "b.jpg").shape == (3, 8, 4)
+    Image.fromarray(np.full((2, 2), 65535, np.uint16)).save(tmp_path / "c.png")
+    assert (read_image(tmp_path / "c.png") == 1).all()
+
+
+def _bomb(path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+def test_bad_images(tmp_path):
+    path = tmp_path / "a.png"
+    cases = []
+    with pytest.raises(MediaError, match="no such file"):
+        read_image(path)
+    with pytest.raises(MediaError, match="folder"):
+        read_image(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(MediaError, match="empty"):
+        read_image(path)
+    path.write_text("not a picture")
+    with pytest.raises(MediaError, match="known format"):
+        read_image(path)
+    _bomb(path)
+    with pytest.raises(MediaError, match="64000000 pixels"):
+        read_image(path)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    for suffix in ("png", "jpg", "webp", "bmp"):
+        whole = tmp_path / f"w.{suffix}"
+        Image.fromarray(noise).save(whole)
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        with pytest.raises(MediaError) as caught:
+            read_image(cut)
+        cases.append(str(caught.value))
+    assert all("\n" not in line and "cut." in line for line in cases)
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    with pytest.raises(MediaError, match="NaN"):
+        read_image(tmp_path / "nan.tiff")
+    Image.new("RGB", (20, 20)).save(path)
+    with pytest.raises(MediaError, match="more than 100 pixels"):
+        read_image(path, max_pixels=100)
+
+
+def test_audio_round_trip(tmp_path):
+    audio = torch.sin(torch.arange(1600) * 0.1)[None] * 0.5
+    for name in ("a.wav", "a.flac"):
+        write_audio(tmp_path / name, audio, 16000)
+        assert torch.allclose(read_audio(tmp_path / name, sample_rate=16000), audio, atol=1e-4)
+    assert read_audio(tmp_path / "a.wav", sample_rate=8000).shape == (1, 800)
+    assert read_audio(tmp_path / "a.wav", sample_rate=16000, channels=2).shape == (2, 1600)
+    soundfile.write(tmp_path / "s.wav", np.array([[0.5, -0.5]] * 10), 16000)
+    assert read_audio(tmp_path / "s.wav", sample_rate=16000).abs().max() == 0
+    assert read_audio(tmp_path / "s.wav", sample_rate=16000, channels=2).shape == (2, 10)
+
+
+def test_bad_audio(tmp_path):
+    path = tmp_path / "a.wav"
+    with pytest.raises(MediaError, match="no such file"):
+        read_audio(path, sample_rate=16000)
+    path.write_bytes(b"")
+    with pytest.raises(MediaError, match="empty"):
+        read_audio(path, sample_rate=16000)
+    path.write_text("not a sound")
+    with pytest.raises(MediaError, match="not a readable"):
+        read_audio(path, sample_rate=16000)
+    soundfile.write(path, np.zeros(0, np.float32), 16000)
+    with pytest.raises(MediaError, match="no samples"):
+        read_audio(path, sample_rate=16000)
+    soundfile.write(path, np.array([0.0, np.nan, np.inf], np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(MediaError, match="NaN"):
+        read_audio(path, sample_rate=16000)
+    soundfile.write(path, np.zeros((9, 3), np.float32), 16000)
+    with pytest.raises(MediaError, match="3 channels"):
+        read_audio(path, sample_rate=16000, channels=2)
+    soundfile.write(path, np.zeros(32000, np.float32), 16000)
+    with pytest.raises(MediaError, match="longer than 1 s"):
+        read_audio(path, sample_rate=16000, max_seconds=1.0)
+    noise = np.random.default_rng(0).uniform(-1, 1, 9000)
+    for suffix in ("wav", "flac"):
+        whole = tmp_path / f"w.{suffix}"
+        soundfile.write(whole, noise, 16000)
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        with pytest.raises(MediaError, match="cut"):
+            read_audio(cut, sample_rate=16000)
+
+
+def test_write_refuses_and_leaves_nothing(tmp_path):
+    for image in (torch.zeros(1, 2, 2), torch.zeros(3, 0, 2), torch.zeros(3, 2, 2, dtype=torch.uint8), torch.full((3, 2, 2), torch.nan)):
+        with pytest.raises(MediaError):
+            write_image(tmp_path / "a.png", image)
+    for audio in (torch.zeros(4), torch.zeros(1, 0), torch.full((1, 4), torch.inf)):
+        with pytest.raises(MediaError):
+            write_audio(tmp_path / "a.wav", audio, 16000)
+    with pytest.raises(MediaError, match="suffix"):
+        write_image(tmp_path / "a", torch.zeros(3, 2, 2))
+    with pytest.raises(MediaError, match=r"\.exe"):
+        write_audio(tmp_path / "a.exe", torch.zeros(1, 2), 16000)
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

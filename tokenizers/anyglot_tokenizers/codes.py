@@ -1,0 +1,112 @@
+"""`Codes`: a batch of codes with lengths, and its self-describing file form.
+
+File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and in the header
+metadata `format`, `version` and `spec` (JSON). This file does not know models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anyglot_tokenizers.errors import AnyglotError, CodesError, MediaError
+from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.spec import CodeSpec
+
+FORMAT = "anyglot.codes"
+VERSION = "1"
+
+
+@dataclass(eq=False)
+class Codes:
+    """Codes of a batch.
+
+    Attributes:
+        codes: int64 `[batch, num_quantizers, *grid]`, every id in `[0, codebook_size)`; padding holds any legal id.
+        lengths: int64 `[batch]`, valid positions on the first grid axis; None = all.
+        spec: what the codes mean; None = unknown.
+    """
+
+    codes: Tensor
+    lengths: Tensor | None = None
+    spec: CodeSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim < 3 or self.codes.dtype != torch.int64:
+            raise CodesError(f"codes must be int64[batch, quantizers, *grid], got {self.codes.dtype}{list(self.codes.shape)}")
+        if self.lengths is not None:
+            if self.lengths.shape != self.codes.shape[:1] or self.lengths.dtype != torch.int64:
+                raise CodesError(
+                    f"lengths must be int64[{self.codes.shape[0]}], got {self.lengths.dtype}{list(self.lengths.shape)}"
+                )
+            if self.lengths.numel() and not 0 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.codes.shape[2]:
+                raise CodesError(f"lengths must lie in 0..{self.codes.shape[2]}, got {self.lengths.tolist()[:8]}")
+
+    def __len__(self) -> int:
+        return self.codes.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.item(index) for index in range(len(self)))
+
+    def item(self, index: int) -> Tensor:
+        """Codes of one item, `[num_quantizers, *grid]`, cropped to its length."""
+        codes = self.codes[index]
+        return codes if self.lengths is None else codes[:, : int(self.lengths[index])]
+
+    def to(self, device: torch.device | str) -> Codes:
+        """The same codes on another device."""
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Codes(self.codes.to(device), lengths, self.spec)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file form atomically. Raises CodesError for ids below 0 or beyond int32."""
+        from safetensors.numpy import save_file
+
+        array = self.codes.cpu().numpy()
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        if low < 0 or high >= 2**31:
+            raise CodesError(f"{path}: ids must lie in 0..{2**31 - 1}, got {low}..{high}; codes hold no sentinel values")
+        tensors = {"codes": array.astype("uint16" if high < 2**16 else "int32")}
+        if self.lengths is not None:
+            tensors["lengths"] = self.lengths.cpu().numpy()
+        metadata = {"format": FORMAT, "version": VERSION}
+        if self.spec is not None:
+            metadata["spec"] = json.dumps(self.spec.to_dict(), sort_keys=True)
+        with atomic_write(path) as temporary:
+            save_file(tensors, str(temporary), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Codes:
+        """Read the file form. Raises MediaError if the file is missing, truncated or something else."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise MediaError(path, "no such file", "write codes with Codes.save")
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                names = set(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names & {"codes", "lengths"}}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MediaError(path, f"not a readable safetensors file ({error})", "write it again with Codes.save") from error
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION or "codes" not in tensors:
+            raise MediaError(
+                path,
+                f"holds {sorted(names)} with metadata format {metadata.get('format')!r}, version {metadata.get('version')!r}",
+                f"expected format {FORMAT!r}, version {VERSION!r}, as written by Codes.save",
+            )
+        lengths = tensors.get("lengths")
+        try:
+            return cls(
+                torch.from_numpy(tensors["codes"].astype("int64")),
+                None if lengths is None else torch.from_numpy(lengths.astype("int64")),
+                CodeSpec.from_dict(json.loads(metadata["spec"])) if "spec" in metadata else None,
+            )
+        except (AnyglotError, ValueError) as error:
+            raise MediaError(path, f"inconsistent content ({error})", "write it again with Codes.save") from error

@@ -1,0 +1,155 @@
+"""`ImageVQ`: a small convolutional image tokenizer with a residual quantizer.
+
+Encoder and decoder are residual convolutions (GroupNorm, SiLU) after VQGAN (Esser et al., arXiv 2012.09841), residual
+codes after RQ-VAE (Lee et al., arXiv 2203.01941). The first stage is a pixel-unshuffle, which keeps full-resolution
+convolutions, the costly part on a CPU, out of the network. This file holds no losses and reads no files.
+
+Shapes: B items, H x W pixels, h x w codes, D latent dims, K quantizers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyglot_tokenizers.codes import Codes
+from anyglot_tokenizers.errors import CodesError, MediaError
+from anyglot_tokenizers.quantize import ResidualQuantizer
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+
+
+class ImageVQ(Tokenizer):
+    """Images float32 `[B, 3, H, W]` in [0, 1] to codes int64 `[B, K, H/f, W/f]`, for any H, W divisible by f.
+
+    Args:
+        channels: width of each stage, from fine to coarse; each stage after the first halves the resolution, so
+            `patch * 2 ** (len(channels) - 1)` must be `downsample_factor`.
+        depth: residual blocks per stage, in encoder and decoder each.
+        patch: pixels per side folded into channels first.
+        downsample_factor: f, pixels per code on each side.
+        num_quantizers: K.
+        codebook_size: entries per codebook.
+        codebook_dim: latent dims D.
+        dropout: see `ResidualQuantizer`.
+        stage_steps: see `ResidualQuantizer`.
+        seed: of the initial weights.
+        license: of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (64, 128, 192),
+        depth: int = 1,
+        patch: int = 4,
+        downsample_factor: int = 16,
+        num_quantizers: int = 2,
+        codebook_size: int = 512,
+        codebook_dim: int = 32,
+        dropout: float = 0.1,
+        stage_steps: int = 50,
+        seed: int = 0,
+        license: str = "apache-2.0",
+    ) -> None:
+        super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        if patch * 2 ** (len(channels) - 1) != downsample_factor:
+            raise ValueError(
+                f"patch {patch} and {len(channels)} stages reduce by {patch * 2 ** (len(channels) - 1)}, not by "
+                f"downsample_factor {downsample_factor}"
+            )
+        self.modality = "image"
+        self.factor = downsample_factor
+        first, last = channels[0], channels[-1]
+        with seeded(seed):
+            encoder: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, first, 3, padding=1)]
+            for index, width in enumerate(channels):
+                if index:
+                    encoder += [nn.Conv2d(channels[index - 1], width, 2, stride=2)]
+                encoder += [ResidualBlock(width) for _ in range(depth)]
+            self.encoder = nn.Sequential(*encoder, *_head(last, codebook_dim, 1))
+            self.quantizer = ResidualQuantizer(
+                codebook_dim, num_quantizers, codebook_size, dropout=dropout, stage_steps=stage_steps
+            )
+            decoder: list[nn.Module] = [nn.Conv2d(codebook_dim, last, 3, padding=1)]
+            for index in reversed(range(len(channels))):
+                decoder += [ResidualBlock(channels[index]) for _ in range(depth)]
+                if index:
+                    decoder += [nn.Conv2d(channels[index], 4 * channels[index - 1], 1), nn.PixelShuffle(2)]
+            self.decoder = nn.Sequential(*decoder, *_head(first, 3 * patch**2, 3), nn.PixelShuffle(patch))
+
+    def _spec_entries(self) -> dict[str, Any]:
+        return {
+            "modality": "image",
+            "codebook_sizes": (self.quantizer.codebook_size,) * self.quantizer.num_quantizers,
+            "axes": ("height", "width"),
+            "strides": (self.factor, self.factor),
+            "channels": 3,
+            "license": self.config["license"],
+        }
+
+    @torch.no_grad()
+    def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
+        """Codes of images of one size. Raises MediaError for wrong sizes or ranges, and for lengths (images have none)."""
+        x_BCHW = self._checked(media, lengths).to(self.device)
+        with full_precision(self.device):
+            z_BDhw = self.encoder(2 * x_BCHW - 1)
+            codes_BKN = self.quantizer.encode(z_BDhw.flatten(2), num_quantizers)
+        return Codes(codes_BKN.unflatten(2, z_BDhw.shape[2:]), None, self.spec)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes | Tensor) -> Tensor:
+        """Images float32 `[B, 3, H, W]` in [0, 1] of codes `[B, k, h, w]`, any k <= K."""
+        codes_BKhw = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
+        if codes_BKhw.ndim != 4:
+            raise CodesError(f"image codes must be [batch, quantizers, height, width], got {list(codes_BKhw.shape)}")
+        with full_precision(self.device):
+            z_BDN = self.quantizer.decode(codes_BKhw.flatten(2))
+            x_BCHW = self.decoder(z_BDN.unflatten(2, codes_BKhw.shape[2:]))
+        return (x_BCHW / 2 + 0.5).clamp(0, 1)
+
+    def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+        """Reconstruct with gradients; the reconstruction is not clamped to [0, 1]."""
+        z_BDhw = self.encoder(2 * media - 1)
+        q_BDN, codes_BKN, commit, stats = self.quantizer(z_BDhw.flatten(2))
+        x_BCHW = self.decoder(q_BDN.unflatten(2, z_BDhw.shape[2:]))
+        return Reconstruction(x_BCHW.float() / 2 + 0.5, codes_BKN.unflatten(2, z_BDhw.shape[2:]), commit, stats)
+
+    def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
+        if lengths is not None:
+            raise MediaError("image batch", "lengths were given", "images of a batch share one size; pass no lengths")
+        media = check_media("image batch", media, "float32[batch, 3, height, width] in [0, 1]", 4, 3)
+        height, width = media.shape[2:]
+        if height % self.factor or width % self.factor:
+            raise MediaError(
+                "image batch", f"size {height}x{width} is not divisible by {self.factor}", "resize or crop, see read_image(size=)"
+            )
+        low, high = (float(value) for value in torch.aminmax(media))
+        if low < -0.1 or high > 1.1:
+            raise MediaError("image batch", f"values span {low:.3g}..{high:.3g}", "scale images to [0, 1] (bytes: divide by 255)")
+        return media
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), 3x3 convolutions at constant width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            _norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.body(x_BCHW)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
+def _head(width: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:
+    return _norm(width), nn.SiLU(), nn.Conv2d(width, outputs, kernel, padding=kernel // 2)

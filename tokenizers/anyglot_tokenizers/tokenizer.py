@@ -1,0 +1,295 @@
+"""`Tokenizer`: the base class of all tokenizers, their folder form and their fingerprint; `load` finds the right class.
+
+Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled weights are never
+read. This file knows no architecture and no training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from anyglot_tokenizers.codes import Codes
+from anyglot_tokenizers.errors import CheckpointError, MediaError
+from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.spec import CodeSpec
+
+FORMAT = "anyglot.tokenizer"
+VERSION = "1"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+NATIVE = {"ImageVQ": "anyglot_tokenizers.image", "AudioCodec": "anyglot_tokenizers.audio"}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass
+class Reconstruction:
+    """What a training step needs: media as reconstructed (with gradient), codes, commitment loss, code statistics."""
+
+    media: Tensor
+    codes: Tensor
+    commit_loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class Tokenizer(nn.Module, ABC):
+    """Media to codes and back.
+
+    Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give `_spec_entries`,
+    `encode`, `decode` and `forward`. No state is kept between calls.
+    """
+
+    _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
+    modality: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Tokenizer._classes[cls.__name__] = cls
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = json.loads(json.dumps(dict(config)))
+        self._fingerprint: tuple[object, str] | None = None
+
+    @abstractmethod
+    def _spec_entries(self) -> dict[str, Any]:
+        """Entries of `CodeSpec` except the fingerprint."""
+
+    @abstractmethod
+    def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
+        """Codes of a batch of media; the same whether an item comes alone or padded in a batch."""
+
+    @abstractmethod
+    def decode(self, codes: Codes | Tensor) -> Tensor:
+        """Media of `Codes`, or of bare ids int64 `[batch, k, *grid]` of the first k <= K quantizers."""
+
+    @abstractmethod
+    def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
+        """Encode, quantize and decode with gradients, for training."""
+
+    @property
+    def spec(self) -> CodeSpec:
+        """Weight-free description, with the fingerprint of the current weights."""
+        return CodeSpec(**self._spec_entries(), fingerprint=self.fingerprint)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; encode and decode move their input here."""
+        return next(self.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over class, configuration and the values of all stored tensors (whatever their storage dtype)."""
+        tensors = self._stored_tensors()
+        key = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+        if self.training or self._fingerprint is None or self._fingerprint[0] != key:
+            self._fingerprint = (key, fingerprint_of(type(self).__name__, self.config, tensors))
+        return self._fingerprint[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch mode as usual; also forgets the cached fingerprint."""
+        self._fingerprint = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; also forgets the cached fingerprint."""
+        self._fingerprint = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> str:
+        """Write the folder form; returns the fingerprint of what was written.
+
+        With `dtype` (float16 or bfloat16) floating weights are rounded in the file, never in memory: the folder is then a
+        slightly different tokenizer with a fingerprint of its own, so encode data with the reloaded one.
+        Raises CheckpointError for weights that are not finite or do not fit the dtype.
+        """
+        from safetensors.torch import save
+
+        if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise CheckpointError(f"cannot save a tokenizer as {dtype}; choose float32, float16 or bfloat16")
+        tensors = {}
+        for name, tensor in self._stored_tensors().items():
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.is_floating_point() and not name.endswith("cluster_size"):
+                tensor = tensor.to(dtype or torch.float32)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{name} holds NaN or infinite values as {tensor.dtype}; not saved: train again or use float32")
+            tensors[name] = tensor.clone()
+        fingerprint = fingerprint_of(type(self).__name__, self.config, tensors)
+        entries = {
+            "format": FORMAT,
+            "version": VERSION,
+            "class": type(self).__name__,
+            "config": self.config,
+            "spec": CodeSpec(**self._spec_entries(), fingerprint=fingerprint).to_dict(),
+            "fingerprint": fingerprint,
+        }
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / WEIGHTS_FILE) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+        with atomic_write(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return fingerprint
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Self:
+        """Read a folder, or `owner/name` from the Hugging Face hub. Weights are float32 in memory; eval mode.
+
+        Raises CheckpointError if anything is missing, pickled, of another class, or does not match its fingerprint.
+        """
+        folder = _folder(name_or_path, revision)
+        entries = _read_config(folder)
+        found = _find_class(str(entries["class"]), folder)
+        if not issubclass(found, cls):
+            raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load")
+        try:
+            tokenizer = found(**entries["config"])
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: config does not build a {found.__name__} ({error})") from error
+        tokenizer._load_tensors(folder, str(entries["fingerprint"]))
+        return tokenizer.eval()
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> str:
+        """Upload the folder form to the Hugging Face hub (creating the repository); returns its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {type(self).__name__}")
+        return str(address)
+
+    def _stored_tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in sorted(self.state_dict().items()) if not name.endswith("embed_avg")}
+
+    def _load_tensors(self, folder: Path, fingerprint: str) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+            if pickles:
+                raise CheckpointError(f"{folder}: refusing pickled weights {pickles}, which can run code; convert them to {WEIGHTS_FILE}")
+            raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); download or save it again") from error
+        wanted = self._stored_tensors()
+        if set(tensors) != set(wanted):
+            missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+            raise CheckpointError(f"{path}: weights do not fit the config: missing {missing[:3]}, unexpected {extra[:3]}")
+        for name, tensor in tensors.items():
+            if tensor.shape != wanted[name].shape:
+                raise CheckpointError(f"{path}: {name} has shape {list(tensor.shape)}, the config needs {list(wanted[name].shape)}")
+        actual = fingerprint_of(type(self).__name__, self.config, tensors)
+        if actual != fingerprint:
+            raise CheckpointError(
+                f"{path}: weights or config changed after saving (fingerprint {actual[:12]}, recorded {fingerprint[:12]}); "
+                "get the folder again"
+            )
+        self.load_state_dict(tensors, strict=False)
+        for module in self.modules():
+            restore = getattr(module, "restore_averages", None)
+            if restore is not None:
+                restore()
+
+
+def load(name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
+    """Load any tokenizer from a folder or the Hugging Face hub, in eval mode."""
+    return Tokenizer.from_pretrained(name_or_path, revision=revision)
+
+
+def fingerprint_of(class_name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over class, configuration and tensor values; floating tensors count as float32."""
+    digest = hashlib.sha256(json.dumps([FORMAT, VERSION, class_name, config], sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initialise weights from `seed` and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 without autocast, so that codes do not depend on the caller's settings."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def check_media(name: str, media: Tensor, shape: str, ndim: int, channels: int) -> Tensor:
+    """Media as float32. Raises MediaError if they are not finite floats `[batch, channels, ...]`."""
+    if media.ndim != ndim or media.shape[1] != channels:
+        raise MediaError(name, f"shape {list(media.shape)} does not fit", f"need {shape} with {channels} channels")
+    if not media.is_floating_point():
+        raise MediaError(name, f"dtype {media.dtype} is not floating point", f"need {shape}")
+    if media.numel() == 0:
+        raise MediaError(name, f"shape {list(media.shape)} is empty", "drop empty items before encoding")
+    media = media.float()
+    if not bool(torch.isfinite(media).all()):
+        raise MediaError(name, "holds NaN or infinite values", "clean the item before encoding")
+    return media
+
+
+def _folder(name_or_path: str | os.PathLike[str], revision: str | None) -> Path:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.exists():
+        raise CheckpointError(f"{name}: no such folder, and not a hub name 'owner/name'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the hub client raises many kinds: network, login, missing repository, disk
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); check the name and the network"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable tokenizer config ({error}); save it again with save_pretrained") from error
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT or entries.get("version") != VERSION:
+        raise CheckpointError(f"{path}: not a config of format {FORMAT!r}, version {VERSION!r}; is it another library's model?")
+    missing = sorted({"class", "config", "fingerprint"} - set(entries))
+    if missing or not isinstance(entries["config"], dict):
+        raise CheckpointError(f"{path}: entries {missing or ['config']} are missing or wrong; save it again with save_pretrained")
+    return entries
+
+
+def _find_class(name: str, folder: Path) -> type[Tokenizer]:
+    if name in NATIVE:
+        importlib.import_module(NATIVE[name])
+    if name not in Tokenizer._classes:
+        raise CheckpointError(f"{folder}: unknown tokenizer class {name!r}; known: {sorted({*NATIVE, *Tokenizer._classes})}")
+    return Tokenizer._classes[name]
