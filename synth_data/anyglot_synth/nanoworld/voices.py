@@ -1,0 +1,431 @@
+"""Voices: text to speech with the small engines that run on every machine, one cached file per clip.
+
+Two engines are known. `flite` (https://github.com/festvox/flite, CMU licence) is taken when it is on the
+PATH; else `espeak-ng` (https://github.com/espeak-ng/espeak-ng, GPL-3, only ever run as a program of its own):
+the binary, or the library that the package `espeakng-loader` carries. Every clip is made by its own process,
+with the text in a file and never on the command line, so a clip is a function of (engine, version, voice,
+parameters, text) and of nothing else. That is what makes the cache content-addressed: the name of a file is
+the sha256 of exactly these.
+
+A clip is float32 [samples] at 16 kHz, equally loud for all voices, with 20 ms of silence on either side.
+
+This file does not know what is said: sentences come from `language.py`, and it never normalises text
+(numbers, markup)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from anyglot_synth.nanoworld.language import describe
+from anyglot_synth.nanoworld.scene import Scene
+from anyglot_tokenizers.errors import AnyglotError, MediaError
+
+Float32 = NDArray[np.float32]
+Int16 = NDArray[np.int16]
+
+SAMPLE_RATE = 16_000
+CLIP_VERSION = 1  # counts changes of `_finish`: part of the content address
+PAUSE_S = 0.06  # silence between two clauses
+MARGIN_S = 0.02  # silence kept before and after a clip
+RMS = 0.08  # loudness of every clip (full scale = 1)
+PEAK = 0.95  # no sample is louder than this
+SILENCE_DB = -45.0  # a 5 ms frame this far below the loudest one is silence
+MAX_CHARACTERS = 1_000
+MIN_SAMPLES, MAX_SECONDS = 1_600, 60.0  # of audio that a judge is given
+ENGINE_TIMEOUT_S = 60.0
+
+
+class SpeechError(AnyglotError):
+    """An engine is missing, or could not speak a text."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice of an engine. `params` are passed to the engine and are part of a clip's content address."""
+
+    name: str
+    engine: str  # "flite" or "espeak-ng"
+    params: tuple[tuple[str, str], ...]
+
+
+FLITE_VOICES = tuple(
+    Voice(name, "flite", (("duration_stretch", "0.85"),)) for name in ("kal16", "awb", "rms", "slt")
+)
+ESPEAK_VOICES = tuple(
+    Voice(name, "espeak-ng", (("pitch", "50"), ("rate", "165")))
+    for name in ("en-us", "en-us+f2", "en-us+m3", "en-us+f5")
+)
+
+
+def _has_flite() -> bool:
+    return shutil.which("flite") is not None
+
+
+def _has_espeak() -> bool:
+    return shutil.which("espeak-ng") is not None or importlib.util.find_spec("espeakng_loader") is not None
+
+
+def installed_voices() -> tuple[Voice, ...]:
+    """Every voice that can speak on this machine, of both engines; empty when there is no engine."""
+    return (*(FLITE_VOICES if _has_flite() else ()), *(ESPEAK_VOICES if _has_espeak() else ()))
+
+
+VOICES: tuple[Voice, ...] = ESPEAK_VOICES if _has_espeak() and not _has_flite() else FLITE_VOICES
+"""The voices of the world on this machine: those of flite when it is installed, else those of espeak-ng.
+Without any engine these are the names of flite's, and the first attempt to speak raises `SpeechError`."""
+
+
+def find_voice(voice: Voice | str) -> Voice:
+    """The voice of that name (a `Voice` is returned as it is). Raises SpeechError, naming the ones there
+    are."""
+    if isinstance(voice, Voice):
+        return voice
+    for known in (*FLITE_VOICES, *ESPEAK_VOICES):
+        if known.name == voice:
+            return known
+    names = ", ".join(known.name for known in (*FLITE_VOICES, *ESPEAK_VOICES))
+    raise SpeechError(f"there is no voice {voice!r}; choose one of: {names}")
+
+
+def _missing(engine: str) -> SpeechError:
+    return SpeechError(
+        f"the speech engine {engine} is not here; install flite (Debian/Ubuntu: apt-get install flite, "
+        "macOS: brew install flite) or espeak-ng (apt-get install espeak-ng, or: pip install espeakng-loader)"
+    )
+
+
+def _run(command: Sequence[str], doing: str, good: tuple[int, ...] = (0,)) -> str:
+    """Run an engine, return what it printed. Raises SpeechError unless its exit status is a `good` one."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ENGINE_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise _missing(Path(command[0]).name) from error
+    except subprocess.TimeoutExpired as error:
+        raise SpeechError(f"{command[0]} did not finish within {ENGINE_TIMEOUT_S:.0f} s {doing}") from error
+    if done.returncode not in good:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise SpeechError(f"{command[0]} failed {doing} (status {done.returncode}): {lines[-1]}")
+    return done.stdout.decode(errors="replace")
+
+
+def _espeak_worker() -> list[str]:
+    """The start of a command that runs `espeak_worker.py` on the library of `espeakng-loader`."""
+    import espeakng_loader
+
+    library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(__file__).with_name("espeak_worker.py")),
+        str(library),
+        str(data),
+    ]
+
+
+@cache
+def engine_version(engine: str) -> str:
+    """Version of an installed engine, e.g. `flite-2.2-current`. Raises SpeechError when it is not
+    installed."""
+    if engine == "flite" and shutil.which("flite"):
+        found = re.search(r"flite-\S+", _run(["flite", "--version"], "telling its version", good=(0, 1)))
+        return found.group() if found else "flite-unknown"
+    if engine == "espeak-ng" and shutil.which("espeak-ng"):
+        found = re.search(r"\d+\.\d[\w.-]*", _run(["espeak-ng", "--version"], "telling its version"))
+        return f"espeak-ng-{found.group()}" if found else "espeak-ng-unknown"
+    if engine == "espeak-ng" and importlib.util.find_spec("espeakng_loader"):
+        return f"espeak-ng-{_run([*_espeak_worker(), '--version'], 'telling its version').strip()}"
+    raise _missing(engine)
+
+
+def _command(voice: Voice, text_path: Path, wav_path: Path) -> list[str]:
+    params = dict(voice.params)
+    if voice.engine == "flite":
+        if not _has_flite():
+            raise _missing(voice.engine)
+        stretch = f"duration_stretch={params['duration_stretch']}"
+        return ["flite", "-voice", voice.name, "--setf", stretch, "-f", str(text_path), "-o", str(wav_path)]
+    if voice.engine != "espeak-ng":
+        raise SpeechError(
+            f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng"
+        )
+    if shutil.which("espeak-ng"):
+        flags = ["-v", voice.name, "-s", params["rate"], "-p", params["pitch"]]
+        return ["espeak-ng", *flags, "-f", str(text_path), "-w", str(wav_path)]
+    if importlib.util.find_spec("espeakng_loader"):
+        return [*_espeak_worker(), voice.name, params["rate"], params["pitch"], str(text_path), str(wav_path)]
+    raise _missing(voice.engine)
+
+
+def _finish(audio: Float32, sample_rate: int) -> Int16:
+    """What an engine made -> a clip: 16 kHz, silence trimmed to 20 ms a side, equally loud, 16 bits."""
+    if sample_rate != SAMPLE_RATE:
+        audio = soxr.resample(audio, sample_rate, SAMPLE_RATE, quality="VHQ").astype(np.float32)
+    audio = audio - audio.mean()
+    hop = SAMPLE_RATE // 200
+    frames = audio[: len(audio) // hop * hop].reshape(-1, hop)
+    level = np.sqrt((frames.astype(np.float64) ** 2).mean(axis=1)) if len(frames) else np.zeros(0)
+    if not len(level) or level.max() < 1e-4:
+        return np.zeros(0, np.int16)
+    heard = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
+    margin = int(MARGIN_S * SAMPLE_RATE)
+    start, stop = int(heard[0]) * hop, (int(heard[-1]) + 1) * hop
+    audio = np.pad(audio, margin)[start : stop + 2 * margin]
+    ramp = np.linspace(0, 1, margin // 2, dtype=np.float32)
+    audio[: len(ramp)] *= ramp
+    audio[-len(ramp) :] *= ramp[::-1]
+    gain = min(
+        RMS / float(np.sqrt((audio.astype(np.float64) ** 2).mean())), PEAK / float(np.abs(audio).max())
+    )
+    return np.round(audio * gain * 32767).astype(np.int16)
+
+
+def _synthesise(text: str, voice: Voice) -> Int16:
+    """Speak `text` with a fresh process of the engine -> int16 [samples] at 16 kHz. Raises SpeechError."""
+    with tempfile.TemporaryDirectory(prefix="anyglot-speech-") as folder:
+        text_path, wav_path = Path(folder, "text.txt"), Path(folder, "speech.wav")
+        text_path.write_text(text + "\n", encoding="utf-8")
+        doing = f"speaking {text[:60]!r} with voice {voice.name}"
+        _run(_command(voice, text_path, wav_path), doing)
+        if not wav_path.is_file():
+            raise SpeechError(f"{voice.engine} wrote nothing {doing}; is the voice installed?")
+        audio, sample_rate = sf.read(wav_path, dtype="float32", always_2d=True)
+    clip = _finish(audio[:, 0], sample_rate)
+    if not len(clip):
+        raise SpeechError(f"{voice.engine} made only silence {doing}; give it words it can pronounce")
+    return clip
+
+
+def clip_key(text: str, voice: Voice | str) -> str:
+    """Content address of a clip: sha256 (hex) over engine, version, voice, parameters and text."""
+    voice = find_voice(voice)
+    content = {
+        "clip": CLIP_VERSION,
+        "engine": voice.engine,
+        "params": dict(voice.params),
+        "text": text,
+        "version": engine_version(voice.engine),
+        "voice": voice.name,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_text(text: str) -> str:
+    text = " ".join(text.split())
+    if "\0" in text or not any(map(str.isalnum, text)):
+        raise SpeechError(f"cannot speak {text!r}: give at least one word")
+    if len(text) > MAX_CHARACTERS:
+        raise SpeechError(
+            f"cannot speak a text of {len(text)} characters ({text[:40]!r}...) at once: the limit is "
+            f"{MAX_CHARACTERS}; speak it clause by clause"
+        )
+    return text
+
+
+def default_cache_dir() -> Path:
+    """Where clips are kept unless told otherwise: `$ANYGLOT_CACHE/speech`, else `speech` in the user's cache
+    folder."""
+    base = os.environ.get("ANYGLOT_CACHE")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "anyglot")
+    return Path(base or cache) / "speech"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path` that becomes `path` when the block ends well, and goes when
+    not.
+
+    The folder is made when needed. (`anyglot_tokenizers.media` has the like; it needs torch, speech does
+    not.)"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class SpeechCache:
+    """Clips on disk (one FLAC file each, written atomically) and, once used, in memory.
+
+    Args:
+        cache_dir: folder of the clips, made when needed; None keeps clips in memory only.
+        workers: how many engine processes run at a time in `prefetch`.
+
+    Safe to share between threads; any number of processes may use one folder, and may be killed, at any time.
+    """
+
+    def __init__(self, cache_dir: str | os.PathLike[str] | None = None, workers: int = 2) -> None:
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.workers = max(1, workers)
+        self._clips: dict[tuple[str, Voice], Int16] = {}
+        self._made = 0
+        self._lock = threading.Lock()
+
+    def path(self, text: str, voice: Voice | str) -> Path | None:
+        """Where the clip is, or would be, on disk; None when clips are kept in memory only."""
+        if self.cache_dir is None:
+            return None
+        key = clip_key(_check_text(text), voice)
+        return self.cache_dir / key[:2] / f"{key}.flac"
+
+    def clip(self, text: str, voice: Voice | str) -> Float32:
+        """The clip of `text`: float32 [samples] at 16 kHz, spoken now if it never was. Raises SpeechError."""
+        return self._samples(_check_text(text), find_voice(voice)).astype(np.float32) / np.float32(32768)
+
+    def _samples(self, text: str, voice: Voice) -> Int16:
+        samples = self._clips.get((text, voice))
+        if samples is not None:
+            return samples
+        path = self.path(text, voice)
+        if path is not None and path.is_file():
+            try:
+                samples, _ = sf.read(path, dtype="int16")
+            except sf.LibsndfileError:
+                samples = None  # damaged on disk: spoken again below, and replaced
+        if samples is None:
+            samples = _synthesise(text, voice)
+            if path is not None:
+                with atomic_file(path) as temporary:
+                    sf.write(temporary, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            with self._lock:
+                self._made += 1
+        self._clips[text, voice] = samples
+        return samples
+
+    def prefetch(
+        self,
+        texts: Iterable[str],
+        voices: Iterable[Voice | str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Have every text spoken by every voice (default: VOICES). Returns how many clips had to be made.
+
+        `progress(done, total)` is called about every hundred clips. Raises SpeechError at the first failure.
+        """
+        chosen = [find_voice(voice) for voice in (VOICES if voices is None else voices)]
+        jobs = [(text, voice) for text in dict.fromkeys(map(_check_text, texts)) for voice in chosen]
+        jobs = [job for job in jobs if job not in self._clips]
+        before = self._made
+        with ThreadPoolExecutor(self.workers) as pool:
+            for done, _ in enumerate(pool.map(lambda job: len(self._samples(*job)), jobs), start=1):
+                if progress and (done % 100 == 0 or done == len(jobs)):
+                    progress(done, len(jobs))
+        return self._made - before
+
+    def say(self, text: str, voice: Voice | str, rng: np.random.Generator | None = None) -> Float32:
+        """Speak a text of any number of clauses (see `clauses`), joined by 60 ms of silence: float32
+        [samples].
+
+        With `rng` the whole is up to 2 dB louder or softer.
+        """
+        return join([self.clip(clause, voice) for clause in clauses(text)], rng)
+
+
+def clauses(text: str) -> list[str]:
+    """Split a text after each full stop, semicolon, question or exclamation mark. Commas stay inside a
+    clause."""
+    found = [clause.strip(" .;") for clause in re.split(r"(?<=[.;!?])\s+", text.strip())]
+    return [clause for clause in found if clause]
+
+
+def join(clips: Sequence[Float32], rng: np.random.Generator | None = None) -> Float32:
+    """Concatenate clips with 60 ms of silence between them; with `rng`, -2 to 2 dB of level change for the
+    whole."""
+    if not clips:
+        raise SpeechError("there is nothing to say: the text has no words")
+    pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
+    pieces = [piece for clip in clips for piece in (pause, clip)][1:]
+    audio = np.concatenate(pieces)
+    if rng is not None:
+        gain = min(10 ** (rng.uniform(-2.0, 2.0) / 20), PEAK / max(float(np.abs(audio).max()), 1e-9))
+        audio = audio * np.float32(gain)
+    return audio
+
+
+def check_audio(audio: Any, number: int) -> Float32:
+    """Speech for a judge: float32 [samples] at 16 kHz, padded to 0.1 s. Raises MediaError, naming it by its
+    number."""
+    samples = np.asarray(audio, dtype=np.float32)
+    where = f"audio number {number}"
+    if samples.ndim != 1:
+        raise MediaError(
+            where, f"its shape is {samples.shape}", "give mono audio as an array [samples] at 16 kHz"
+        )
+    if not np.isfinite(samples).all():
+        raise MediaError(where, "it holds NaN or infinite samples", "check what made it")
+    if len(samples) > MAX_SECONDS * SAMPLE_RATE:
+        raise MediaError(
+            where, f"it lasts {len(samples) / SAMPLE_RATE:.0f} s", f"cut it to {MAX_SECONDS:.0f} s"
+        )
+    return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
+
+
+def speak(
+    text: str,
+    voice: Voice | str,
+    rng: np.random.Generator | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Float32:
+    """Speak one text as one clip -> float32 [samples] at 16 kHz.
+
+    Args:
+        text: plain words and punctuation, at most 1000 characters.
+        voice: a `Voice` or the name of one, e.g. "slt".
+        rng: when given, the clip is up to 2 dB louder or softer.
+        cache_dir: folder of clips already spoken; None speaks afresh.
+
+    Raises:
+        SpeechError: no such voice, no engine on this machine (it says what to install), or nothing to say.
+    """
+    return join([SpeechCache(cache_dir).clip(text, voice)], rng)
+
+
+def prefetch(
+    texts: Iterable[str],
+    voices: Iterable[Voice | str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fill the cache folder with every text in every voice; see `SpeechCache.prefetch`."""
+    return SpeechCache(cache_dir, workers).prefetch(texts, voices, progress)
+
+
+def speak_scene(
+    scene: Scene,
+    voice: Voice | str,
+    rng: np.random.Generator | None = None,
+    cache: SpeechCache | str | os.PathLike[str] | None = None,
+) -> tuple[Float32, str]:
+    """Describe a scene aloud, a clause per thing -> (float32 [samples] at 16 kHz, the words that are
+    said)."""
+    text = describe(scene, rng, style="spoken")
+    speaker = cache if isinstance(cache, SpeechCache) else SpeechCache(cache)
+    return speaker.say(text, voice, rng), text
