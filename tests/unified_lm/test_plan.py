@@ -1,0 +1,190 @@
+"""Plans: whole documents, exact counts, wanted shares, one order for one set of inputs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyglot_lm.packing import assign, count_packs
+from anyglot_lm.plan import Plan, PlanError, build_plan
+from anyglot_lm.shards import ShardWriter
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers.errors import FingerprintError
+
+VOCABULARY = Vocabulary.build(200)
+CONTROLS = VOCABULARY.controls
+
+
+def write(path: Path, documents: list[tuple[str, int]]) -> Path:
+    """Documents (task, length); the second text id of each is its number, modulo 100."""
+    with ShardWriter(path, VOCABULARY) as writer:
+        for number, (task, length) in enumerate(documents):
+            ids = np.full(length, 100 + number % 100)
+            ids[:2] = CONTROLS["bos"], CONTROLS["user"]
+            ids[-1] = CONTROLS["eos"]
+            writer.add(ids, np.arange(length) >= 2, task)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    first = [("image", 20)] * 100 + [("text", int(n)) for n in rng.integers(4, 30, 200)]
+    second = [("speech", int(n)) for n in rng.integers(10, 70, 150)]
+    return [write(folder / "a", first), write(folder / "b", second)]
+
+
+def contents(plan: Plan) -> list[list[int]]:
+    return [plan.pack(i) for i in range(len(plan))]
+
+
+def test_packs_hold_whole_documents_that_fit(shards: list[Path]) -> None:
+    plan = build_plan(shards, seq_len=64, num_packs=150, seed=3)
+    assert len(plan) == 150
+    lengths = np.concatenate([s.lengths for s in plan.shards])
+    for pack in contents(plan):
+        assert pack and sum(lengths[pack]) <= 64
+    assert plan.utilisation > 0.97
+    ids, loss = plan.doc(301)
+    assert np.array_equal(ids, plan.shards[1].doc(1)[0]) and np.array_equal(loss, plan.shards[1].doc(1)[1])
+    assert "too_long" not in plan.describe() and "longer than a row left out" in plan.describe()
+
+
+def test_natural_mixture_goes_through_everything_evenly(shards: list[Path]) -> None:
+    plan = build_plan(shards, seq_len=128, num_packs=400, seed=0)
+    counts = np.bincount(plan.docs, minlength=450)
+    assert counts.max() - counts.min() <= 2
+    assert {round(s.repetition) for s in plan.sources} == {round(plan.sources[0].repetition)}
+    for source in plan.sources:
+        assert source.drawn_ids / plan.used_ids == pytest.approx(source.weight, abs=0.01)
+
+
+@pytest.mark.parametrize("weights", [{"image": 1, "text": 3, "speech": 4}, {"a": 1, "b": 1}, {"image": 0, "text": 1, "b": 1}])
+def test_weights_are_shares_of_ids(shards: list[Path], weights: dict[str, float]) -> None:
+    plan = build_plan(shards, weights, seq_len=128, num_packs=200)
+    total = sum(weights.values())
+    for source in plan.sources:
+        assert source.drawn_ids / plan.used_ids == pytest.approx(weights[source.name] / total, abs=0.015)
+        assert (source.drawn_documents == 0) == (weights[source.name] == 0)
+
+
+def test_epochs(shards: list[Path]) -> None:
+    one = build_plan(shards, seq_len=128, epochs=1)
+    assert 0.95 < one.sources[0].repetition <= 1.05
+    assert len(build_plan(shards, seq_len=128, epochs=2.5)) == round(len(one) * 2.5)
+
+
+def test_repetition_limit(shards: list[Path]) -> None:
+    weights = {"image": 1, "text": 1, "speech": 1}
+    build_plan(shards, weights, seq_len=128, num_packs=30, max_repetition=2)
+    with pytest.raises(PlanError, match=r"source 'image' would be gone through 12\.8 times, max_repetition is 4"):
+        build_plan(shards, weights, seq_len=128, num_packs=600, max_repetition=4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        ({"image": 1, "text": 1, "speech": 1, "video": 1}, "no task or shard folder has that name; there are the tasks image"),
+        ({"image": 1, "text": 1}, "task 'speech' of .*b has no weight"),
+        ({"a": 1, "b": 1, "image": 1}, "task 'image' of .*a has the weights of 'a' and 'image'"),
+        ({"a": 0, "b": 0}, "one above 0"),
+        ({"a": -1, "b": 2}, "0 or more"),
+    ],
+)
+def test_bad_weights(shards: list[Path], weights: dict[str, float], problem: str) -> None:
+    with pytest.raises(PlanError, match=problem):
+        build_plan(shards, weights, seq_len=64, num_packs=10)
+
+
+def test_bad_sizes(shards: list[Path]) -> None:
+    with pytest.raises(PlanError, match="either num_packs or epochs"):
+        build_plan(shards, seq_len=64)
+    with pytest.raises(PlanError, match="at least one pack"):
+        build_plan(shards, seq_len=64, num_packs=0)
+    with pytest.raises(PlanError, match="larger seq_len"):
+        build_plan(shards, seq_len=2, num_packs=1)
+    with pytest.raises(PlanError, match="source 'image' has weight 1 but no document that fits"):
+        build_plan(shards, {"image": 1, "text": 1, "speech": 1}, seq_len=12, num_packs=1)
+
+
+def test_one_order_per_input(shards: list[Path]) -> None:
+    def plan(**changes: object) -> Plan:
+        return build_plan(shards, **{"seq_len": 64, "num_packs": 50, "seed": 1, **changes})  # type: ignore[arg-type]
+
+    assert plan().fingerprint == plan().fingerprint and contents(plan()) == contents(plan())
+    prints = {plan(**c).fingerprint for c in ({}, {"seed": 2}, {"num_packs": 51}, {"seq_len": 65}, {"weights": {"a": 1, "b": 1}})}
+    assert len(prints) == 5
+    assert contents(plan(seed=2)) != contents(plan())
+
+
+def test_save_load(shards: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    plan = build_plan(shards, seq_len=64, num_packs=50, path=path)
+    assert isinstance(plan.docs, np.memmap)
+    before = (path / "plan.json").stat().st_mtime_ns
+    again = build_plan(shards, seq_len=64, num_packs=50, path=path)
+    assert (path / "plan.json").stat().st_mtime_ns == before, "an equal plan is kept"
+    loaded = Plan.load(path)
+    assert contents(loaded) == contents(plan) == contents(again) and loaded.fingerprint == plan.fingerprint
+    assert loaded.sources == plan.sources and loaded.describe() == again.describe()
+    other = build_plan(shards, seq_len=64, num_packs=51, path=path)
+    assert len(Plan.load(path)) == 51 == len(other)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:
+    first = write(tmp_path / "x" / "shards", [("t", 10)] * 5)
+    build_plan([first], seq_len=32, num_packs=3, path=tmp_path / "x" / "plan")
+    shutil.move(tmp_path / "x", tmp_path / "y")
+    assert len(Plan.load(tmp_path / "y" / "plan")) == 3
+    other = write(tmp_path / "other", [("t", 10)] * 6)
+    with pytest.raises(FingerprintError, match=r"other shards than .*other"):
+        Plan.load(tmp_path / "y" / "plan", shards=[other])
+    docs = np.load(tmp_path / "y" / "plan" / "docs.npy")
+    np.save(tmp_path / "y" / "plan" / "docs.npy", docs[::-1])
+    with pytest.raises(FingerprintError, match="its arrays are not those"):
+        Plan.load(tmp_path / "y" / "plan")
+
+
+def test_pickle(shards: list[Path], tmp_path: Path) -> None:
+    plan = build_plan(shards, seq_len=64, num_packs=50)
+    assert contents(pickle.loads(pickle.dumps(plan))) == contents(plan)
+    saved = plan.save(tmp_path / "plan")
+    assert len(pickle.dumps(saved)) < 1000
+    assert contents(pickle.loads(pickle.dumps(saved))) == contents(plan)
+
+
+def test_json_is_plain(shards: list[Path], tmp_path: Path) -> None:
+    build_plan(shards, seq_len=64, num_packs=50, path=tmp_path / "plan")
+    content = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert content["num_packs"] == 50 and not Path(content["shards"][0]["path"]).is_absolute()
+
+
+@given(st.integers(4, 40), st.data())
+def test_count_is_that_of_assign(seq_len: int, data: st.DataObject) -> None:
+    lengths = np.array(data.draw(st.lists(st.integers(1, seq_len), min_size=1, max_size=80)))
+    packs, pack_of = assign(np.arange(len(lengths)), lengths, seq_len)
+    assert packs == count_packs(np.bincount(lengths), seq_len)
+    loads = np.bincount(pack_of, lengths, minlength=packs)
+    assert loads.max() <= seq_len and loads.min() > 0 and len(loads) == packs
+    assert np.sort(loads)[:2].sum() > seq_len or packs == 1, "two packs would have fit one"
+
+
+def test_100k_documents_are_packed_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write(tmp_path / "a", [("t", 10)])
+    lengths = np.clip(np.random.default_rng(0).lognormal(5, 0.7, 100_000), 8, 2000).astype(np.int64)
+    monkeypatch.setattr("anyglot_lm.shards.ShardReader.lengths", property(lambda self: lengths))
+    monkeypatch.setattr("anyglot_lm.shards.ShardReader.tasks", property(lambda self: np.zeros(100_000, np.uint16)))
+    start = time.perf_counter()
+    plan = build_plan([path], seq_len=2048, num_packs=int(lengths.sum()) // 2048)
+    assert time.perf_counter() - start < 3
+    assert plan.utilisation > 0.999

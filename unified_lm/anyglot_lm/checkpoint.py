@@ -1,0 +1,38 @@
+"""One training checkpoint that is never half-written.
+
+`AtomicCheckpoint` keeps `last.ckpt` of a run: written to a temporary name, then renamed, every few optimizer steps and at
+the end. It holds model, optimizer, schedule, loops and the data cursor; nothing in it needs unpickling of classes, so it
+loads with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+
+class AtomicCheckpoint(L.Callback):
+    """Save `path` every `every` optimizer steps and when training ends."""
+
+    def __init__(self, path: str | Path, every: int) -> None:
+        self.path, self.every = Path(path), every
+        self._saved = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every == 0 and trainer.global_step != self._saved:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._saved:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._saved = trainer.global_step
+        temporary = self.path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
