@@ -1,0 +1,380 @@
+"""What recipes share: stages that survive a kill, tokenizer training, shards, and the language model's training.
+
+A recipe is a chain of stages in one run folder. A stage's result appears under its final name only when it is whole, so a
+stage whose result exists is skipped and a killed recipe continues where it was; training stages also keep a checkpoint
+and continue bit for bit. `Run` holds the folder and refuses one that was started with other settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from anyglot_lm.segments import Sample, Template
+from anyglot_lm.text import TextTokenizer
+from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+from anyglot_tokenizers import load
+from anyglot_tokenizers.audio import AudioCodec
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.image import ImageVQ
+from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from anyglot_lm.plan import Plan
+
+
+@dataclass
+class TokenizerConfig:
+    """How one tokenizer is built and trained.
+
+    Args:
+        model: arguments of `ImageVQ` or `AudioCodec`.
+        num: training examples made for it.
+        max_steps: optimizer steps.
+        batch_size: items per step.
+        lr: peak learning rate.
+        crop_seconds: audio only, length of training crops.
+        precision: Lightning's precision; the quantizer is float32 in any case.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    num: int = 3000
+    max_steps: int = 1000
+    batch_size: int = 32
+    lr: float = 2e-3
+    crop_seconds: float = 1.6
+    precision: str = "auto"
+
+
+@dataclass
+class BlockConfig:
+    """How the language model writes one modality.
+
+    Args:
+        num_quantizers: codebooks it writes, of those the tokenizer has.
+        pattern: order of the codes in an answer.
+        input_pattern: order of the codes in a prompt, default the same.
+        max_frames: longest answer, for media of variable length.
+    """
+
+    num_quantizers: int = 1
+    pattern: str = "frame_major"
+    input_pattern: str | None = None
+    max_frames: int | None = None
+
+
+@dataclass
+class LMConfig:
+    """How the language model is built and trained.
+
+    Args:
+        blocks: modality -> how it is written.
+        text_vocab_size: ids of the sentencepiece model, 257 at least.
+        hidden_size: width.
+        num_layers: decoder layers.
+        num_heads: attention heads.
+        seq_len: ids per pack; longer documents are left out (and counted).
+        batch_size: packs per step.
+        max_steps: optimizer steps.
+        lr: peak learning rate.
+        warmup_steps: linear warm-up.
+        weight_decay: of hidden matrices.
+        muon: Muon for hidden matrices, else AdamW.
+        sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
+        modality_weights: factor of the loss by modality.
+        compile: torch.compile the decoder (needs a C++ compiler; falls back to eager without one).
+        precision: Lightning's precision.
+        checkpoint_every: steps between checkpoints, a multiple of log_every.
+        log_every: steps between log lines.
+        num_workers: loader processes.
+    """
+
+    blocks: dict[str, BlockConfig] = field(default_factory=dict)
+    text_vocab_size: int = 384
+    hidden_size: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    seq_len: int = 384
+    batch_size: int = 16
+    max_steps: int = 2000
+    lr: float = 4e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    muon: bool = True
+    sliced: bool = True
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    compile: bool = True
+    precision: str = "bf16-mixed"
+    checkpoint_every: int = 200
+    log_every: int = 50
+    num_workers: int = 0
+
+
+class Run:
+    """A run folder: `say` logs with the elapsed time, `once` skips what is done.
+
+    Raises:
+        ManifestError: the folder was started with other settings.
+    """
+
+    def __init__(self, run_dir: str | Path, settings: dict[str, Any]) -> None:
+        self.dir = Path(run_dir)
+        self.started = time.perf_counter()
+        plain = json.dumps(settings, sort_keys=True, indent=1, default=_plain)
+        path = self.dir / "settings.json"
+        if path.exists() and path.read_text() != plain:
+            changed = _differences(json.loads(path.read_text()), json.loads(plain))
+            raise ManifestError(
+                f"{path}: this run was started with other settings ({', '.join(changed)}); "
+                "give them back, or choose another --run_dir"
+            )
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(plain)
+
+    def say(self, message: str) -> None:
+        minutes, seconds = divmod(time.perf_counter() - self.started, 60)
+        print(f"[{int(minutes):3d}:{int(seconds):02d}] {message}", file=sys.stderr, flush=True)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The folder `name`, made by `make(temporary folder)` unless it is there."""
+        final = self.dir / name
+        if final.exists():
+            self.say(f"{name}: done before")
+            return final
+        temporary = final.with_name(final.name + ".tmp")
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        before = time.perf_counter()
+        make(temporary)
+        temporary.rename(final)
+        self.say(f"{name}: done in {time.perf_counter() - before:.0f} s")
+        return final
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if old == new else [f"{prefix}: {old} then, {new} now"]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed that depends on every part and on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable[[], Any], seed: int) -> Tokenizer:
+    """Train `image`, `speech` or `music` on `data()` and store it (float16) as `tokenizers/NAME` of the run.
+
+    Args:
+        run: the run.
+        name: modality; "image" makes an ImageVQ, anything else an AudioCodec.
+        config: model and schedule.
+        data: called when training is needed: uint8 array [N, H, W, 3], or a list of float32 arrays.
+        seed: of weights and batches.
+
+    Returns:
+        The stored tokenizer, read back: what made the codes is what is on disk.
+    """
+    from anyglot_tokenizers.train import fit_tokenizer
+
+    def make(folder: Path) -> None:
+        tokenizer: Tokenizer
+        if name == "image":
+            tokenizer = ImageVQ(**{"seed": seed, **config.model})
+        else:
+            tokenizer = AudioCodec(**{"seed": seed, "modality": name, **config.model})
+        trained = fit_tokenizer(
+            tokenizer,
+            data(),
+            run_dir=run.dir / "training" / name,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            seed=seed,
+            precision=config.precision,
+            crop_seconds=config.crop_seconds,
+        )
+        trained.save_pretrained(folder, dtype=torch.float16)
+
+    return load(run.once(f"tokenizers/{name}", make))
+
+
+@torch.inference_mode()
+def encode_audio(tokenizer: Tokenizer, audio: Sequence[np.ndarray], batch: int = 32) -> list[np.ndarray]:
+    """Codes int64[K, T_i] of each mono clip, encoded in batches of like length."""
+    codes: list[np.ndarray] = [np.empty((0, 0))] * len(audio)
+    order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        lengths = torch.tensor([len(audio[i]) for i in chosen])
+        padded = torch.zeros(len(chosen), 1, int(lengths.max()))
+        for row, i in enumerate(chosen):
+            padded[row, 0, : len(audio[i])] = torch.from_numpy(audio[i])
+        encoded = tokenizer.encode(padded, lengths)
+        for row, i in enumerate(chosen):
+            codes[i] = encoded.item(row).numpy()
+    return codes
+
+
+@torch.inference_mode()
+def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 128) -> list[np.ndarray]:
+    """Codes int64[K, h, w] of uint8 images [N, H, W, 3]."""
+    codes: list[np.ndarray] = []
+    for part in torch.from_numpy(images).split(batch):
+        codes += list(tokenizer.encode(part.permute(0, 3, 1, 2).float() / 255).codes.numpy())
+    return codes
+
+
+def build_vocabulary(text: TextTokenizer, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]) -> Vocabulary:
+    """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes."""
+    blocks = []
+    for modality, tokenizer in tokenizers.items():
+        how = config.blocks.get(modality, BlockConfig())
+        blocks.append(
+            BlockSpec.from_code_spec(
+                tokenizer.spec,
+                num_quantizers=how.num_quantizers,
+                pattern=how.pattern,
+                input_pattern=how.input_pattern,
+                grid=grid if modality == "image" else None,
+                max_frames=how.max_frames,
+            )
+        )
+    return Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
+
+
+def write_shards(
+    folder: Path,
+    samples: Iterable[tuple[str, Sample]],
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    seq_len: int,
+) -> int:
+    """Render (task, sample) pairs into one shard set in `folder`. Returns how many were left out for their length."""
+    from anyglot_lm.shards import ShardWriter
+
+    template = Template()
+    skipped = 0
+    with ShardWriter(folder, vocabulary, template) as writer:
+        for task, sample in samples:
+            ids, loss = template.render(sample, vocabulary, text)
+            if len(ids) > seq_len:
+                skipped += 1
+                continue
+            writer.add(ids, loss, task)
+    return skipped
+
+
+def train_lm(
+    run: Run,
+    config: LMConfig,
+    shards: Sequence[Path],
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    tokenizers: dict[str, Tokenizer],
+    seed: int,
+    weights: dict[str, float] | None = None,
+) -> tuple[Path, float | None]:
+    """Train a Llama from scratch on the shards and store the unified model as `model` of the run.
+
+    Args:
+        run: the run.
+        config: model and schedule.
+        shards: shard folders.
+        vocabulary: that made the shards.
+        text: text tokenizer.
+        tokenizers: media tokenizers by modality.
+        seed: of weights and plan.
+        weights: share of ids by task, default in proportion to what there is.
+
+    Returns:
+        The model folder and the last training loss (None when the model was there already).
+    """
+    from anyglot_lm.data import TokenDataModule
+    from anyglot_lm.model import new_llama
+    from anyglot_lm.plan import build_plan
+    from anyglot_lm.train import LitUnified, fit_lm
+    from anyglot_lm.unified import UnifiedModel
+
+    losses: list[float] = []
+
+    def make(folder: Path) -> None:
+        plan = build_plan(
+            list(shards),
+            weights=weights,
+            seq_len=config.seq_len,
+            num_packs=config.max_steps * config.batch_size,
+            seed=seed,
+            path=run.dir / "plan",
+        )
+        run.say(plan.describe())
+        module = LitUnified(
+            new_llama(
+                vocabulary,
+                hidden_size=config.hidden_size,
+                num_layers=config.num_layers,
+                num_heads=config.num_heads,
+                max_length=1024,
+                seed=seed,
+            ),
+            vocabulary,
+            max_steps=config.max_steps,
+            targets_per_pack=targets_per_pack(plan),
+            lr=config.lr,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            muon=config.muon,
+            modality_weights=config.modality_weights,
+            sliced=config.sliced,
+            compile=config.compile and _can_compile(run),
+            log_every=config.log_every,
+        )
+        data = TokenDataModule(plan, batch_size=config.batch_size, num_workers=config.num_workers)
+        loss = fit_lm(
+            module,
+            data,
+            run_dir=run.dir / "training" / "lm",
+            precision=config.precision,
+            checkpoint_every=config.checkpoint_every,
+        )
+        losses.append(loss)
+        run.say(f"final training loss {loss!r}")
+        UnifiedModel(module.model.bfloat16(), vocabulary, Template(), text, tokenizers).save_pretrained(folder)
+
+    return run.once("model", make), losses[0] if losses else None
+
+
+def targets_per_pack(plan: Plan, packs: int = 256) -> float:
+    """Mean number of target ids in the first `packs` packs of a plan: the constant that normalises the loss."""
+    from anyglot_lm.data import PackedDataset
+
+    data = PackedDataset(plan)
+    counts = [int((data[i]["labels"] >= 0).sum()) for i in range(min(packs, len(plan)))]
+    return max(float(np.mean(counts)), 1.0)
+
+
+def _can_compile(run: Run) -> bool:
+    if shutil.which("g++") or shutil.which("c++") or shutil.which("clang++"):
+        return True
+    run.say("no C++ compiler found: training without torch.compile (slower)")
+    return False

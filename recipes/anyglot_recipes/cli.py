@@ -1,0 +1,239 @@
+"""The `anyglot` command: parses arguments, calls one recipe or tool, and turns user errors into one clear line.
+
+Exit codes: 0 done, 2 wrong use or input (no traceback), 1 a defect. With `--json` stdout holds one JSON object; logs go to
+stderr. The work itself is in the sibling modules, which are imported only when their command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anyglot_tokenizers.errors import AnyglotError
+
+RECIPES = Path(__file__).parent / "configs"
+NANO_MODEL = Path(__file__).parent / "weights" / "nano"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    try:
+        arguments, rest = _parser().parse_known_args(argv)
+        if rest and arguments.command != "train":
+            _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.rest = rest
+        code: int = arguments.run(arguments) or 0
+        return code
+    except AnyglotError as error:
+        print(f"anyglot: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in _EXTRAS:
+            extra = _EXTRAS[error.name.split(".")[0]]
+            print(f"anyglot: {error.name} is not installed; run: pip install 'anyglot[{extra}]'", file=sys.stderr)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        print("anyglot: stopped; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+_EXTRAS = {
+    "transformers": "lm",
+    "sentencepiece": "lm",
+    "lightning": "train",
+    "jsonargparse": "train",
+    "scipy": "synth",
+    "pocketsphinx": "judge",
+    "matplotlib": "train",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="anyglot", description="One language model for text, images, speech and music.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="every direction with the shipped model -> DIR/index.html and report.json")
+    demo.add_argument("--out", default="demo", metavar="DIR")
+    demo.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
+    demo.add_argument("--num", type=int, default=50, help="held-out samples per direction (default 50)")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="run a training recipe", add_help=False)
+    train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, field) or the path of a YAML file")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="run a benchmark")
+    evaluate.add_argument("benchmark", choices=["nanoworld"])
+    evaluate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="default: the shipped model")
+    evaluate.add_argument("--num", type=int, default=200, help="held-out samples per direction (default 200)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(run=_eval)
+
+    synth = commands.add_parser("synth", help="make data: records.jsonl with pictures, speech, melodies and MIDI")
+    synth.add_argument("recipe", choices=["nanoworld"])
+    synth.add_argument("--out", required=True, metavar="DIR")
+    synth.add_argument("--num", type=int, default=100)
+    synth.add_argument("--split", choices=["train", "test"], default="train")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    synth.set_defaults(run=_synth)
+
+    prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
+    prepare.add_argument("source", nargs="+", help="a folder with a CSV or JSONL manifest, or a folder a label")
+    prepare.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="whose tokenizers encode")
+    prepare.add_argument("--out", required=True, metavar="DIR")
+    prepare.add_argument(
+        "--column", action="append", default=[], metavar="NAME=MODALITY", help="what a manifest column holds"
+    )
+    prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
+    prepare.add_argument("--json", action="store_true", help="print one JSON object")
+    prepare.set_defaults(run=_prepare)
+
+    generate = commands.add_parser("generate", help="any mix in, any mix out")
+    generate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
+    for modality in ("text", "image", "speech", "music"):
+        generate.add_argument(f"--{modality}", metavar="TEXT" if modality == "text" else "FILE")
+    generate.add_argument("--to", required=True, help="text, image, speech, music, or several joined by commas")
+    generate.add_argument("--out", default="out", metavar="DIR")
+    generate.add_argument("--temperature", type=float, default=0.0)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.set_defaults(run=_generate)
+
+    tokenizer = commands.add_parser("tokenizer", help="media to codes and back")
+    tokenizer.add_argument("action", choices=["info", "encode", "decode"])
+    tokenizer.add_argument("tokenizer", help="folder of a tokenizer, or image, speech or music for the shipped one")
+    tokenizer.add_argument("input", nargs="?", help="media file (encode) or codes file (decode)")
+    tokenizer.add_argument("output", nargs="?", help="codes file (encode) or media file (decode)")
+    tokenizer.set_defaults(run=_tokenizer)
+    return parser
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content))
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from anyglot_recipes.demo import demo
+
+    report = demo(arguments.model, arguments.out, num=arguments.num, progress=_log)
+    _log(f"mean over the 12 directions {report['mean']}, {report['seconds']} s: open {arguments.out}/index.html")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from anyglot_recipes.train import run_recipe
+
+    return run_recipe(arguments.recipe, arguments.rest)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from anyglot_lm.unified import UnifiedModel
+    from anyglot_recipes.evaluate import evaluate
+    from anyglot_recipes.nano import test_items
+
+    model = UnifiedModel.from_pretrained(arguments.model)
+    report = evaluate(model, test_items(model, arguments.num, arguments.seed), progress=_log)
+    if arguments.json:
+        _print_json(report)
+    else:
+        print(f"{'task':24s}     n  score chance ceiling")
+        for row in report["rows"]:
+            print(f"{row['task']:24s} {row['n']:5d}  {row['score']:.3f}  {row['chance']:.3f}   {row['ceiling']:.3f}")
+        print(f"mean over the 12 pairs   {report['mean']}")
+    return 0
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    from anyglot_synth.nanoworld.records import make
+
+    make(arguments.out, arguments.split, arguments.num, arguments.seed, workers=arguments.workers)
+    _log(f"{arguments.num} records in {arguments.out}/records.jsonl")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from anyglot_recipes.prepare import prepare_command
+
+    return prepare_command(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from anyglot_lm.engine import Sampling
+    from anyglot_lm.unified import UnifiedModel
+    from anyglot_tokenizers.media import write_audio, write_image
+
+    model = UnifiedModel.from_pretrained(arguments.model)
+    given: dict[str, Any] = {}
+    for modality in ("image", "speech", "music"):
+        path = getattr(arguments, modality)
+        if path:
+            given[modality] = model.read_media(modality, path)
+    if arguments.text:
+        given["text"] = arguments.text
+    if not given:
+        raise AnyglotError("nothing was given; use at least one of --text, --image, --speech, --music")
+    settings = Sampling(temperature=arguments.temperature)
+    targets = arguments.to.split(",")
+    sampling = dict.fromkeys(("text", *model.vocabulary.modalities), settings)
+    outputs = model.generate(targets, sampling=sampling, seed=arguments.seed, **given)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for index, output in enumerate(outputs):
+        if output.modality == "text":
+            path = out / f"{index}-text.txt"
+            path.write_text(str(output.media) + "\n")
+            print(output.media)
+        elif output.modality == "image":
+            path = out / f"{index}-image.png"
+            write_image(path, output.media)
+        else:
+            path = out / f"{index}-{output.modality}.wav"
+            rate = model.tokenizers[output.modality].spec.sample_rate
+            write_audio(path, output.media, rate)
+        _log(str(path))
+    return 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers import Codes, load, read_audio, read_image, write_audio, write_image
+
+    shipped = NANO_MODEL / "tokenizers" / arguments.tokenizer
+    tokenizer = load(shipped if shipped.is_dir() else arguments.tokenizer)
+    spec = tokenizer.spec
+    if arguments.action == "info":
+        _print_json(spec.to_dict())
+        return 0
+    if not arguments.input or not arguments.output:
+        raise AnyglotError(f"tokenizer {arguments.action} needs an input and an output file")
+    if arguments.action == "encode":
+        if spec.sample_rate is None:
+            image = read_image(arguments.input)
+            factor = spec.downsample_factor
+            height, width = (side // factor * factor for side in image.shape[1:])
+            media = image[None, :, :height, :width]
+        else:
+            media = read_audio(arguments.input, sample_rate=spec.sample_rate)[None]
+        tokenizer.encode(media).save(arguments.output)
+    else:
+        media = tokenizer.decode(Codes.load(arguments.input))[0]
+        if spec.sample_rate is None:
+            write_image(arguments.output, media)
+        else:
+            write_audio(arguments.output, media, spec.sample_rate)
+    _log(arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

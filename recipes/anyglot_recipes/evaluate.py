@@ -1,0 +1,204 @@
+"""The nanoworld benchmark: every task of `tasks.py` on held-out scenes, graded by checkers that never see the model.
+
+Each row holds `n`, `score`, `chance` (the ground truth of another sample given as the answer) and `ceiling` (the ground
+truth through the tokenizers, what no language model can beat). A missing output counts as wrong. This file trains
+nothing; other benchmarks live beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyglot_lm.engine import Sampling
+from anyglot_lm.grammar import Request
+from anyglot_lm.segments import Sample
+from anyglot_lm.unified import Output, UnifiedModel
+from anyglot_recipes.tasks import PAIRS, TASKS, Item, prompt, split_task
+from anyglot_synth.nanoworld.judge import SpeechJudge
+from anyglot_synth.nanoworld.language import describe, parse, same_answer
+from anyglot_synth.nanoworld.listen import listen
+from anyglot_synth.nanoworld.scene import Scene, score
+from anyglot_synth.nanoworld.see import see
+
+SAMPLING = {
+    "text": Sampling(temperature=0.0),
+    "image": Sampling(temperature=0.0),
+    "speech": Sampling(temperature=0.0),
+    "music": Sampling(temperature=0.0),
+}
+"""The benchmark's decoding settings."""
+
+
+@dataclass
+class Graded:
+    """One sample of one task: what came out, what the checker read in it, and the verdict in 0..1."""
+
+    task: str
+    item: Item
+    outputs: list[Output]
+    heard: list[str] = field(default_factory=list)
+    score: float = 0.0
+
+
+class Checkers:
+    """Grades media without the model: pixels, melodies, speech and text are read back into scenes."""
+
+    def __init__(self, judge: SpeechJudge | None = None) -> None:
+        self.judge = judge or SpeechJudge.load()
+
+    def read(self, modality: str, media: Sequence[str | Tensor | None]) -> list[tuple[str, Scene | None]]:
+        """(what was read in words, the scene or None) for each medium; None stands for a missing one."""
+        if modality == "speech":
+            present = [i for i, m in enumerate(media) if m is not None and len(_mono(m)) > 0]
+            said = dict(zip(present, self.judge.transcribe([_mono(media[i]) for i in present]), strict=True))
+            return [(said.get(i, ""), parse(said[i]) if i in said else None) for i in range(len(media))]
+        readers: dict[str, Callable[[Any], Scene | None]] = {
+            "text": parse,
+            "image": lambda x: see(x.permute(1, 2, 0).numpy()),
+            "music": lambda x: listen(_mono(x), 16000),
+        }
+        scenes = [None if m is None else readers[modality](m) for m in media]
+        if modality == "text":
+            return [(str(m or ""), s) for m, s in zip(media, scenes, strict=True)]
+        return [(_say(s), s) for s in scenes]
+
+
+def _mono(audio: Any) -> np.ndarray:
+    return np.asarray(audio, dtype=np.float32).reshape(-1)
+
+
+def _say(scene: Scene | None) -> str:
+    return "nothing recognisable" if scene is None else describe(scene, None, "spoken")
+
+
+def truth(item: Item, task: str) -> Scene:
+    """The scene that the answer to `task` should show."""
+    return item.edited if task == "text+image->image" and item.edited is not None else item.scene
+
+
+def grade(
+    items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]], checkers: Checkers
+) -> list[Graded]:
+    """Grade the answers of one task. An answer's score is the mean over the modalities the task asks for."""
+    graded = [Graded(task, item, list(out)) for item, out in zip(items, outputs, strict=True)]
+    targets = split_task(task)[1]
+    for modality in targets:
+        media = [next((o.media for o in g.outputs if o.modality == modality), None) for g in graded]
+        for g, (heard, scene) in zip(graded, checkers.read(modality, media), strict=True):
+            g.heard.append(heard)
+            if task == "image+speech->speech":
+                g.score += float(same_answer(heard, g.item.answer))
+            else:
+                g.score += score(truth(g.item, task), scene) / len(targets)
+    return graded
+
+
+def chance(items: Sequence[Item], task: str) -> float:
+    """Mean score of giving each item the right answer of another one (every other one, exactly)."""
+    if task == "image+speech->speech":
+        pairs = [same_answer(a.answer, b.answer) for a in items for b in items if a is not b]
+    else:
+        pairs = [score(truth(a, task), truth(b, task)) for a in items for b in items if a is not b]
+    return float(np.mean(pairs))
+
+
+def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], checkers: Checkers) -> dict[str, float]:
+    """Score of the ground truth after encode and decode, per task (text is its own ceiling)."""
+
+    def media_score(modality: str, codes: list[np.ndarray | None], truths: list[Scene]) -> list[float]:
+        if modality == "text":
+            return [1.0] * len(truths)
+        media = model.decode_media(modality, [_used(model, modality, c) for c in codes if c is not None])
+        return [score(t, s) for t, (_, s) in zip(truths, checkers.read(modality, media), strict=True)]
+
+    scenes = [item.scene for item in items]
+    stored = {"text": "image", "image": "image", "speech": "reply", "music": "music"}
+    plain = {m: float(np.mean(media_score(m, [i.codes[c] for i in items], scenes))) for m, c in stored.items()}
+    result = {}
+    for task in tasks:
+        if task == "image+speech->speech":
+            answers = [_used(model, "speech", i.answer_speech) for i in items if i.answer_speech is not None]
+            heard = checkers.read("speech", model.decode_media("speech", answers))
+            result[task] = float(np.mean([same_answer(h, i.answer) for (h, _), i in zip(heard, items, strict=True)]))
+        elif task == "text+image->image":
+            edited = media_score("image", [i.edited_image for i in items], [truth(i, task) for i in items])
+            result[task] = float(np.mean(edited))
+        else:
+            result[task] = float(np.mean([plain[m] for m in split_task(task)[1]]))
+    return result
+
+
+def _used(model: UnifiedModel, modality: str, codes: np.ndarray | None) -> np.ndarray:
+    assert codes is not None
+    return codes[: model.vocabulary.block(modality).num_quantizers]
+
+
+def request(model: UnifiedModel, task: str) -> Request:
+    """What the grammar must make the model answer for `task`."""
+    return Request(order=split_task(task)[1], max_ids=512)
+
+
+def answer(
+    model: UnifiedModel,
+    items: Sequence[Item],
+    task: str,
+    *,
+    sampling: dict[str, Sampling] | None = None,
+    seed: int = 0,
+) -> list[list[Output]]:
+    """The model's outputs for one task, media decoded."""
+    prompts: list[Sample] = [prompt(item, task) for item in items]
+    requests = [request(model, task)] * len(items)
+    return model.respond(prompts, requests, sampling=sampling or SAMPLING, seed=seed)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: UnifiedModel,
+    items: Sequence[Item],
+    *,
+    tasks: Sequence[str] = TASKS,
+    checkers: Checkers | None = None,
+    keep: Callable[[list[Graded]], None] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The benchmark's report: `{"rows": [...], "mean": ..., "seconds": ...}`, `mean` over the 12 pairs.
+
+    Args:
+        model: the unified model.
+        items: held-out items with codes made by the model's own tokenizers.
+        tasks: tasks to run.
+        checkers: graders, default the shipped ones.
+        keep: called with the graded samples of each task (for galleries).
+        progress: called with one line per finished task.
+    """
+    started = time.perf_counter()
+    checkers = checkers or Checkers()
+    limits = ceilings(model, items, tasks, checkers)
+    rows = []
+    for task in tasks:
+        graded = grade(items, task, answer(model, items, task), checkers)
+        if keep is not None:
+            keep(graded)
+        luck = chance(items, task)
+        mean = float(np.mean([g.score for g in graded]))
+        row = {
+            "task": task,
+            "n": len(graded),
+            "score": round(mean, 4),
+            "chance": round(luck, 4),
+            "ceiling": round(limits[task], 4),
+            "corrected": round((mean - luck) / (1 - luck), 4),
+        }
+        rows.append(row)
+        progress(f"{task:24s} score {mean:.3f}  chance {luck:.3f}  ceiling {limits[task]:.3f}")
+    pairs = [row["score"] for row in rows if row["task"] in PAIRS]
+    mean = round(float(np.mean(pairs)), 4) if pairs else None
+    return {"rows": rows, "mean": mean, "seconds": round(time.perf_counter() - started, 1)}

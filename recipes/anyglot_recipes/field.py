@@ -1,0 +1,310 @@
+"""The `field` recipe: human speech, photos and emoji, held out by speaker and by picture.
+
+Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, and emoji with captions; trains an
+image tokenizer, a speech codec and a language model on them, and answers: speech -> word, photo -> word, speech -> photo,
+word -> speech, caption -> emoji, emoji -> caption. One speaker and a tenth of the pictures are never seen in training; the
+graders are trained on training pictures only (`field_eval.py`). Nanoworld has no part in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.text import TextTokenizer
+from anyglot_lm.unified import UnifiedModel
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.media import atomic_write, read_audio, read_image
+from anyglot_tokenizers.tokenizer import Tokenizer
+
+from anyglot_recipes.chain import (
+    LMConfig,
+    Run,
+    TokenizerConfig,
+    build_vocabulary,
+    encode_audio,
+    encode_images,
+    seed_of,
+    train_lm,
+    train_tokenizer,
+    write_shards,
+)
+from anyglot_recipes.manifest import Row, read_manifest
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SAMPLE_RATE = 16_000
+IMAGE_SIZE = 64
+
+
+@dataclass
+class FieldDataConfig:
+    """What is read and what is held out.
+
+    Args:
+        root: folder with spoken_digits, sign_digits, emoji and (for the codec only) librispeech_clips.
+        held_out_speaker: never heard in training.
+        held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the file's name.
+        speech_variants: augmented versions of every training clip (speed, pitch, noise, tilt).
+        image_variants: augmented versions of every training picture (shift, brightness; photos also mirrored).
+    """
+
+    root: str = "../shared/data/real"
+    held_out_speaker: str = "jackson"
+    held_out_share: float = 0.1
+    speech_variants: int = 12
+    image_variants: int = 6
+
+
+@dataclass
+class FieldConfig:
+    """The field recipe.
+
+    Args:
+        run_dir: everything is written below; run again with the same folder to continue.
+        seed: of all randomness.
+        data: what is read and held out.
+        image: image tokenizer.
+        speech: speech codec.
+        lm: language model.
+        table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`.
+    """
+
+    run_dir: str = "runs/field"
+    seed: int = 0
+    data: FieldDataConfig = field(default_factory=FieldDataConfig)
+    image: TokenizerConfig = field(default_factory=TokenizerConfig)
+    speech: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    table: str = ""
+
+
+@dataclass
+class Clip:
+    """A spoken digit: mono float32 audio at 16 kHz."""
+
+    digit: int
+    speaker: str
+    audio: np.ndarray
+
+
+@dataclass
+class Picture:
+    """A photo of a signed digit (`word` is its name) or an emoji (`word` is its caption); uint8 [64, 64, 3]."""
+
+    kind: str
+    word: str
+    pixels: np.ndarray
+    name: str
+
+
+@dataclass
+class FieldData:
+    """Everything read, split."""
+
+    clips: list[Clip]
+    test_clips: list[Clip]
+    pictures: list[Picture]
+    test_pictures: list[Picture]
+    unlabelled: list[np.ndarray]
+
+
+def read_field_data(config: FieldDataConfig) -> FieldData:
+    """Read and split the field data.
+
+    Raises:
+        ManifestError: a folder is missing or holds nothing, or the held-out speaker does not exist.
+    """
+    root = Path(config.root)
+    clips = []
+    for path in sorted((root / "spoken_digits").glob("*.wav")):
+        match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)", path.stem)
+        if match:
+            audio = read_audio(path, sample_rate=SAMPLE_RATE)[0].numpy()
+            clips.append(Clip(int(match[1]), match[2], _level(audio)))
+    speakers = sorted({clip.speaker for clip in clips})
+    if config.held_out_speaker not in speakers:
+        raise ManifestError(
+            f"{root / 'spoken_digits'}: no clips of held_out_speaker {config.held_out_speaker!r}; "
+            f"speakers found: {', '.join(speakers) or 'none'} (set --data.root to the folder with the field data)"
+        )
+    pictures = []
+    for row in _rows(root / "sign_digits", {}):
+        if row.text in "0123456789" and "image" in row.media:
+            pictures.append(_picture("sign", WORDS[int(row.text)], row.media["image"]))
+    for row in _rows(root / "emoji", {"file": "image", "caption": "text", "group": "ignore"}):
+        assert row.text is not None
+        pictures.append(_picture("emoji", row.text.lower(), row.media["image"]))
+    unlabelled = [
+        _level(read_audio(path, sample_rate=SAMPLE_RATE)[0].numpy())
+        for path in sorted((root / "librispeech_clips").rglob("*.flac"))
+    ]
+    held = [_held_out(f"{p.kind}/{p.name}", config.held_out_share) for p in pictures]
+    return FieldData(
+        clips=[c for c in clips if c.speaker != config.held_out_speaker],
+        test_clips=[c for c in clips if c.speaker == config.held_out_speaker],
+        pictures=[p for p, h in zip(pictures, held, strict=True) if not h],
+        test_pictures=[p for p, h in zip(pictures, held, strict=True) if h],
+        unlabelled=unlabelled,
+    )
+
+
+def _rows(folder: Path, columns: dict[str, str]) -> Iterator[Row]:
+    for row in read_manifest(folder, columns):
+        if isinstance(row, Row):
+            yield row
+
+
+def _picture(kind: str, word: str, path: Path) -> Picture:
+    pixels = (read_image(path, size=IMAGE_SIZE) * 255).round().byte().permute(1, 2, 0).numpy()
+    return Picture(kind, word, pixels, path.name)
+
+
+def _held_out(name: str, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") < share * 2**32
+
+
+def _level(audio: np.ndarray) -> np.ndarray:
+    rms = float(np.sqrt(np.mean(audio**2)))
+    peak = float(np.abs(audio).max())
+    return (audio * min(0.08 / max(rms, 1e-6), 0.95 / max(peak, 1e-6))).astype(np.float32)
+
+
+def vary_speech(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another speaker, roughly: speed and pitch together by resampling, spectral tilt, gain, noise, a little silence."""
+    ratio = float(np.exp(rng.uniform(-0.22, 0.22)))
+    varied = soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE * ratio).astype(np.float32)
+    tilt = float(rng.uniform(-0.5, 0.5))
+    varied = varied + tilt * np.concatenate([[0], varied[:-1]]).astype(np.float32)
+    lead, tail = (np.zeros(int(rng.integers(0, 1600)), np.float32) for _ in range(2))
+    varied = _level(np.concatenate([lead, varied, tail])) * np.float32(10 ** (rng.uniform(-6, 3) / 20))
+    noise = rng.standard_normal(len(varied)).astype(np.float32) * np.float32(0.08 * 10 ** (-rng.uniform(20, 50) / 20))
+    result: np.ndarray = np.clip(varied + noise, -1, 1)
+    return result
+
+
+def vary_picture(picture: Picture, rng: np.random.Generator) -> np.ndarray:
+    """Shift by up to 4 pixels, brightness and contrast by up to 15 %; photos also mirrored (the other hand)."""
+    pixels = picture.pixels
+    if picture.kind == "sign" and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    reach = 4 if picture.kind == "sign" else 2
+    pad = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    y, x = rng.integers(0, 2 * reach + 1, 2)
+    moved = pad[y : y + IMAGE_SIZE, x : x + IMAGE_SIZE].astype(np.float32)
+    if picture.kind == "sign":
+        moved = (moved - 128) * rng.uniform(0.85, 1.15) + 128 + rng.uniform(-20, 20)
+    result: np.ndarray = moved.clip(0, 255).astype(np.uint8)
+    return result
+
+
+def say(word: str) -> Segment:
+    """The prompt for a spoken digit."""
+    return Segment("text", f"say {word}", "user")
+
+
+def draw_emoji(caption: str) -> Segment:
+    """The prompt for an emoji."""
+    return Segment("text", f"emoji: {caption}", "user")
+
+
+def training_samples(
+    data: FieldData, variants: tuple[int, int], tokenizers: dict[str, Tokenizer], seed: int
+) -> Iterator[tuple[str, Sample]]:
+    """(task, sample) of the training split, every clip and picture in several augmented versions."""
+    rng = np.random.default_rng([seed, 5])
+    speech_variants, image_variants = variants
+    spoken: list[tuple[int, np.ndarray]] = []
+    for variant in range(speech_variants):
+        audio = [c.audio if variant == 0 else vary_speech(c.audio, rng) for c in data.clips]
+        codes = encode_audio(tokenizers["speech"], audio, 64)
+        spoken += [(c.digit, k) for c, k in zip(data.clips, codes, strict=True)]
+    shown: list[tuple[Picture, np.ndarray]] = []
+    for variant in range(image_variants):
+        pixels = np.stack([p.pixels if variant == 0 else vary_picture(p, rng) for p in data.pictures])
+        shown += list(zip(data.pictures, encode_images(tokenizers["image"], pixels), strict=True))
+    signs = {word: [k for p, k in shown if p.kind == "sign" and p.word == word] for word in WORDS}
+    for digit, codes in spoken:
+        word = WORDS[digit]
+        yield "speech->text", _pair(Segment("speech", codes, "user"), Segment("text", word, "assistant"))
+        yield "text->speech", _pair(say(word), Segment("speech", codes, "assistant"))
+        photo = signs[word][int(rng.integers(len(signs[word])))]
+        yield "speech->image", _pair(Segment("speech", codes, "user"), Segment("image", photo, "assistant"))
+    for picture, codes in shown:
+        seen = Segment("image", codes, "user")
+        if picture.kind == "sign":
+            yield "photo->text", _pair(seen, Segment("text", picture.word, "assistant"))
+        else:
+            yield "emoji->text", _pair(seen, Segment("text", picture.word, "assistant"))
+            yield "text->emoji", _pair(draw_emoji(picture.word), Segment("image", codes, "assistant"))
+
+
+def _pair(given: Segment, asked: Segment) -> Sample:
+    return Sample([given, asked])
+
+
+def field_trial(config: FieldConfig) -> dict[str, Any]:
+    """Train and evaluate on the field data.
+
+    Returns:
+        `{"rows": [...], "seconds": ...}`; the table is in `run_dir/table.md` (and `config.table`).
+    """
+    from anyglot_recipes.field_eval import evaluate_field, markdown
+
+    seed = config.seed
+    run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
+    data = read_field_data(config.data)
+    run.say(
+        f"{len(data.clips)} training clips, {len(data.test_clips)} of {config.data.held_out_speaker}; "
+        f"{len(data.pictures)} training pictures, {len(data.test_pictures)} held out; {len(data.unlabelled)} unlabelled clips"
+    )
+
+    def pictures() -> np.ndarray:
+        rng = np.random.default_rng([seed, 3])
+        rounds = max(config.image.num // len(data.pictures), 1)
+        return np.stack([vary_picture(p, rng) for _ in range(rounds) for p in data.pictures])
+
+    def sounds() -> list[np.ndarray]:
+        rng = np.random.default_rng([seed, 4])
+        rounds = max(config.speech.num // len(data.clips), 1)
+        return [vary_speech(c.audio, rng) for _ in range(rounds) for c in data.clips] + data.unlabelled
+
+    tokenizers = {
+        "image": train_tokenizer(run, "image", config.image, pictures, seed),
+        "speech": train_tokenizer(run, "speech", config.speech, sounds, seed),
+    }
+
+    def train_text(folder: Path) -> None:
+        lines = [p.word for p in data.pictures] + [f"emoji: {p.word}" for p in data.pictures if p.kind == "emoji"]
+        lines += [f"say {word}" for word in WORDS] * 50
+        TextTokenizer.train(lines, folder / "text.model", vocab_size=config.lm.text_vocab_size)
+
+    text = TextTokenizer.load(run.once("text", train_text) / "text.model")
+    grid = (IMAGE_SIZE // tokenizers["image"].spec.downsample_factor,) * 2
+    vocabulary = build_vocabulary(text, tokenizers, config.lm, grid)
+
+    def shards(folder: Path) -> None:
+        variants = (config.data.speech_variants, config.data.image_variants)
+        samples = training_samples(data, variants, tokenizers, seed_of(seed, "shards"))
+        skipped = write_shards(folder, samples, vocabulary, text, config.lm.seq_len)
+        run.say(f"{skipped} samples longer than {config.lm.seq_len} ids left out")
+
+    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed)
+    model = UnifiedModel.from_pretrained(folder)
+    with torch.inference_mode():
+        report = evaluate_field(model, data, seed=seed, say=run.say)
+    table = markdown(report, config.data.held_out_speaker)
+    for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):
+        with atomic_write(path) as temporary:
+            temporary.write_text(table)
+    with atomic_write(run.dir / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1))
+    return report

@@ -1,0 +1,207 @@
+"""The `nano` recipe: from nothing to an any-to-any model of nanoworld, on a laptop.
+
+world -> three tokenizers -> shards -> language model -> evaluation on held-out scenes. Everything is made on this machine
+from a seed; every stage continues where it was killed (see `chain.py`). What the tasks are is in `tasks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_lm.segments import Sample
+from anyglot_lm.text import TextTokenizer
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.chain import (
+    LMConfig,
+    Run,
+    TokenizerConfig,
+    build_vocabulary,
+    encode_audio,
+    encode_images,
+    seed_of,
+    train_lm,
+    train_tokenizer,
+    write_shards,
+)
+from anyglot_recipes.tasks import TASKS, Item, sample
+from anyglot_synth.nanoworld import language
+from anyglot_synth.nanoworld.draw import draw
+from anyglot_synth.nanoworld.records import generate, spoken_sentences
+from anyglot_synth.nanoworld.scene import sample_scene
+from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
+from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.tokenizer import Tokenizer
+
+ASSISTANT_VOICE = "slt"
+IMAGE_SIZE = 64
+
+
+@dataclass
+class WorldConfig:
+    """How much of nanoworld the language model sees.
+
+    Args:
+        num_chunks: shards; each is a unit of resuming.
+        chunk: scenes per shard. Every scene gives one sample of every task.
+        workers: processes that make media.
+    """
+
+    num_chunks: int = 10
+    chunk: int = 1000
+    workers: int = 2
+
+
+@dataclass
+class EvalConfig:
+    """Args:
+    n: held-out scenes per task; 0 skips the evaluation.
+    """
+
+    n: int = 50
+
+
+@dataclass
+class NanoConfig:
+    """The nano recipe.
+
+    Args:
+        run_dir: everything is written below; run again with the same folder to continue.
+        seed: of all randomness.
+        world: how much data.
+        image: image tokenizer.
+        speech: speech codec.
+        music: music codec.
+        lm: language model.
+        eval: evaluation at the end.
+    """
+
+    run_dir: str = "runs/nano"
+    seed: int = 0
+    world: WorldConfig = field(default_factory=WorldConfig)
+    image: TokenizerConfig = field(default_factory=TokenizerConfig)
+    speech: TokenizerConfig = field(default_factory=TokenizerConfig)
+    music: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def nano(config: NanoConfig) -> dict[str, Any]:
+    """Train the nanoworld model.
+
+    Returns:
+        The benchmark's report, with the final training loss as "loss" when the model was trained in this call.
+    """
+    seed, world, lm = config.seed, config.world, config.lm
+    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
+    run = Run(config.run_dir, settings)
+    cache = SpeechCache(default_cache_dir(), world.workers)
+    made = cache.prefetch(spoken_sentences(), VOICES)
+    run.say(f"voices: {made} clips spoken, the rest were cached")
+    tokenizers = {
+        "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),
+        "speech": train_tokenizer(run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed), seed),
+        "music": train_tokenizer(run, "music", config.music, lambda: _audio("music", config.music.num, seed), seed),
+    }
+    text = TextTokenizer.load(
+        run.once("text", lambda folder: _train_text(folder, lm.text_vocab_size, seed)) / "text.model"
+    )
+    grid = (IMAGE_SIZE // tokenizers["image"].spec.downsample_factor,) * 2
+    vocabulary = build_vocabulary(text, tokenizers, lm, grid)
+    shards = []
+    for index in range(world.num_chunks):
+
+        def make(folder: Path, index: int = index) -> None:
+            chunk_seed = seed_of(seed, "chunk", index) % 2**31
+            items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, world.workers)
+            skipped = write_shards(folder, _samples(items, chunk_seed), vocabulary, text, lm.seq_len)
+            run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
+
+        shards.append(run.once(f"shards/{index:05d}", make))
+    folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed)
+    report: dict[str, Any] = {}
+    if config.eval.n:
+        from anyglot_recipes.evaluate import evaluate
+
+        model = UnifiedModel.from_pretrained(folder)
+        items = test_items(model, config.eval.n, seed)
+        report = evaluate(model, items, progress=run.say)
+        with atomic_write(run.dir / "report.json") as path:
+            path.write_text(json.dumps(report, indent=1))
+        run.say(f"mean over the 12 pairs {report['mean']}")
+    if loss is not None:
+        report["loss"] = loss
+    return report
+
+
+def images(num: int, seed: int) -> np.ndarray:
+    """uint8 [num, 64, 64, 3] pictures of training scenes."""
+    rng = np.random.default_rng(seed_of(seed, "pictures"))
+    return np.stack([draw(sample_scene(rng, "train"), rng, IMAGE_SIZE) for _ in range(num)])
+
+
+def _audio(part: str, num: int, seed: int) -> list[np.ndarray]:
+    records = generate("train", num, seed_of(seed, part) % 2**31, workers=2, parts=[part])
+    return [getattr(record, part) for record in records]
+
+
+def _train_text(folder: Path, vocab_size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed_of(seed, "text"))
+    lines = []
+    for _ in range(4000):
+        scene = sample_scene(rng, "train")
+        lines += [language.describe(scene, rng), *language.question(scene, rng), language.edit(scene, rng)[0]]
+    TextTokenizer.train(lines, folder / "text.model", vocab_size=vocab_size)
+
+
+def make_items(
+    split: Any, num: int, seed: int, tokenizers: dict[str, Tokenizer], cache: SpeechCache, workers: int
+) -> list[Item]:
+    """`num` scenes with all their media as codes, questions, answers and edits included."""
+    records = list(generate(split, num, seed, workers=workers))
+    rng = np.random.default_rng([seed, 77])
+    asked = [language.question(record.scene, rng) for record in records]
+    edits = [language.edit(record.scene, rng) for record in records]
+    said = [language.describe(record.scene, rng, style="spoken") for record in records]
+    speech = tokenizers["speech"]
+    heard = encode_audio(speech, [record.speech for record in records])
+    replies = encode_audio(speech, [cache.say(text, ASSISTANT_VOICE) for text in said])
+    questions = encode_audio(speech, [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)])
+    answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in asked])
+    music = encode_audio(tokenizers["music"], [record.music for record in records])
+    pictures = encode_images(tokenizers["image"], np.stack([record.image for record in records]))
+    edited = encode_images(tokenizers["image"], np.stack([draw(scene, rng, IMAGE_SIZE) for _, scene in edits]))
+    return [
+        Item(
+            scene=record.scene,
+            text=record.text,
+            codes={"image": pictures[i], "speech": heard[i], "reply": replies[i], "music": music[i]},
+            question=asked[i][0],
+            answer=asked[i][1],
+            question_speech=questions[i],
+            answer_speech=answers[i],
+            instruction=edits[i][0],
+            edited=edits[i][1],
+            edited_image=edited[i],
+        )
+        for i, record in enumerate(records)
+    ]
+
+
+def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
+    """`n` held-out items with codes made by the model's own tokenizers."""
+    cache = SpeechCache(default_cache_dir())
+    return make_items("test", n, seed_of(seed, "test") % 2**31, dict(model.tokenizers), cache, 1)
+
+
+def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:
+    rng = np.random.default_rng([seed, 78])
+    for item in items:
+        for task in TASKS:
+            yield task, sample(item, task, rng)
+

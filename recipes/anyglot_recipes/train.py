@@ -1,0 +1,74 @@
+"""`anyglot train`: a recipe's YAML against the dataclass of its program.
+
+The typed dataclass of a recipe is its configuration: every key of a shipped YAML is one of its fields, documented there
+(`anyglot train nano --help`). Command-line values beat the YAML's. What a recipe does is in its own module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from anyglot_tokenizers.errors import ManifestError
+
+CONFIGS = Path(__file__).parent / "configs"
+PROGRAMS = {
+    "nano": ("anyglot_recipes.nano", "nano", "NanoConfig"),
+    "field": ("anyglot_recipes.field", "field_trial", "FieldConfig"),
+}
+
+
+def find_recipe(name: str | None) -> Path:
+    """The YAML of a shipped recipe's name, or the path itself.
+
+    Raises:
+        ManifestError: there is no such recipe.
+    """
+    shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    if name is None:
+        raise ManifestError(f"which recipe? shipped are {', '.join(shipped)}; or give the path of a YAML file")
+    path = CONFIGS / f"{name}.yaml" if name in shipped else Path(name)
+    if not path.is_file():
+        raise ManifestError(f"{name}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a YAML file")
+    return path
+
+
+def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], Any]:
+    """(the recipe's function, its configuration) of a YAML file and `--key value` overrides.
+
+    `--config more.yaml` among the overrides layers another file over the first; later arguments win.
+
+    Raises:
+        ManifestError: the file is no YAML mapping or names no known program. Unknown keys and wrong types end the process
+            with code 2 and a message of jsonargparse.
+    """
+    from jsonargparse import ArgumentParser
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    program = content.get("program") if isinstance(content, dict) else None
+    if program not in PROGRAMS:
+        raise ManifestError(f"{path}: needs a key 'program' with one of {', '.join(PROGRAMS)}")
+    module_name, function_name, class_name = PROGRAMS[program]
+    module = importlib.import_module(module_name)
+    config_class = getattr(module, class_name)
+    parser = ArgumentParser(prog=f"anyglot train {path.stem}", default_env=False)
+    parser.add_argument("--config", action="config", help="another YAML file over this one; later values win")
+    parser.add_argument("--program", type=str, help="the recipe's program")
+    parser.add_class_arguments(config_class)
+    arguments = parser.instantiate_classes(parser.parse_args([f"--config={path}", *overrides]))
+    values = {k: v for k, v in vars(arguments).items() if k not in ("config", "program")}
+    return getattr(module, function_name), config_class(**values)
+
+
+def run_recipe(name: str | None, overrides: Sequence[str]) -> int:
+    """Run a recipe; its report goes to stdout as one JSON object."""
+    function, config = parse_recipe(find_recipe(name), overrides)
+    print(json.dumps(function(config)))
+    return 0
