@@ -114,9 +114,7 @@ def test_text_files_are_clean() -> None:
             problems.append(f"{name}: carriage returns")
         if path.suffix in {".py", ".toml", ".yaml", ".yml", ".md"} or path.name == "Makefile":
             problems += [
-                f"{name}:{i}: space at the end"
-                for i, line in enumerate(text.splitlines(), 1)
-                if line != line.rstrip()
+                f"{name}:{i}: space at the end" for i, line in enumerate(text.splitlines(), 1) if line != line.rstrip()
             ]
     assert problems == []
 
@@ -186,9 +184,7 @@ def test_recipes_do_not_even_import_torch() -> None:
 
 
 def test_tokenizers_is_the_hugging_face_package_in_the_repository_root() -> None:
-    output = run_python(
-        "import tokenizers; print(tokenizers.__file__); print(tokenizers.Tokenizer.__module__)"
-    )
+    output = run_python("import tokenizers; print(tokenizers.__file__); print(tokenizers.Tokenizer.__module__)")
     file, module = output.splitlines()
     assert ROOT / "tokenizers" not in Path(file).parents
     assert module.startswith("tokenizers")
@@ -196,9 +192,7 @@ def test_tokenizers_is_the_hugging_face_package_in_the_repository_root() -> None
 
 @pytest.mark.slow
 def test_transformers_works_in_the_repository_root() -> None:
-    assert (
-        run_python("from transformers import LlamaForCausalLM, PreTrainedTokenizerFast; print('ok')") == "ok"
-    )
+    assert run_python("from transformers import LlamaForCausalLM, PreTrainedTokenizerFast; print('ok')") == "ok"
 
 
 LINK = re.compile(r"(?<!\\)!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")

@@ -1,8 +1,8 @@
 """What recipes share: stages that survive a kill, tokenizer training, shards, and the language model's training.
 
-A recipe is a chain of stages in one run folder. A stage's result appears under its final name only when it is whole, so a
-stage whose result exists is skipped and a killed recipe continues where it was; training stages also keep a checkpoint
-and continue bit for bit. `Run` holds the folder and refuses one that was started with other settings.
+A recipe is a chain of stages in one run folder. A stage's result appears under its final name only when it is whole, so
+a stage whose result exists is skipped and a killed recipe continues where it was; training stages also keep a
+checkpoint and continue bit for bit. `Run` holds the folder and refuses one that was started with other settings.
 """
 
 from __future__ import annotations
@@ -245,7 +245,9 @@ def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 128) ->
     return codes
 
 
-def build_vocabulary(text: TextTokenizer, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]) -> Vocabulary:
+def build_vocabulary(
+    text: TextTokenizer, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]
+) -> Vocabulary:
     """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes."""
     blocks = []
     for modality, tokenizer in tokenizers.items():

@@ -1,7 +1,7 @@
 """The `anyglot` command: parses arguments, calls one recipe or tool, and turns user errors into one clear line.
 
-Exit codes: 0 done, 2 wrong use or input (no traceback), 1 a defect. With `--json` stdout holds one JSON object; logs go to
-stderr. The work itself is in the sibling modules, which are imported only when their command runs.
+Exit codes: 0 done, 2 wrong use or input (no traceback), 1 a defect. With `--json` stdout holds one JSON object; logs go
+to stderr. The work itself is in the sibling modules, which are imported only when their command runs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AnyglotError as error:
         print(f"anyglot: {error}", file=sys.stderr)
         return 2
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        print(f"anyglot: {error.filename}: {error.strerror}; check the path and its folder", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in _EXTRAS:
             extra = _EXTRAS[error.name.split(".")[0]]
-            print(f"anyglot: {error.name} is not installed; run: pip install 'anyglot[{extra}]'", file=sys.stderr)
+            print(
+                f"anyglot: {error.name} is not installed; run: pip install 'anyglot[{extra}]'",
+                file=sys.stderr,
+            )
             return 2
         raise
     except KeyboardInterrupt:
@@ -54,14 +62,26 @@ _EXTRAS = {
 }
 
 
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
+
+
+_positive.__name__ = "number"  # argparse says "invalid number value"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="anyglot", description="One language model for text, images, speech and music.")
+    parser = argparse.ArgumentParser(
+        prog="anyglot", description="One language model for text, images, speech and music."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="every direction with the shipped model -> DIR/index.html and report.json")
     demo.add_argument("--out", default="demo", metavar="DIR")
     demo.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
-    demo.add_argument("--num", type=int, default=50, help="held-out samples per direction (default 50)")
+    demo.add_argument("--num", type=_positive, default=50, help="held-out samples per direction (default 50)")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="run a training recipe", add_help=False)
@@ -71,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="run a benchmark")
     evaluate.add_argument("benchmark", choices=["nanoworld"])
     evaluate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="default: the shipped model")
-    evaluate.add_argument("--num", type=int, default=200, help="held-out samples per direction (default 200)")
+    evaluate.add_argument("--num", type=_positive, default=200, help="held-out samples per direction (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_eval)
@@ -79,10 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     synth = commands.add_parser("synth", help="make data: records.jsonl with pictures, speech, melodies and MIDI")
     synth.add_argument("recipe", choices=["nanoworld"])
     synth.add_argument("--out", required=True, metavar="DIR")
-    synth.add_argument("--num", type=int, default=100)
+    synth.add_argument("--num", type=_positive, default=100)
     synth.add_argument("--split", choices=["train", "test"], default="train")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    synth.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
     synth.set_defaults(run=_synth)
 
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
@@ -123,9 +143,17 @@ def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _no_loading_bars() -> None:
+    """stderr is for logs and the one line of an error."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.demo import demo
 
+    _no_loading_bars()
     report = demo(arguments.model, arguments.out, num=arguments.num, progress=_log)
     _log(f"mean over the 12 directions {report['mean']}, {report['seconds']} s: open {arguments.out}/index.html")
     return 0
@@ -142,6 +170,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.evaluate import evaluate
     from anyglot_recipes.nano import test_items
 
+    _no_loading_bars()
     model = UnifiedModel.from_pretrained(arguments.model)
     report = evaluate(model, test_items(model, arguments.num, arguments.seed), progress=_log)
     if arguments.json:
@@ -173,18 +202,16 @@ def _generate(arguments: argparse.Namespace) -> int:
     from anyglot_lm.unified import UnifiedModel
     from anyglot_tokenizers.media import write_audio, write_image
 
+    files = {m: getattr(arguments, m) for m in ("image", "speech", "music") if getattr(arguments, m)}
+    if not files and not arguments.text:
+        raise AnyglotError("nothing was given; use at least one of --text, --image, --speech, --music")
+    _no_loading_bars()
     model = UnifiedModel.from_pretrained(arguments.model)
-    given: dict[str, Any] = {}
-    for modality in ("image", "speech", "music"):
-        path = getattr(arguments, modality)
-        if path:
-            given[modality] = model.read_media(modality, path)
+    given: dict[str, Any] = {modality: model.read_media(modality, path) for modality, path in files.items()}
     if arguments.text:
         given["text"] = arguments.text
-    if not given:
-        raise AnyglotError("nothing was given; use at least one of --text, --image, --speech, --music")
     settings = Sampling(temperature=arguments.temperature)
-    targets = arguments.to.split(",")
+    targets = [target.strip() for target in arguments.to.split(",")]
     sampling = dict.fromkeys(("text", *model.vocabulary.modalities), settings)
     outputs = model.generate(targets, sampling=sampling, seed=arguments.seed, **given)
     out = Path(arguments.out)
@@ -192,14 +219,18 @@ def _generate(arguments: argparse.Namespace) -> int:
     for index, output in enumerate(outputs):
         if output.modality == "text":
             path = out / f"{index}-text.txt"
-            path.write_text(str(output.media) + "\n")
-            print(output.media)
-        elif output.modality == "image":
+            path.write_text(f"{output.text}\n", encoding="utf-8")
+            print(output.text)
+            _log(str(path))
+            continue
+        assert output.media is not None
+        if output.modality == "image":
             path = out / f"{index}-image.png"
             write_image(path, output.media)
         else:
             path = out / f"{index}-{output.modality}.wav"
             rate = model.tokenizers[output.modality].spec.sample_rate
+            assert rate is not None
             write_audio(path, output.media, rate)
         _log(str(path))
     return 0

@@ -1,7 +1,7 @@
 """`anyglot demo`: every direction with the shipped model, as one page that plays, and `report.json`.
 
-Runs the nanoworld benchmark on held-out scenes and shows a few samples of every task with the checker's verdict beside each.
-The page is plain HTML beside its media files: no server, no network.
+Runs the nanoworld benchmark on held-out scenes and shows a few samples of every task with the checker's verdict beside
+each. The page is plain HTML beside its media files: no server, no network.
 """
 
 from __future__ import annotations
@@ -111,18 +111,19 @@ def _section(model: UnifiedModel, folder: Path, task: str, graded: list[Graded],
         for position, segment in enumerate(prompt(g.item, task).segments):
             media: Any = segment.content
             if segment.modality != "text":
-                media = model.decode_media(segment.modality, [segment.content])[0]
+                media = model.decode_media(segment.modality, [np.asarray(segment.content)])[0]
             note = g.item.question if segment.modality == "speech" and task.startswith("image+") else ""
             given.append(_medium(folder, f"{name}-in{position}", segment.modality, media, model, note))
         answered = [
-            _medium(folder, f"{name}-out{position}", output.modality, output.media, model, "")
+            _medium(folder, f"{name}-out{position}", output.modality, output.content, model, "")
             for position, output in enumerate(g.outputs)
         ]
         wanted = g.item.answer if task == "image+speech->speech" else describe(truth(g.item, task), None, "spoken")
         kind = "good" if g.score > 0.999 else "part" if g.score >= 0.5 else "bad"
         heard = "<br>".join(html.escape(h) or "<i>nothing</i>" for h in g.heard)
         parts.append(
-            f"<div class='sample'><div><h3>given</h3>{''.join(given)}</div><div><h3>answer</h3>{''.join(answered)}</div>"
+            f"<div class='sample'><div><h3>given</h3>{''.join(given)}</div>"
+            f"<div><h3>answer</h3>{''.join(answered)}</div>"
             f"<div><h3>verdict</h3><p class='{kind}'><b>{g.score:.2f}</b></p><p>checker read: {heard}</p>"
             f"<p>truth: {html.escape(wanted)}</p></div></div>"
         )

@@ -83,14 +83,12 @@ def truth(item: Item, task: str) -> Scene:
     return item.edited if task == "text+image->image" and item.edited is not None else item.scene
 
 
-def grade(
-    items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]], checkers: Checkers
-) -> list[Graded]:
+def grade(items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]], checkers: Checkers) -> list[Graded]:
     """Grade the answers of one task. An answer's score is the mean over the modalities the task asks for."""
     graded = [Graded(task, item, list(out)) for item, out in zip(items, outputs, strict=True)]
     targets = split_task(task)[1]
     for modality in targets:
-        media = [next((o.media for o in g.outputs if o.modality == modality), None) for g in graded]
+        media = [next((o.content for o in g.outputs if o.modality == modality), None) for g in graded]
         for g, (heard, scene) in zip(graded, checkers.read(modality, media), strict=True):
             g.heard.append(heard)
             if task == "image+speech->speech":
@@ -101,12 +99,12 @@ def grade(
 
 
 def chance(items: Sequence[Item], task: str) -> float:
-    """Mean score of giving each item the right answer of another one (every other one, exactly)."""
+    """Mean score of giving each item the right answer of another one (every other one, exactly); 0 without another."""
     if task == "image+speech->speech":
-        pairs = [same_answer(a.answer, b.answer) for a in items for b in items if a is not b]
+        pairs = [float(same_answer(a.answer, b.answer)) for a in items for b in items if a is not b]
     else:
         pairs = [score(truth(a, task), truth(b, task)) for a in items for b in items if a is not b]
-    return float(np.mean(pairs))
+    return float(np.mean(pairs)) if pairs else 0.0
 
 
 def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], checkers: Checkers) -> dict[str, float]:
@@ -182,7 +180,7 @@ def evaluate(
     started = time.perf_counter()
     checkers = checkers or Checkers()
     limits = ceilings(model, items, tasks, checkers)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in tasks:
         graded = grade(items, task, answer(model, items, task), checkers)
         if keep is not None:
@@ -195,10 +193,10 @@ def evaluate(
             "score": round(mean, 4),
             "chance": round(luck, 4),
             "ceiling": round(limits[task], 4),
-            "corrected": round((mean - luck) / (1 - luck), 4),
+            "corrected": round((mean - luck) / (1 - luck), 4) if luck < 1 else 0.0,
         }
         rows.append(row)
         progress(f"{task:24s} score {mean:.3f}  chance {luck:.3f}  ceiling {limits[task]:.3f}")
     pairs = [row["score"] for row in rows if row["task"] in PAIRS]
-    mean = round(float(np.mean(pairs)), 4) if pairs else None
-    return {"rows": rows, "mean": mean, "seconds": round(time.perf_counter() - started, 1)}
+    overall = round(float(np.mean(pairs)), 4) if pairs else None
+    return {"rows": rows, "mean": overall, "seconds": round(time.perf_counter() - started, 1)}

@@ -1,9 +1,9 @@
 """The `field` recipe: human speech, photos and emoji, held out by speaker and by picture.
 
-Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, and emoji with captions; trains an
-image tokenizer, a speech codec and a language model on them, and answers: speech -> word, photo -> word, speech -> photo,
-word -> speech, caption -> emoji, emoji -> caption. One speaker and a tenth of the pictures are never seen in training; the
-graders are trained on training pictures only (`field_eval.py`). Nanoworld has no part in it.
+Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, and emoji with captions;
+trains an image tokenizer, a speech codec and a language model on them, and answers: speech -> word, photo -> word,
+speech -> photo, word -> speech, caption -> emoji, emoji -> caption. One speaker and a tenth of the pictures are never
+seen in training; the graders are trained on training pictures only (`field_eval.py`). Nanoworld has no part in it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from typing import Any
 import numpy as np
 import soxr
 import torch
+
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
-from anyglot_tokenizers.errors import ManifestError
-from anyglot_tokenizers.media import atomic_write, read_audio, read_image
-from anyglot_tokenizers.tokenizer import Tokenizer
-
 from anyglot_recipes.chain import (
     LMConfig,
     Run,
@@ -39,8 +36,12 @@ from anyglot_recipes.chain import (
     write_shards,
 )
 from anyglot_recipes.manifest import Row, read_manifest
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.media import atomic_write, read_audio, read_image
+from anyglot_tokenizers.tokenizer import Tokenizer
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = tuple("0123456789")
 SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64
 
@@ -138,8 +139,8 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         )
     pictures = []
     for row in _rows(root / "sign_digits", {}):
-        if row.text in "0123456789" and "image" in row.media:
-            pictures.append(_picture("sign", WORDS[int(row.text)], row.media["image"]))
+        if row.text in DIGITS and "image" in row.media:
+            pictures.append(_picture("sign", WORDS[DIGITS.index(row.text)], row.media["image"]))
     for row in _rows(root / "emoji", {"file": "image", "caption": "text", "group": "ignore"}):
         assert row.text is not None
         pictures.append(_picture("emoji", row.text.lower(), row.media["image"]))
@@ -179,7 +180,7 @@ def _level(audio: np.ndarray) -> np.ndarray:
 
 
 def vary_speech(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another speaker, roughly: speed and pitch together by resampling, spectral tilt, gain, noise, a little silence."""
+    """Another speaker, roughly: speed and pitch together by resampling, tilt, gain, noise, a little silence."""
     ratio = float(np.exp(rng.uniform(-0.22, 0.22)))
     varied = soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE * ratio).astype(np.float32)
     tilt = float(rng.uniform(-0.5, 0.5))
@@ -225,8 +226,8 @@ def training_samples(
     spoken: list[tuple[int, np.ndarray]] = []
     for variant in range(speech_variants):
         audio = [c.audio if variant == 0 else vary_speech(c.audio, rng) for c in data.clips]
-        codes = encode_audio(tokenizers["speech"], audio, 64)
-        spoken += [(c.digit, k) for c, k in zip(data.clips, codes, strict=True)]
+        encoded = encode_audio(tokenizers["speech"], audio, 64)
+        spoken += [(c.digit, k) for c, k in zip(data.clips, encoded, strict=True)]
     shown: list[tuple[Picture, np.ndarray]] = []
     for variant in range(image_variants):
         pixels = np.stack([p.pixels if variant == 0 else vary_picture(p, rng) for p in data.pictures])
@@ -264,7 +265,8 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     data = read_field_data(config.data)
     run.say(
         f"{len(data.clips)} training clips, {len(data.test_clips)} of {config.data.held_out_speaker}; "
-        f"{len(data.pictures)} training pictures, {len(data.test_pictures)} held out; {len(data.unlabelled)} unlabelled clips"
+        f"{len(data.pictures)} training pictures, {len(data.test_pictures)} held out; "
+        f"{len(data.unlabelled)} unlabelled clips"
     )
 
     def pictures() -> np.ndarray:

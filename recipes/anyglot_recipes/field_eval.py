@@ -1,9 +1,9 @@
 """Grades the `field` model on a speaker and on pictures never seen in training.
 
-Words are compared exactly. Photos that the model makes are read by a small classifier trained on training photos only (its own
-accuracy on held-out photos is in the table as the row's ceiling, after the tokenizer); spoken digits by pocketsphinx with a
-grammar of ten words, a judge that knows nothing of this project. Emoji and captions are graded by retrieval among ten held-out
-emoji. `field.py` trains; this file only measures.
+Words are compared exactly. Photos that the model makes are read by a small classifier trained on training photos only
+(its own accuracy on held-out photos is in the table as the row's ceiling, after the tokenizer); spoken digits by
+pocketsphinx with a grammar of ten words, a judge that knows nothing of this project. Emoji and captions are graded by
+retrieval among ten held-out emoji. `field.py` trains; this file only measures.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import UnifiedModel
-from torch import Tensor, nn
-
 from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.field import WORDS, FieldData, Picture, draw_emoji, say, vary_picture
 
@@ -39,7 +39,10 @@ def evaluate_field(model: UnifiedModel, data: FieldData, *, seed: int, say: Call
         *_emoji(model, data, seed),
     ]
     for row in rows:
-        say(f"{row['task']:24s} n {row['n']:4d}  score {row['score']:.3f}  chance {row['chance']:.2f}  ceiling {row['ceiling']}")
+        say(
+            f"{row['task']:24s} n {row['n']:4d}  score {row['score']:.3f}  "
+            f"chance {row['chance']:.2f}  ceiling {row['ceiling']}"
+        )
     return {"rows": rows, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -57,7 +60,7 @@ def _row(task: str, right: Sequence[float], chance: float, ceiling: float | None
 def _answers(model: UnifiedModel, given: list[Segment], to: str) -> list[Any]:
     request = Request(order=(to,), max_ids=256)
     outputs = model.respond([Sample([g]) for g in given], [request] * len(given), sampling=GREEDY, seed=0)
-    return [out[0].media for out in outputs]
+    return [out[0].content for out in outputs]
 
 
 def _heard(model: UnifiedModel, data: FieldData) -> list[Segment]:
@@ -84,7 +87,9 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> dict[st
     photos = [p for p in data.test_pictures if p.kind == "sign"]
     pixels = np.stack([p.pixels for p in photos])
     tokenizer = model.tokenizers["image"]
-    codes = torch.from_numpy(np.stack(encode_images(tokenizer, pixels)))[:, : model.vocabulary.block("image").num_quantizers]
+    codes = torch.from_numpy(np.stack(encode_images(tokenizer, pixels)))[
+        :, : model.vocabulary.block("image").num_quantizers
+    ]
     read = classify(tokenizer.decode(codes))
     ceiling = float(np.mean([r == WORDS.index(p.word) for r, p in zip(read, photos, strict=True)]))
     every = list(range(0, len(data.test_clips), 2))
@@ -111,14 +116,18 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, seed: int) -> dict[str
         seed=seed,
     )
     right = [float(listen(out[0].media) == d) for out, d in zip(spoken, digits, strict=True)]
-    how = "pocketsphinx with ten words, ten takes a digit; ceiling: real clips of the held-out speaker through the codec"
+    how = (
+        "pocketsphinx with ten words, ten takes a digit; ceiling: real clips of the held-out speaker through the codec"
+    )
     return _row("word->speech", right, 0.1, ceiling, how)
 
 
 def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, Any]]:
     emoji = [p for p in data.test_pictures if p.kind == "emoji"]
     rng = np.random.default_rng([seed, 9])
-    others = [[i, *rng.choice([j for j in range(len(emoji)) if j != i], TEN - 1, replace=False)] for i in range(len(emoji))]
+    others = [
+        [i, *rng.choice([j for j in range(len(emoji)) if j != i], TEN - 1, replace=False)] for i in range(len(emoji))
+    ]
     truth = torch.stack([torch.from_numpy(p.pixels).permute(2, 0, 1).float() / 255 for p in emoji])
     drawn = torch.stack(_answers(model, [draw_emoji(p.word) for p in emoji], "image"))
     looks, wanted = _look(drawn), _look(truth)
@@ -136,7 +145,15 @@ def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, An
         overlap = [_overlap(captions[i], emoji[j].word) for j in choices]
         best = max(overlap)
         right.append(float(overlap[0] == best) / overlap.count(best))
-    rows.append(_row("emoji->caption", right, 0.1, None, "caption sharing most words among ten held-out ones, ties shared"))
+    rows.append(
+        _row(
+            "emoji->caption",
+            right,
+            0.1,
+            None,
+            "caption sharing most words among ten held-out ones, ties shared",
+        )
+    )
     exact = [float(c == p.word) for c, p in zip(captions, emoji, strict=True)]
     rows.append(_row("emoji->caption (exact)", exact, 0.0, None, "the very caption"))
     return rows
@@ -167,7 +184,11 @@ def train_photo_classifier(photos: Sequence[Picture], seed: int, steps: int = 40
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for inputs, outputs in ((3, 24), (24, 48), (48, 96), (96, 128)):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU()]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+                nn.GroupNorm(8, outputs),
+                nn.GELU(),
+            ]
         network = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, 10))
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
         for _ in range(steps):
@@ -215,14 +236,17 @@ def markdown(report: dict[str, Any], speaker: str) -> str:
     lines = [
         "# Field trial: human speech, photos and emoji",
         "",
-        "Made by `anyglot train field` (see `recipes/anyglot_recipes/configs/field.yaml`); nothing here was picked by hand.",
-        f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the file's name) were never seen in training,",
-        "neither by the tokenizers nor by the language model nor by the graders.",
+        "Made by `anyglot train field` (see `recipes/anyglot_recipes/configs/field.yaml`);",
+        "nothing here was picked by hand.",
+        f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the file's name)",
+        "were never seen in training, neither by the tokenizers nor by the language model nor by the graders.",
         "",
         "| task | n | score | chance | ceiling | how |",
         "|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         ceiling = "" if row["ceiling"] is None else f"{row['ceiling']:.2f}"
-        lines.append(f"| {row['task']} | {row['n']} | {row['score']:.2f} | {row['chance']:.2f} | {ceiling} | {row['how']} |")
+        lines.append(
+            f"| {row['task']} | {row['n']} | {row['score']:.2f} | {row['chance']:.2f} | {ceiling} | {row['how']} |"
+        )
     return "\n".join([*lines, ""])

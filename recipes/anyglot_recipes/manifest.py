@@ -91,9 +91,7 @@ def read_manifest(source: Path, columns: Mapping[str, str] | None = None) -> Ite
     _check_columns(columns)
     source = Path(source)
     if not source.exists():
-        raise ManifestError(
-            f"{source}: no such file or folder; give a CSV or JSONL manifest or a folder of media"
-        )
+        raise ManifestError(f"{source}: no such file or folder; give a CSV or JSONL manifest or a folder of media")
     if source.is_dir():
         manifest = _find_manifest(source)
         if manifest is None:
@@ -124,9 +122,7 @@ def _check_columns(columns: Mapping[str, str]) -> None:
     taken: dict[str, str] = {}
     for column, modality in columns.items():
         if not column or not modality:
-            raise ManifestError(
-                f"--column {column}={modality}: write NAME=MODALITY, such as --column file=image"
-            )
+            raise ManifestError(f"--column {column}={modality}: write NAME=MODALITY, such as --column file=image")
         if modality == IGNORE:
             continue
         if modality in taken:
@@ -141,14 +137,10 @@ def _find_manifest(folder: Path) -> Path | None:
     for name in MANIFEST_NAMES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in {".csv", ".tsv", ".jsonl"} and p.is_file()
-    )
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".csv", ".tsv", ".jsonl"} and p.is_file())
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
-        raise ManifestError(
-            f"{folder}: holds several manifests ({names}); name the one to read, such as {found[0]}"
-        )
+        raise ManifestError(f"{folder}: holds several manifests ({names}); name the one to read, such as {found[0]}")
     return found[0] if found else None
 
 
@@ -157,9 +149,7 @@ def _modality_columns(present: Iterable[str], columns: Mapping[str, str]) -> dic
     present = list(present)
     missing = [column for column in columns if column not in present]
     if missing:
-        raise _BadRow(
-            f"there is no column {missing[0]!r}; the columns are {', '.join(map(str, present)) or 'none'}"
-        )
+        raise _BadRow(f"there is no column {missing[0]!r}; the columns are {', '.join(map(str, present)) or 'none'}")
     chosen = {modality: column for column, modality in columns.items() if modality != IGNORE}
     for column, modality in DEFAULT_COLUMNS.items():
         if column in present and column not in columns:

@@ -1,7 +1,7 @@
 """The `nano` recipe: from nothing to an any-to-any model of nanoworld, on a laptop.
 
-world -> three tokenizers -> shards -> language model -> evaluation on held-out scenes. Everything is made on this machine
-from a seed; every stage continues where it was killed (see `chain.py`). What the tasks are is in `tasks.py`.
+world -> three tokenizers -> shards -> language model -> evaluation on held-out scenes. Everything is made on this
+machine from a seed; every stage continues where it was killed (see `chain.py`). What the tasks are is in `tasks.py`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     run.say(f"voices: {made} clips spoken, the rest were cached")
     tokenizers = {
         "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),
-        "speech": train_tokenizer(run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed), seed),
+        "speech": train_tokenizer(
+            run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed), seed
+        ),
         "music": train_tokenizer(run, "music", config.music, lambda: _audio("music", config.music.num, seed), seed),
     }
     text = TextTokenizer.load(
@@ -204,4 +206,3 @@ def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:
     for item in items:
         for task in TASKS:
             yield task, sample(item, task, rng)
-

@@ -173,13 +173,9 @@ def prepare(
     if first_error is not None and (strict or num_good == 0):
         row = f"{first_error.source}, row {first_error.row}: " if first_error.row else ""
         count = (
-            f"none of {num_bad} rows is good"
-            if num_good == 0
-            else f"{num_bad} of {num_good + num_bad} rows are bad"
+            f"none of {num_bad} rows is good" if num_good == 0 else f"{num_bad} of {num_good + num_bad} rows are bad"
         )
-        raise ManifestError(
-            f"{count}; the first: {row}{first_error.error}; all of them are in {out_dir / ERRORS}"
-        )
+        raise ManifestError(f"{count}; the first: {row}{first_error.error}; all of them are in {out_dir / ERRORS}")
     if num_good == 0:
         raise ManifestError("no sources to prepare; name at least one manifest or folder of media")
     return Report(out_dir, num_good, num_bad, len(shards), num_reused)
@@ -212,9 +208,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         if spec.sample_rate is None and block.grid is not None:
             image_sizes |= {cells * stride for cells, stride in zip(block.grid, spec.strides, strict=True)}
     if len(image_sizes) > 1:
-        raise ManifestError(
-            f"{folder}: takes images of several sizes {sorted(image_sizes)}; use prepare() for each"
-        )
+        raise ManifestError(f"{folder}: takes images of several sizes {sorted(image_sizes)}; use prepare() for each")
     report = prepare(
         [Path(source) for source in arguments.source],
         tokenizers,
@@ -234,9 +228,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
 
 def prepared_specs(out_dir: Path) -> dict[str, CodeSpec]:
     """Modality -> spec (with the fingerprint) of the tokenizer that wrote the codes of `out_dir`."""
-    return {
-        name: CodeSpec.from_dict(entries) for name, entries in _read_index(Path(out_dir))["specs"].items()
-    }
+    return {name: CodeSpec.from_dict(entries) for name, entries in _read_index(Path(out_dir))["specs"].items()}
 
 
 def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
@@ -256,15 +248,11 @@ def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
                     shard_name = record["shard"]
                     shard = safe_open(str(out_dir / shard_name), framework="numpy")
                 codes = {
-                    modality: torch.from_numpy(
-                        shard.get_tensor(f"{record['id']}.{modality}").astype(np.int64)
-                    )
+                    modality: torch.from_numpy(shard.get_tensor(f"{record['id']}.{modality}").astype(np.int64))
                     for modality in record["media"]
                 }
             except (SafetensorError, OSError) as error:
-                problem = (
-                    f"{out_dir / shard_name}: codes cannot be read ({error}); run prepare again to renew them"
-                )
+                problem = f"{out_dir / shard_name}: codes cannot be read ({error}); run prepare again to renew them"
                 raise ManifestError(problem) from error
             yield PreparedRow(record["id"], record["source"], record["row"], record["text"], codes)
 
@@ -283,15 +271,11 @@ def _check_out_dir(out_dir: Path, sources: Iterable[Path]) -> None:
         if folder.resolve() == out_dir.resolve():
             raise ManifestError(f"{out_dir}: is also the folder of a source; write to a folder of its own")
     if (out_dir / RECORDS).exists() and not (out_dir / INDEX).exists():
-        raise ManifestError(
-            f"{out_dir}: holds a {RECORDS} that prepare did not write; write to a folder of its own"
-        )
+        raise ManifestError(f"{out_dir}: holds a {RECORDS} that prepare did not write; write to a folder of its own")
     (out_dir / SHARDS).mkdir(parents=True, exist_ok=True)
 
 
-def _chunk_key(
-    chunk: Iterable[Row | RowError], tokenizers: Mapping[str, Tokenizer], settings: _Settings
-) -> str:
+def _chunk_key(chunk: Iterable[Row | RowError], tokenizers: Mapping[str, Tokenizer], settings: _Settings) -> str:
     """Hash of all that decides a shard: rows, states of their files, tokenizers, settings."""
     entries: list[Any] = [
         [FORMAT, VERSION, settings.image_size, settings.max_pixels, settings.max_seconds],
@@ -355,9 +339,7 @@ def _encode_chunk(
             continue
         for modality, item in media.items():
             queue = queues[modality]
-            if queue and (
-                len(queue) == batch_size or not _fits(tokenizers[modality].spec, queue, item, settings)
-            ):
+            if queue and (len(queue) == batch_size or not _fits(tokenizers[modality].spec, queue, item, settings)):
                 flush(modality)
             queues[modality].append((position, item))
     for modality in list(queues):
@@ -387,9 +369,7 @@ def _make_record(row: Row) -> dict[str, Any]:
     return {"id": digest, "source": row.source, "row": row.number, "text": row.text, "media": media}
 
 
-def _read_media(
-    row: Row, tokenizers: Mapping[str, Tokenizer], settings: _Settings
-) -> dict[str, Tensor] | RowError:
+def _read_media(row: Row, tokenizers: Mapping[str, Tokenizer], settings: _Settings) -> dict[str, Tensor] | RowError:
     """All media of a row: images float32 `[3, H, W]` in [0, 1], audio float32 `[channels, samples]`."""
     media: dict[str, Tensor] = {}
     for modality, path in row.media.items():
@@ -425,9 +405,7 @@ def _fits(spec: CodeSpec, queue: Sequence[tuple[int, Tensor]], item: Tensor, set
     return longest * (len(queue) + 1) <= settings.max_seconds * spec.sample_rate
 
 
-def _encode_queue(
-    tokenizer: Tokenizer, queue: Sequence[tuple[int, Tensor]]
-) -> list[np.ndarray | AnyglotError]:
+def _encode_queue(tokenizer: Tokenizer, queue: Sequence[tuple[int, Tensor]]) -> list[np.ndarray | AnyglotError]:
     """Codes `[num_quantizers, *grid]` of each item, or the error the tokenizer has with this very item."""
     spec = tokenizer.spec
     items = [item for _, item in queue]
@@ -454,13 +432,9 @@ def _read_index(out_dir: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ManifestError(
-            f"{path}: cannot be read ({error}); run prepare with --out {out_dir} first"
-        ) from error
+        raise ManifestError(f"{path}: cannot be read ({error}); run prepare with --out {out_dir} first") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise ManifestError(
-            f"{path}: is not {FORMAT} version {VERSION}; run prepare with --out {out_dir} again"
-        )
+        raise ManifestError(f"{path}: is not {FORMAT} version {VERSION}; run prepare with --out {out_dir} again")
     return index
 
 

@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.segments import Role, Sample, Segment
 from anyglot_synth.nanoworld.language import describe
 from anyglot_synth.nanoworld.scene import Scene
 
@@ -79,7 +79,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         given = [(m, _given(item, m, rng)) for m in sources]
         asked = [(m, _asked(item, m, rng)) for m in targets]
     segments = []
-    for role, parts in (("user", given), ("assistant", asked)):
+    turns: tuple[tuple[Role, list[tuple[str, str | np.ndarray | None]]], ...] = (("user", given), ("assistant", asked))
+    for role, parts in turns:
         for modality, content in parts:
             assert content is not None, f"{task} needs {modality}, which this item lacks"
             segments.append(Segment(modality, content, role, loss=role == "assistant"))

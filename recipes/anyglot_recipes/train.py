@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from anyglot_tokenizers.errors import ManifestError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -33,7 +34,9 @@ def find_recipe(name: str | None) -> Path:
         raise ManifestError(f"which recipe? shipped are {', '.join(shipped)}; or give the path of a YAML file")
     path = CONFIGS / f"{name}.yaml" if name in shipped else Path(name)
     if not path.is_file():
-        raise ManifestError(f"{name}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a YAML file")
+        raise ManifestError(
+            f"{name}: no such recipe; shipped are {', '.join(shipped)}, or give the path of a YAML file"
+        )
     return path
 
 
@@ -43,8 +46,8 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
     `--config more.yaml` among the overrides layers another file over the first; later arguments win.
 
     Raises:
-        ManifestError: the file is no YAML mapping or names no known program. Unknown keys and wrong types end the process
-            with code 2 and a message of jsonargparse.
+        ManifestError: the file is no YAML mapping or names no known program. Unknown keys and wrong types end the
+            process with code 2 and a message of jsonargparse.
     """
     from jsonargparse import ArgumentParser
 

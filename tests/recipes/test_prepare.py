@@ -44,9 +44,7 @@ class Brightness(Tokenizer):
             "channels": 3,
         }
 
-    def encode(
-        self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None
-    ) -> Codes:
+    def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
         self.calls += 1
         assert media.dtype == torch.float32 and lengths is None and not self.training
         codes = torch.nn.functional.avg_pool2d(media.mean(1, keepdim=True), 8).mul(self.scale).round().long()
@@ -77,9 +75,7 @@ class Loudness(Brightness):
             "sample_rate": rate,
         }
 
-    def encode(
-        self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None
-    ) -> Codes:
+    def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
         self.calls += 1
         assert lengths is not None and media.shape[1] == 1
         for item, length in zip(media, lengths.tolist(), strict=True):
@@ -111,15 +107,11 @@ def write_huge_png(path: Path, side: int = 30_000) -> Path:
     """A valid black 1-bit image of side x side pixels in some 100 kB."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     pixels = zlib.compress(bytes((1 + side // 8) * side), level=1)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
     return path
 
 
@@ -134,9 +126,7 @@ def errors_of(out: Path) -> list[dict[str, Any]]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 # Manifests
@@ -227,28 +217,18 @@ def test_useless_sources(tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_manifests_stand_in_line(tmp_path: Path) -> None:
-    table = write_lines(
-        tmp_path / "m.csv", "image,caption", "a.png,x,y", "b.png,good", ",", "http://x/c.png,x"
-    )
-    lines = write_lines(
-        tmp_path / "m.jsonl", "{", "[1]", '{"image": 3}', '{"other": "x"}', '{"text": "good"}'
-    )
+    table = write_lines(tmp_path / "m.csv", "image,caption", "a.png,x,y", "b.png,good", ",", "http://x/c.png,x")
+    lines = write_lines(tmp_path / "m.jsonl", "{", "[1]", '{"image": 3}', '{"other": "x"}', '{"text": "good"}')
     bad = [row for row in read_manifest(table) if isinstance(row, RowError)]
     assert [row.row for row in bad] == [1, 3, 4]
-    for row, words in zip(
-        bad, ("has 3 cells", "every cell is blank", "not a file name; download"), strict=True
-    ):
+    for row, words in zip(bad, ("has 3 cells", "every cell is blank", "not a file name; download"), strict=True):
         assert words in row.error
     kinds = [type(row) for row in read_manifest(lines)]
     assert kinds == [RowError, RowError, RowError, RowError, Row]
 
 
-@given(
-    st.lists(st.dictionaries(st.sampled_from(["text", "image", "speech"]), st.text(max_size=20)), min_size=1)
-)
-def test_any_strings_survive_jsonl(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, str]]
-) -> None:
+@given(st.lists(st.dictionaries(st.sampled_from(["text", "image", "speech"]), st.text(max_size=20)), min_size=1))
+def test_any_strings_survive_jsonl(tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, str]]) -> None:
     path = tmp_path_factory.mktemp("m") / "m.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     rows = list(read_manifest(path))
@@ -261,9 +241,7 @@ def test_any_strings_survive_jsonl(
 # Prepare
 
 
-def test_codes_come_back_as_the_tokenizers_gave_them(
-    tmp_path: Path, tokenizers: dict[str, Tokenizer]
-) -> None:
+def test_codes_come_back_as_the_tokenizers_gave_them(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     rows = ["text,image,speech"]
     for i in range(7):
         write_grey(tmp_path / f"in/{i}.png", 10 * i, 40)
@@ -284,12 +262,8 @@ def test_codes_come_back_as_the_tokenizers_gave_them(
         assert row.codes["image"].dtype == torch.int64 and row.codes["image"].shape == (2, 4, 4)
         assert row.codes["image"].unique().tolist() == sorted({10 * i, 255 - 10 * i})
         assert row.codes["speech"].shape == (1, 5 * (i + 1))
-        assert (row.codes["speech"] - 6500 * i).abs().max() <= 3, (
-            "codes above uint16 are kept, padding is cut off"
-        )
-    assert prepared_specs(tmp_path / "out") == {
-        name: tokenizer.spec for name, tokenizer in tokenizers.items()
-    }
+        assert (row.codes["speech"] - 6500 * i).abs().max() <= 3, "codes above uint16 are kept, padding is cut off"
+    assert prepared_specs(tmp_path / "out") == {name: tokenizer.spec for name, tokenizer in tokenizers.items()}
 
 
 def make_bad_rows(folder: Path) -> Path:
@@ -317,10 +291,7 @@ def make_bad_rows(folder: Path) -> Path:
             f"bad,{name},good.wav"
             for name in ("cut.png", "empty.png", "text.png", "huge.png", "gone.png", "folder.png")
         ),
-        *(
-            f"bad,good.png,{name}"
-            for name in ("cut.wav", "empty.wav", "nan.wav", "gone.wav", "long.wav", "loud.wav")
-        ),
+        *(f"bad,good.png,{name}" for name in ("cut.wav", "empty.wav", "nan.wav", "gone.wav", "long.wav", "loud.wav")),
         "bad,good.png,good.wav,surplus",
         "good again,good.png,",
     )
@@ -346,9 +317,7 @@ def test_every_bad_file_is_named_and_passed_over(tmp_path: Path, tokenizers: dic
 
 def test_strict_raises_after_all_rows_were_tried(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     source = make_bad_rows(tmp_path / "in")
-    with pytest.raises(
-        ManifestError, match=r"13 of 15 rows are bad; the first: .*row 2.*cut\.png.*errors\.jsonl"
-    ):
+    with pytest.raises(ManifestError, match=r"13 of 15 rows are bad; the first: .*row 2.*cut\.png.*errors\.jsonl"):
         prepare([source], tokenizers, tmp_path / "out", max_seconds=2.0, strict=True)
     assert len(errors_of(tmp_path / "out")) == 13
     assert len(list(read_prepared(tmp_path / "out"))) == 2
@@ -385,9 +354,7 @@ def make_shards(folder: Path, count: int = 6) -> Path:
     return write_lines(folder / "m.csv", "text,image", *rows)
 
 
-def test_a_second_run_does_nothing_and_changes_nothing(
-    tmp_path: Path, tokenizers: dict[str, Tokenizer]
-) -> None:
+def test_a_second_run_does_nothing_and_changes_nothing(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     source, out = make_shards(tmp_path / "in"), tmp_path / "out"
     prepare([source], tokenizers, out, rows_per_shard=2)
     before, calls = contents(out), tokenizers["image"].calls
@@ -418,14 +385,10 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, tokenizers: dic
         list(read_prepared(tmp_path / "out"))
     report = prepare([source], tokenizers, tmp_path / "out", rows_per_shard=2)
     assert report.num_reused_shards == 2
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole"), (
-        "nothing is lost, doubled or left behind"
-    )
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole"), "nothing is lost, doubled or left behind"
 
 
-def test_changed_files_and_tokenizers_are_encoded_again(
-    tmp_path: Path, tokenizers: dict[str, Tokenizer]
-) -> None:
+def test_changed_files_and_tokenizers_are_encoded_again(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     source, out = make_shards(tmp_path / "in"), tmp_path / "out"
     prepare([source], tokenizers, out, rows_per_shard=2)
     write_grey(tmp_path / "in" / "3.png", 200, 48)
@@ -521,9 +484,7 @@ def test_command(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixtu
     options = ["--model", str(model_folder), "--out", str(out), "--json"]
     assert run_command(str(source), *options) == 0
     assert json.loads(capsys.readouterr().out)["good"] == 3
-    assert all(row.codes["image"].shape == (2, 4, 4) for row in read_prepared(out)), (
-        "images fit the vocabulary"
-    )
+    assert all(row.codes["image"].shape == (2, 4, 4) for row in read_prepared(out)), "images fit the vocabulary"
     assert run_command(str(source), *options, "--column", "picture=image") == 2
     assert run_command(str(source), *options, "--column", "picture") == 2
     assert "NAME=MODALITY" in capsys.readouterr().err

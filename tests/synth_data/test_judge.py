@@ -18,12 +18,8 @@ from anyglot_synth.nanoworld.language import question, words
 from anyglot_synth.nanoworld.scene import sample_scene
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, MediaError
 
-needs_engine = pytest.mark.skipif(
-    not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here"
-)
-needs_sphinx = pytest.mark.skipif(
-    not importlib.util.find_spec("pocketsphinx"), reason="pocketsphinx is not installed"
-)
+needs_engine = pytest.mark.skipif(not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here")
+needs_sphinx = pytest.mark.skipif(not importlib.util.find_spec("pocketsphinx"), reason="pocketsphinx is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +67,7 @@ def test_hears_questions_answers_and_nonsense(judge, cache_dir):
 @needs_engine
 def test_transcript_does_not_depend_on_the_batch(judge, clean):
     audio = [record.speech for record in clean[:9]]
-    assert (
-        judge.transcribe(audio)
-        == judge.transcribe(audio, batch_size=1)
-        == judge.transcribe(audio[::-1])[::-1]
-    )
+    assert judge.transcribe(audio) == judge.transcribe(audio, batch_size=1) == judge.transcribe(audio[::-1])[::-1]
 
 
 def test_scores_do_not_depend_on_padding(judge):
@@ -146,9 +138,7 @@ def test_training_is_reproducible(tmp_path, cache_dir, monkeypatch):
 
 
 @needs_sphinx
-@pytest.mark.skipif(
-    not shutil.which("flite"), reason="flite is not here; pocketsphinx cannot judge espeak-ng"
-)
+@pytest.mark.skipif(not shutil.which("flite"), reason="flite is not here; pocketsphinx cannot judge espeak-ng")
 def test_sphinx_is_a_second_opinion(judge, clean):
     chosen = [record for record in clean if len(record.scene) < 3][:6]
     heard = SphinxJudge().transcribe([record.speech for record in chosen])
@@ -172,9 +162,7 @@ def test_sphinx_missing_says_what_to_install(monkeypatch):
 
 @needs_engine
 def test_command_line(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        judging, "word_error_rates", lambda transcribe, cache_dir: {"slt": 0.012, "all": 0.012}
-    )
+    monkeypatch.setattr(judging, "word_error_rates", lambda transcribe, cache_dir: {"slt": 0.012, "all": 0.012})
     assert judging.main(["test"]) == 0
     assert "slt      word error rate 1.20 %" in capsys.readouterr().out
     assert judging.main(["test", "--out", str(tmp_path)]) == 2

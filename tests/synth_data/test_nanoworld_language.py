@@ -79,9 +79,7 @@ def test_the_middle_place_has_short_names() -> None:
         "large red circle top left small blue square top left",
         "large red circle top left small blue square",
         "large red circle small blue square top left top right extra",
-        " ".join(
-            f"large red circle {place}" for place in ("top left", "top right", "bottom left", "bottom right")
-        ),
+        " ".join(f"large red circle {place}" for place in ("top left", "top right", "bottom left", "bottom right")),
     ],
 )
 def test_other_texts_are_no_description(text: str) -> None:
@@ -120,9 +118,7 @@ def test_questions_have_one_answer(seed: int) -> None:
 
 
 def test_ambiguous_references_are_not_used() -> None:
-    scene = Scene(
-        (Thing("circle", "red", "large", "top", "left"), Thing("circle", "blue", "large", "top", "right"))
-    )
+    scene = Scene((Thing("circle", "red", "large", "top", "left"), Thing("circle", "blue", "large", "top", "right")))
     asked = dict(language.questions(scene))
     assert "where is the circle?" not in asked and "where is the large circle?" not in asked
     assert asked["where is the blue circle?"] == "top right"
@@ -165,3 +161,10 @@ def test_edits_change_one_thing_and_stay_in_the_split(seed: int) -> None:
 def test_unknown_style_is_refused() -> None:
     with pytest.raises(ValueError, match="style is 'sung'"):
         language.describe(RED_AND_BLUE, None, "sung")  # type: ignore[arg-type]
+
+
+def test_things_that_look_alike_can_be_edited_by_place() -> None:
+    things = tuple(Thing("circle", "blue", "small", "top", column) for column in ("left", "center", "right"))
+    made = language.edits(Scene(things))
+    assert any(text == "make the thing at the top left large" for text, _ in made)
+    assert all(len(result) in (2, 3) for _, result in made)

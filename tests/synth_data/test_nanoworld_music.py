@@ -58,12 +58,8 @@ def test_other_notes_play_no_scene() -> None:
     played = notes(ONE)
     assert scene_of(played[:-1]) is None
     first = played[0]
-    assert (
-        scene_of([Note(0.0, first.duration_s, first.midi_pitch + 1, first.instrument), *played[1:]]) is None
-    )
-    two = Scene(
-        (Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "large", "top", "right"))
-    )
+    assert scene_of([Note(0.0, first.duration_s, first.midi_pitch + 1, first.instrument), *played[1:]]) is None
+    two = Scene((Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "large", "top", "right")))
     swapped = [*notes(two)[6:], *notes(two)[:6]]
     times = [note.start_s for note in notes(two)]
     out_of_order = [
@@ -194,8 +190,7 @@ def test_nothing_is_heard_in_silence_and_noise() -> None:
         assert listen(rng.normal(0, 0.2, length)) is None
         assert listen(0.01 * np.cumsum(rng.normal(0, 0.2, length))) is None
     random_pitches = [
-        Note(i * 0.2, 0.2, int(rng.integers(48, 84)), str(rng.choice(list(melody.TIMBRES))))
-        for i in range(12)
+        Note(i * 0.2, 0.2, int(rng.integers(48, 84)), str(rng.choice(list(melody.TIMBRES)))) for i in range(12)
     ]
     assert listen(render(random_pitches)) is None
 

@@ -98,9 +98,7 @@ def test_more_than_three_things_are_no_scene() -> None:
 
 
 def test_shapes_of_one_color_differ_in_every_pair() -> None:
-    pictures = [
-        draw(Scene((Thing(shape, "white", size, "top", "left"),))) for shape in SHAPES for size in SIZES
-    ]
+    pictures = [draw(Scene((Thing(shape, "white", size, "top", "left"),))) for shape in SHAPES for size in SIZES]
     for index, picture in enumerate(pictures):
         for other in pictures[:index]:
             assert np.abs(picture.astype(int) - other).sum() > 3 * 216 * 15

@@ -20,9 +20,7 @@ from anyglot_synth.nanoworld.language import parse, question
 from anyglot_synth.nanoworld.scene import sample_scene
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
-needs_engine = pytest.mark.skipif(
-    not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here"
-)
+needs_engine = pytest.mark.skipif(not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here")
 
 
 @pytest.fixture(scope="module")

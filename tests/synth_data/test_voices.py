@@ -15,9 +15,7 @@ from anyglot_synth.nanoworld import voices
 from anyglot_synth.nanoworld.scene import Scene, Thing
 from anyglot_synth.nanoworld.voices import ESPEAK_VOICES, FLITE_VOICES, SAMPLE_RATE, SpeechCache, SpeechError
 
-needs_engine = pytest.mark.skipif(
-    not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here"
-)
+needs_engine = pytest.mark.skipif(not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here")
 TEXT = "large red circle, top left"
 
 
@@ -57,9 +55,7 @@ def test_espeak_program(only_engine):
     _check_clip(voices.speak(TEXT, ESPEAK_VOICES[1]))
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("espeakng_loader"), reason="espeakng-loader is not installed"
-)
+@pytest.mark.skipif(not importlib.util.find_spec("espeakng_loader"), reason="espeakng-loader is not installed")
 def test_espeak_library(only_engine):
     only_engine()
     assert voices.engine_version("espeak-ng").startswith("espeak-ng-1")
@@ -97,9 +93,7 @@ def test_bad_input(text, voice, problem):
 
 
 @needs_engine
-@pytest.mark.parametrize(
-    "text", ["-t words", "$(touch hacked) `id`", "'; exit 3; #", "<b>big</b> & red", "naïve café"]
-)
+@pytest.mark.parametrize("text", ["-t words", "$(touch hacked) `id`", "'; exit 3; #", "<b>big</b> & red", "naïve café"])
 def test_text_is_never_taken_for_a_command(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(voices.speak(text, voices.VOICES[0])) > 2000
@@ -140,10 +134,7 @@ def test_key_depends_on_everything_that_is_heard(monkeypatch):
 def test_prefetch_makes_each_clip_once(tmp_path):
     texts = ["red", "green", "red", "top left"]
     seen = []
-    assert (
-        voices.prefetch(texts, voices.VOICES[:2], tmp_path, 2, lambda done, total: seen.append((done, total)))
-        == 6
-    )
+    assert voices.prefetch(texts, voices.VOICES[:2], tmp_path, 2, lambda done, total: seen.append((done, total))) == 6
     assert seen[-1] == (6, 6) and len(list(tmp_path.rglob("*.flac"))) == 6
     assert voices.prefetch(texts, voices.VOICES[:2], tmp_path) == 0
     with pytest.raises(SpeechError):
@@ -163,9 +154,7 @@ def test_atomic_file_leaves_nothing_half_written(tmp_path):
 
 @needs_engine
 def test_speak_scene_joins_clauses_with_a_pause(tmp_path):
-    scene = Scene(
-        (Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "small", "bottom", "right"))
-    )
+    scene = Scene((Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "small", "bottom", "right")))
     cache = SpeechCache(tmp_path)
     voice = voices.VOICES[-1]
     audio, text = voices.speak_scene(scene, voice, None, cache)

@@ -32,7 +32,11 @@ specs = st.builds(
 
 @st.composite
 def code_batches(draw):
-    shape = [draw(st.integers(1, 3)), draw(st.integers(1, 3)), *draw(st.lists(st.integers(0, 5), min_size=1, max_size=2))]
+    shape = [
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)),
+        *draw(st.lists(st.integers(0, 5), min_size=1, max_size=2)),
+    ]
     top = draw(st.sampled_from([2, 2**16 - 1, 2**16, 2**31 - 1]))
     codes = torch.randint(0, top + 1, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 999))))
     lengths = None

@@ -43,7 +43,9 @@ def _bomb(path):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
 
 
 def test_bad_images(tmp_path):
@@ -125,7 +127,12 @@ def test_bad_audio(tmp_path):
 
 
 def test_write_refuses_and_leaves_nothing(tmp_path):
-    for image in (torch.zeros(1, 2, 2), torch.zeros(3, 0, 2), torch.zeros(3, 2, 2, dtype=torch.uint8), torch.full((3, 2, 2), torch.nan)):
+    for image in (
+        torch.zeros(1, 2, 2),
+        torch.zeros(3, 0, 2),
+        torch.zeros(3, 2, 2, dtype=torch.uint8),
+        torch.full((3, 2, 2), torch.nan),
+    ):
         with pytest.raises(MediaError):
             write_image(tmp_path / "a.png", image)
     for audio in (torch.zeros(4), torch.zeros(1, 0), torch.full((1, 4), torch.inf)):

@@ -123,7 +123,10 @@ def test_few_vectors_still_start():
     assert torch.isfinite(quantizer.codebooks).all() and quantizer.layers[1]._codebook.initted
 
 
-@pytest.mark.parametrize("codes", [torch.full((1, 1, 2), 8), torch.full((1, 1, 2), -1), torch.zeros(1, 3, 2).long(), torch.zeros(1, 1, 2)])
+@pytest.mark.parametrize(
+    "codes",
+    [torch.full((1, 1, 2), 8), torch.full((1, 1, 2), -1), torch.zeros(1, 3, 2).long(), torch.zeros(1, 1, 2)],
+)
 def test_decode_refuses(codes):
     with pytest.raises(CodesError):
         ResidualQuantizer(6, 2, 8).decode(codes)

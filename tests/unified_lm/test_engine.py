@@ -96,10 +96,7 @@ def test_alone_equals_in_batch(temperature: float) -> None:
     assert together == small
     seeds = row_seeds(5, len(rows))
     for i in range(len(rows)):
-        assert (
-            generate(tiny_llama(), VOCABULARY, [rows[i]], requests[i], settings, seed=[seeds[i]])[0]
-            == together[i]
-        )
+        assert generate(tiny_llama(), VOCABULARY, [rows[i]], requests[i], settings, seed=[seeds[i]])[0] == together[i]
 
 
 @pytest.mark.parametrize(("attention", "kv_heads"), [("eager", 2), ("sdpa", 1)])
@@ -159,9 +156,7 @@ def test_whatever_a_hot_model_says_parses() -> None:
 
 def test_on_row_gives_each_answer_once() -> None:
     seen: dict[int, list[int]] = {}
-    found = generate(
-        tiny_llama(), VOCABULARY, prompts(12), REQUESTS[3], on_row=seen.__setitem__, batch_size=5
-    )
+    found = generate(tiny_llama(), VOCABULARY, prompts(12), REQUESTS[3], on_row=seen.__setitem__, batch_size=5)
     assert [seen[i] for i in range(12)] == found
 
 
@@ -176,23 +171,15 @@ def test_guidance_of_scale_one_and_equal_prompts_changes_nothing() -> None:
     rows = prompts(8)
     plain = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2)
     other = prompts(8, seed=9)
+    assert generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {})) == plain
     assert (
-        generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {})) == plain
+        generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(rows, {"image": 5.0})) == plain
     )
     assert (
-        generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(rows, {"image": 5.0}))
-        == plain
-    )
-    assert (
-        generate(
-            tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 5.0})
-        )
-        != plain
+        generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 5.0})) != plain
     )
     # scale 0 is the unconditional model: that of the other prompts
-    zero = generate(
-        tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 0.0})
-    )
+    zero = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 0.0}))
     assert zero == generate(tiny_llama(), VOCABULARY, other, REQUESTS[0], seed=2)
 
 

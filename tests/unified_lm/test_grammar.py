@@ -101,10 +101,7 @@ def test_random_walk_ends_in_budget_and_parses_back(data: st.DataObject) -> None
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for end_bias in (0.0, 0.9):
         ids = walk(grammar, grammar.start(request), rng, end_bias)
-        assert (
-            grammar.shortest(request) <= len(ids) <= grammar.longest(request) <= request.max_ids
-            or not request.order
-        )
+        assert grammar.shortest(request) <= len(ids) <= grammar.longest(request) <= request.max_ids or not request.order
         assert len(ids) <= request.max_ids
         assert ids[-1] == vocabulary.controls["eos"]
         assert not set(ids[:-1]) & set(vocabulary.controls.values())
@@ -230,9 +227,7 @@ def test_controls_are_never_legal(name: str) -> None:
 def test_after_eos_nothing_is_legal() -> None:
     vocabulary = small_vocabulary()
     grammar = SpanGrammar(vocabulary)
-    state = grammar.advance(
-        grammar.advance(grammar.start(Request(max_ids=30)), 3), vocabulary.controls["eos"]
-    )
+    state = grammar.advance(grammar.advance(grammar.start(Request(max_ids=30)), 3), vocabulary.controls["eos"])
     assert grammar.finished(state)
     with pytest.raises(GrammarError, match="finished"):
         grammar.advance(state, 3)

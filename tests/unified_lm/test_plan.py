@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,9 @@ def test_natural_mixture_goes_through_everything_evenly(shards: list[Path]) -> N
         assert source.drawn_ids / plan.used_ids == pytest.approx(source.weight, abs=0.01)
 
 
-@pytest.mark.parametrize("weights", [{"image": 1, "text": 3, "speech": 4}, {"a": 1, "b": 1}, {"image": 0, "text": 1, "b": 1}])
+@pytest.mark.parametrize(
+    "weights", [{"image": 1, "text": 3, "speech": 4}, {"a": 1, "b": 1}, {"image": 0, "text": 1, "b": 1}]
+)
 def test_weights_are_shares_of_ids(shards: list[Path], weights: dict[str, float]) -> None:
     plan = build_plan(shards, weights, seq_len=128, num_packs=200)
     total = sum(weights.values())
@@ -93,7 +96,10 @@ def test_repetition_limit(shards: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("weights", "problem"),
     [
-        ({"image": 1, "text": 1, "speech": 1, "video": 1}, "no task or shard folder has that name; there are the tasks image"),
+        (
+            {"image": 1, "text": 1, "speech": 1, "video": 1},
+            "no task or shard folder has that name; there are the tasks image",
+        ),
         ({"image": 1, "text": 1}, "task 'speech' of .*b has no weight"),
         ({"a": 1, "b": 1, "image": 1}, "task 'image' of .*a has the weights of 'a' and 'image'"),
         ({"a": 0, "b": 0}, "one above 0"),
@@ -121,7 +127,10 @@ def test_one_order_per_input(shards: list[Path]) -> None:
         return build_plan(shards, **{"seq_len": 64, "num_packs": 50, "seed": 1, **changes})  # type: ignore[arg-type]
 
     assert plan().fingerprint == plan().fingerprint and contents(plan()) == contents(plan())
-    prints = {plan(**c).fingerprint for c in ({}, {"seed": 2}, {"num_packs": 51}, {"seq_len": 65}, {"weights": {"a": 1, "b": 1}})}
+    prints = {
+        plan(**c).fingerprint
+        for c in ({}, {"seed": 2}, {"num_packs": 51}, {"seq_len": 65}, {"weights": {"a": 1, "b": 1}})
+    }
     assert len(prints) == 5
     assert contents(plan(seed=2)) != contents(plan())
 
@@ -138,6 +147,14 @@ def test_save_load(shards: list[Path], tmp_path: Path) -> None:
     assert loaded.sources == plan.sources and loaded.describe() == again.describe()
     other = build_plan(shards, seq_len=64, num_packs=51, path=path)
     assert len(Plan.load(path)) == 51 == len(other)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_several_processes_may_save_one_plan(shards: list[Path], tmp_path: Path) -> None:
+    plan = build_plan(shards, seq_len=64, num_packs=50)
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(plan.save, [tmp_path / "plan"] * 8))
+    assert {p.fingerprint for p in saved} == {plan.fingerprint}
     assert [p.name for p in tmp_path.iterdir()] == ["plan"]
 
 

@@ -27,9 +27,7 @@ SPEECH = np.array([[1, 2, 3], [4, 5, 6]])
 
 def test_layout_and_labels() -> None:
     v = VOCABULARY
-    ids, loss = CHAT.render(
-        Sample([Segment("speech", SPEECH, "user"), Segment("image", IMAGE, "assistant")]), v, TEXT
-    )
+    ids, loss = CHAT.render(Sample([Segment("speech", SPEECH, "user"), Segment("image", IMAGE, "assistant")]), v, TEXT)
     speech, image, c = v.block("speech"), v.block("image"), v.controls
     expected = [c["bos"], c["user"]]
     expected += [speech.start_id, *(speech.first_id + SPEECH[0]), speech.end_id]  # input: first codebook only

@@ -88,7 +88,10 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
 def test_mismatches_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a")
     other = Vocabulary.build(
-        TEXT.size, BlockSpec(**{**vars(IMAGE), "fingerprint": "z" * 64}), SPEECH, text_fingerprint=TEXT.fingerprint
+        TEXT.size,
+        BlockSpec(**{**vars(IMAGE), "fingerprint": "z" * 64}),
+        SPEECH,
+        text_fingerprint=TEXT.fingerprint,
     )
     ShardReader(tmp_path / "a", VOCABULARY, CHAT)
     with pytest.raises(FingerprintError, match=r"shards .*a and the model differ: block 'image' is of tokenizer ii"):
@@ -133,7 +136,13 @@ def test_nothing_is_left_of_a_failed_run(tmp_path: Path) -> None:
 
 def test_garbled_documents_are_found_at_write_time(tmp_path: Path) -> None:
     block = VOCABULARY.block("image")
-    ids = [VOCABULARY.controls["bos"], VOCABULARY.controls["assistant"], block.start_id, block.first_id, block.end_id]
+    ids = [
+        VOCABULARY.controls["bos"],
+        VOCABULARY.controls["assistant"],
+        block.start_id,
+        block.first_id,
+        block.end_id,
+    ]
     writer = ShardWriter(tmp_path / "a", VOCABULARY)
     writer.add([*ids, VOCABULARY.controls["eos"]], np.ones(6, bool), "t")
     with pytest.raises(ShardError, match=r"document 0 does not decode \(image: a span holds 4 ids, got 1"):

@@ -50,9 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = Vocabulary.build(
         text.size,
         BlockSpec.from_code_spec(image.spec, pattern="raster", grid=(2, 2)),
-        BlockSpec.from_code_spec(
-            speech.spec, num_quantizers=2, pattern="delay", input_pattern="first", max_frames=9
-        ),
+        BlockSpec.from_code_spec(speech.spec, num_quantizers=2, pattern="delay", input_pattern="first", max_frames=9),
         BlockSpec.from_code_spec(music.spec, max_frames=12),
         text_fingerprint=text.fingerprint,
     )
@@ -82,9 +80,7 @@ def test_folder_is_plain_and_comes_back(folder: Path, unified: UnifiedModel, tmp
     assert again.vocabulary.fingerprint == unified.vocabulary.fingerprint
     for name, tensor in unified.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
-    assert {
-        str(p.relative_to(tmp_path / "again")) for p in (tmp_path / "again").rglob("*") if p.is_file()
-    } == names
+    assert {str(p.relative_to(tmp_path / "again")) for p in (tmp_path / "again").rglob("*") if p.is_file()} == names
 
 
 def test_saving_over_a_model_replaces_it(folder: Path, unified: UnifiedModel, tmp_path: Path) -> None:
@@ -101,9 +97,7 @@ def test_every_direction_decodes(unified: UnifiedModel) -> None:
     for source in names:
         for target in names:
             content = (
-                SAYINGS[0]
-                if source == "text"
-                else rng.integers(0, 16, (2, 2, 2) if source == "image" else (2, 7))
+                SAYINGS[0] if source == "text" else rng.integers(0, 16, (2, 2, 2) if source == "image" else (2, 7))
             )
             samples.append(Sample([Segment(source, content, "user")]))
             requests.append(Request(order=(target,), max_ids=60))
@@ -150,9 +144,7 @@ def test_media_in_batches_equal_media_alone(unified: UnifiedModel) -> None:
     decoded = unified.decode_media("speech", codes)
     assert [m.shape[-1] for m in decoded] == [800, 160, 1280, 800]
     for item, expected in zip(codes, decoded, strict=True):
-        torch.testing.assert_close(
-            unified.decode_media("speech", [item.numpy()])[0], expected, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(unified.decode_media("speech", [item.numpy()])[0], expected, atol=1e-5, rtol=0)
     images = torch.rand(3, 3, 16, 16, generator=generator)
     grids = unified.encode_media("image", images)
     assert torch.equal(grids[1], unified.encode_media("image", [images[1]])[0])
@@ -165,9 +157,7 @@ def test_generate_takes_text_tensors_codes_and_files(unified: UnifiedModel, tmp_
     write_audio(tmp_path / "hiss.wav", torch.randn(1, 1000) * 0.1, 16000)
     picture = unified.generate("image", text="a red circle", seed=1)
     assert picture.media is not None and picture.media.shape == (3, 16, 16)
-    heard = unified.generate(
-        "text", speech=tmp_path / "hiss.wav", image=str(tmp_path / "wide.png"), sampling=GREEDY
-    )
+    heard = unified.generate("text", speech=tmp_path / "hiss.wav", image=str(tmp_path / "wide.png"), sampling=GREEDY)
     assert heard.text is not None
     assert picture.codes is not None
     both = unified.generate(("text", "music"), image=picture.codes, sampling=Sampling(0.5))

@@ -158,7 +158,9 @@ def test_difference_is_named() -> None:
         return Vocabulary.build(300, IMAGE, speech, MUSIC, text_fingerprint="t" * 64)
 
     VOCABULARY.check_same(other())
-    with pytest.raises(FingerprintError, match="a and b differ: block 'speech' is of tokenizer spspspspspsp against xxx"):
+    with pytest.raises(
+        FingerprintError, match="a and b differ: block 'speech' is of tokenizer spspspspspsp against xxx"
+    ):
         VOCABULARY.check_same(other(fingerprint="x" * 64), "a", "b")
     with pytest.raises(FingerprintError, match="block 'speech' has codebook_size=8 against 9"):
         VOCABULARY.check_same(other(codebook_size=9))

@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "audio": ("AudioCodec",),
     "codes": ("Codes",),
-    "errors": ("AnyglotError", "CheckpointError", "CodesError", "FingerprintError", "ManifestError", "MediaError"),
+    "errors": (
+        "AnyglotError",
+        "CheckpointError",
+        "CodesError",
+        "FingerprintError",
+        "ManifestError",
+        "MediaError",
+    ),
     "image": ("ImageVQ",),
     "media": ("atomic_write", "read_audio", "read_image", "write_audio", "write_image"),
     "quantize": ("ResidualQuantizer",),

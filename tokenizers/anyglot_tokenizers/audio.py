@@ -1,14 +1,18 @@
 """`AudioCodec`: a small speech or music codec, log-mel frames in, inverse STFT out.
 
-Log-mel frames -> ConvNeXt blocks -> strided fold -> residual quantizer -> unfold -> ConvNeXt blocks -> inverse-STFT head.
-The decoder is Vocos (Siuzdak, arXiv 2306.00814), the codec built around it follows WavTokenizer (Ji et al.,
-arXiv 2408.16532). All frame-rate work happens at 50 to 100 Hz, which is what makes it usable on a CPU.
+Log-mel frames -> ConvNeXt blocks -> strided fold -> residual quantizer -> unfold -> ConvNeXt blocks ->
+inverse-STFT head. The decoder is Vocos (Siuzdak, arXiv 2306.00814), the codec built around it follows
+WavTokenizer (Ji et al., arXiv 2408.16532). All frame-rate work happens at 50 to 100 Hz, which is what makes
+it usable on a CPU.
 
-Alignment: frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and synthesis alike, so T frames mean exactly
-T * hop samples. Padding: everything beyond an item's end is zero before every convolution, which is what an item meets
-when it is alone; so neighbours in a batch never change its codes. This file holds no losses and reads no files.
+Alignment: frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and synthesis alike, so T frames
+    mean
+exactly T * hop samples. Padding: everything beyond an item's end is zero before every convolution, which is
+what an item meets when it is alone; so neighbours in a batch never change its codes. This file holds no
+losses and reads no files.
 
-Shapes: B items, S samples, T frames, N codes (N = T / stride), M mels, F = n_fft / 2 + 1 bins, C channels, K quantizers.
+Shapes: B items, S samples, T frames, N codes (N = T / stride), M mels, F = n_fft / 2 + 1 bins, C channels, K
+quantizers.
 """
 
 from __future__ import annotations
@@ -76,7 +80,9 @@ class AudioCodec(Tokenizer):
     ) -> None:
         super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         if min(sample_rate, n_fft, hop, stride) < 1 or (n_fft - hop) % 2 or n_fft < 2 * hop:
-            raise ValueError(f"need n_fft >= 2 * hop and n_fft - hop even, got n_fft {n_fft}, hop {hop}, stride {stride}")
+            raise ValueError(
+                f"need n_fft >= 2 * hop and n_fft - hop even, got n_fft {n_fft}, hop {hop}, stride {stride}"
+            )
         self.modality = modality
         self.sample_rate = sample_rate
         self.n_fft, self.hop, self.stride = n_fft, hop, stride
@@ -113,9 +119,11 @@ class AudioCodec(Tokenizer):
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
-        """Codes of audio; `lengths` are int64 `[B]` samples per item (None = all), the result's are codes per item.
+        """Codes of audio; `lengths` are int64 `[B]` samples per item (None = all), the result's are codes per
+        item.
 
-        The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or misshapen audio.
+        The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or
+        misshapen audio.
         """
         media = check_media("audio batch", media, "float32[batch, 1, samples]", 3, 1).to(self.device)
         lengths = self._checked_lengths(media, lengths)
@@ -126,7 +134,10 @@ class AudioCodec(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Codes | Tensor) -> Tensor:
-        """Audio float32 `[B, 1, N * hop_length]` of codes `[B, k, N]`, any k <= K; silence beyond an item's length."""
+        """Audio float32 `[B, 1, N * hop_length]` of codes `[B, k, N]`, any k <= K.
+
+        Silence beyond an item's length.
+        """
         lengths = codes.lengths if isinstance(codes, Codes) else None
         codes_BKN = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
         if codes_BKN.ndim != 3 or codes_BKN.shape[2] == 0:
@@ -152,9 +163,17 @@ class AudioCodec(Tokenizer):
         if lengths is None:
             return torch.full((batch,), samples, dtype=torch.int64, device=media.device)
         if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-            raise MediaError("audio batch", f"lengths are {lengths.dtype}{list(lengths.shape)}", f"need int64[{batch}], in samples")
+            raise MediaError(
+                "audio batch",
+                f"lengths are {lengths.dtype}{list(lengths.shape)}",
+                f"need int64[{batch}], in samples",
+            )
         if int(lengths.min()) < 1 or int(lengths.max()) > samples:
-            raise MediaError("audio batch", f"lengths {lengths.tolist()[:8]} leave 1..{samples}", "drop empty items, in samples")
+            raise MediaError(
+                "audio batch",
+                f"lengths {lengths.tolist()[:8]} leave 1..{samples}",
+                "drop empty items, in samples",
+            )
         return lengths.to(media.device)
 
     def _encode(self, x_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,9 +210,9 @@ class AudioCodec(Tokenizer):
             magnitude_BTF = magnitude_BTF.clamp(max=6.0).exp() * frames_BT1
             frames_BTn = torch.fft.irfft(torch.polar(magnitude_BTF, phase_BTF), n=self.n_fft) * self.window
             count = frames_BTn.shape[1]
-            weight_n1 = self.window.square()[:, None].expand(-1, count)
+            weight_BnT = self.window.square()[:, None] * frames_BT1.float().transpose(1, 2)
             x_BS = self._overlap_add(frames_BTn.transpose(1, 2), count)
-            return x_BS / self._overlap_add(weight_n1[None], count).clamp(min=1e-6)
+            return x_BS / self._overlap_add(weight_BnT, count).clamp(min=1e-6)
 
     def _overlap_add(self, frames_BnT: Tensor, count: int) -> Tensor:
         margin = (self.n_fft - self.hop) // 2
@@ -242,7 +261,8 @@ class ConvNeXtBlock(nn.Module):
 def mel_filters(n_fft: int, num_mels: int, sample_rate: int, low_hz: float = 0.0) -> Tensor:
     """Triangular mel filters, float32 `[n_fft / 2 + 1, num_mels]`, each summing to at most one.
 
-    HTK mel scale, mel = 2595 log10(1 + f / 700) (O'Shaughnessy 1987). A filter narrower than a bin keeps its nearest bin.
+    HTK mel scale, mel = 2595 log10(1 + f / 700) (O'Shaughnessy 1987). A filter narrower than a bin keeps its
+    nearest bin.
     """
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     bottom = 2595 * np.log10(1 + low_hz / 700)

@@ -1,7 +1,8 @@
 """`Codes`: a batch of codes with lengths, and its self-describing file form.
 
-File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and in the header
-metadata `format`, `version` and `spec` (JSON). This file does not know models.
+File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and
+    in the
+header metadata `format`, `version` and `spec` (JSON). This file does not know models.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Codes:
     """Codes of a batch.
 
     Attributes:
-        codes: int64 `[batch, num_quantizers, *grid]`, every id in `[0, codebook_size)`; padding holds any legal id.
+        codes: int64 `[batch, num_quantizers, *grid]`, every id in `[0, codebook_size)`; padding holds any
+            legal id.
         lengths: int64 `[batch]`, valid positions on the first grid axis; None = all.
         spec: what the codes mean; None = unknown.
     """
@@ -39,13 +41,18 @@ class Codes:
 
     def __post_init__(self) -> None:
         if self.codes.ndim < 3 or self.codes.dtype != torch.int64:
-            raise CodesError(f"codes must be int64[batch, quantizers, *grid], got {self.codes.dtype}{list(self.codes.shape)}")
+            raise CodesError(
+                f"codes must be int64[batch, quantizers, *grid], got {self.codes.dtype}{list(self.codes.shape)}"
+            )
         if self.lengths is not None:
             if self.lengths.shape != self.codes.shape[:1] or self.lengths.dtype != torch.int64:
                 raise CodesError(
                     f"lengths must be int64[{self.codes.shape[0]}], got {self.lengths.dtype}{list(self.lengths.shape)}"
                 )
-            if self.lengths.numel() and not 0 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.codes.shape[2]:
+            if (
+                self.lengths.numel()
+                and not 0 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.codes.shape[2]
+            ):
                 raise CodesError(f"lengths must lie in 0..{self.codes.shape[2]}, got {self.lengths.tolist()[:8]}")
 
     def __len__(self) -> int:
@@ -71,7 +78,9 @@ class Codes:
         array = self.codes.cpu().numpy()
         low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
         if low < 0 or high >= 2**31:
-            raise CodesError(f"{path}: ids must lie in 0..{2**31 - 1}, got {low}..{high}; codes hold no sentinel values")
+            raise CodesError(
+                f"{path}: ids must lie in 0..{2**31 - 1}, got {low}..{high}; codes hold no sentinel values"
+            )
         tensors = {"codes": array.astype("uint16" if high < 2**16 else "int32")}
         if self.lengths is not None:
             tensors["lengths"] = self.lengths.cpu().numpy()
@@ -94,11 +103,14 @@ class Codes:
                 names = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names & {"codes", "lengths"}}
         except (SafetensorError, OSError, ValueError) as error:
-            raise MediaError(path, f"not a readable safetensors file ({error})", "write it again with Codes.save") from error
+            raise MediaError(
+                path, f"not a readable safetensors file ({error})", "write it again with Codes.save"
+            ) from error
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION or "codes" not in tensors:
             raise MediaError(
                 path,
-                f"holds {sorted(names)} with metadata format {metadata.get('format')!r}, version {metadata.get('version')!r}",
+                f"holds {sorted(names)} with metadata format {metadata.get('format')!r}, "
+                f"version {metadata.get('version')!r}",
                 f"expected format {FORMAT!r}, version {VERSION!r}, as written by Codes.save",
             )
         lengths = tensors.get("lengths")

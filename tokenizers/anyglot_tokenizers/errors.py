@@ -1,7 +1,7 @@
 """The errors users meet.
 
-Each prints as one line that names what was wrong and the way out. This file knows nothing of files, models or tensors.
-Mistakes of this package itself are `assert`s, never these.
+Each prints as one line that names what was wrong and the way out. This file knows nothing of files, models or
+tensors. Mistakes of this package itself are `assert`s, never these.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """`ImageVQ`: a small convolutional image tokenizer with a residual quantizer.
 
-Encoder and decoder are residual convolutions (GroupNorm, SiLU) after VQGAN (Esser et al., arXiv 2012.09841), residual
-codes after RQ-VAE (Lee et al., arXiv 2203.01941). The first stage is a pixel-unshuffle, which keeps full-resolution
-convolutions, the costly part on a CPU, out of the network. This file holds no losses and reads no files.
+Encoder and decoder are residual convolutions (GroupNorm, SiLU) after VQGAN (Esser et al., arXiv 2012.09841),
+residual codes after RQ-VAE (Lee et al., arXiv 2203.01941). The first stage is a pixel-unshuffle, which keeps
+full-resolution convolutions, the costly part on a CPU, out of the network. Beside both runs a linear map of whole
+patches: it learns what principal components would within a few hundred steps, and the convolutions the rest.
+This file holds no losses and reads no files.
 
 Shapes: B items, H x W pixels, h x w codes, D latent dims, K quantizers.
 """
@@ -26,8 +28,8 @@ class ImageVQ(Tokenizer):
     """Images float32 `[B, 3, H, W]` in [0, 1] to codes int64 `[B, K, H/f, W/f]`, for any H, W divisible by f.
 
     Args:
-        channels: width of each stage, from fine to coarse; each stage after the first halves the resolution, so
-            `patch * 2 ** (len(channels) - 1)` must be `downsample_factor`.
+        channels: width of each stage, from fine to coarse; each stage after the first halves the resolution,
+            so `patch * 2 ** (len(channels) - 1)` must be `downsample_factor`.
         depth: residual blocks per stage, in encoder and decoder each.
         patch: pixels per side folded into channels first.
         downsample_factor: f, pixels per code on each side.
@@ -39,6 +41,9 @@ class ImageVQ(Tokenizer):
         seed: of the initial weights.
         license: of the weights.
     """
+
+    mean_C11: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -65,7 +70,10 @@ class ImageVQ(Tokenizer):
         self.factor = downsample_factor
         first, last = channels[0], channels[-1]
         with seeded(seed):
-            encoder: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, first, 3, padding=1)]
+            encoder: list[nn.Module] = [
+                nn.PixelUnshuffle(patch),
+                nn.Conv2d(3 * patch**2, first, 3, padding=1),
+            ]
             for index, width in enumerate(channels):
                 if index:
                     encoder += [nn.Conv2d(channels[index - 1], width, 2, stride=2)]
@@ -80,6 +88,12 @@ class ImageVQ(Tokenizer):
                 if index:
                     decoder += [nn.Conv2d(channels[index], 4 * channels[index - 1], 1), nn.PixelShuffle(2)]
             self.decoder = nn.Sequential(*decoder, *_head(first, 3 * patch**2, 3), nn.PixelShuffle(patch))
+            self.linear_in = nn.Conv2d(3, codebook_dim, self.factor, stride=self.factor)
+            self.linear_out = nn.Sequential(
+                nn.Conv2d(codebook_dim, 3 * self.factor**2, 1), nn.PixelShuffle(self.factor)
+            )
+        self.register_buffer("mean_C11", torch.full((3, 1, 1), 0.5))
+        self.register_buffer("deviation", torch.tensor(0.5))
 
     def _spec_entries(self) -> dict[str, Any]:
         return {
@@ -93,10 +107,13 @@ class ImageVQ(Tokenizer):
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
-        """Codes of images of one size. Raises MediaError for wrong sizes or ranges, and for lengths (images have none)."""
+        """Codes of images of one size.
+
+        Raises MediaError for wrong sizes, ranges, and lengths (images have none).
+        """
         x_BCHW = self._checked(media, lengths).to(self.device)
         with full_precision(self.device):
-            z_BDhw = self.encoder(2 * x_BCHW - 1)
+            z_BDhw = self._latents(x_BCHW)
             codes_BKN = self.quantizer.encode(z_BDhw.flatten(2), num_quantizers)
         return Codes(codes_BKN.unflatten(2, z_BDhw.shape[2:]), None, self.spec)
 
@@ -108,15 +125,34 @@ class ImageVQ(Tokenizer):
             raise CodesError(f"image codes must be [batch, quantizers, height, width], got {list(codes_BKhw.shape)}")
         with full_precision(self.device):
             z_BDN = self.quantizer.decode(codes_BKhw.flatten(2))
-            x_BCHW = self.decoder(z_BDN.unflatten(2, codes_BKhw.shape[2:]))
-        return (x_BCHW / 2 + 0.5).clamp(0, 1)
+            x_BCHW = self._pixels(z_BDN.unflatten(2, codes_BKhw.shape[2:]))
+        return x_BCHW.clamp(0, 1)
 
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Reconstruct with gradients; the reconstruction is not clamped to [0, 1]."""
-        z_BDhw = self.encoder(2 * media - 1)
+        z_BDhw = self._latents(media)
         q_BDN, codes_BKN, commit, stats = self.quantizer(z_BDhw.flatten(2))
-        x_BCHW = self.decoder(q_BDN.unflatten(2, z_BDhw.shape[2:]))
-        return Reconstruction(x_BCHW.float() / 2 + 0.5, codes_BKN.unflatten(2, z_BDhw.shape[2:]), commit, stats)
+        x_BCHW = self._pixels(q_BDN.unflatten(2, z_BDhw.shape[2:]))
+        return Reconstruction(x_BCHW, codes_BKN.unflatten(2, z_BDhw.shape[2:]), commit, stats)
+
+    @torch.no_grad()
+    def fit_statistics(self, media: Tensor) -> None:
+        """Centre and scale the input by the mean colour and the deviation of typical images.
+
+        A common colour far from the centre would otherwise rule the norms of the first layers.
+        """
+        if int(self.quantizer.steps) == 0:
+            self.mean_C11.copy_(media.float().mean(dim=(0, 2, 3))[:, None, None])
+            self.deviation.copy_((media.float() - self.mean_C11).std().clamp(min=0.05))
+
+    def _latents(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = (x_BCHW - self.mean_C11) / self.deviation
+        z_BDhw: Tensor = self.encoder(x_BCHW) + self.linear_in(x_BCHW)
+        return z_BDhw
+
+    def _pixels(self, z_BDhw: Tensor) -> Tensor:
+        x_BCHW = (self.decoder(z_BDhw) + self.linear_out(z_BDhw)).float()
+        return x_BCHW * self.deviation + self.mean_C11
 
     def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is not None:
@@ -125,11 +161,17 @@ class ImageVQ(Tokenizer):
         height, width = media.shape[2:]
         if height % self.factor or width % self.factor:
             raise MediaError(
-                "image batch", f"size {height}x{width} is not divisible by {self.factor}", "resize or crop, see read_image(size=)"
+                "image batch",
+                f"size {height}x{width} is not divisible by {self.factor}",
+                "resize or crop, see read_image(size=)",
             )
         low, high = (float(value) for value in torch.aminmax(media))
         if low < -0.1 or high > 1.1:
-            raise MediaError("image batch", f"values span {low:.3g}..{high:.3g}", "scale images to [0, 1] (bytes: divide by 255)")
+            raise MediaError(
+                "image batch",
+                f"values span {low:.3g}..{high:.3g}",
+                "scale images to [0, 1] (bytes: divide by 255)",
+            )
         return media
 
 
@@ -148,7 +190,7 @@ class ResidualBlock(nn.Module):
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, width), width)
+    return nn.GroupNorm(math.gcd(8, max(1, width // 2)), width)  # two channels a group, or more
 
 
 def _head(width: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:

@@ -17,8 +17,9 @@ from anyglot_tokenizers.audio import mel_filters
 class ImageLoss(nn.Module):
     """Weighted L1 + L2 with an edge term, for pictures that are mostly background.
 
-    A pixel's weight is `1 + foreground_weight * d`, with d its mean absolute distance from the image's median colour; the
-    loss is the weighted mean. Without it, small things on a plain ground are a few per cent of the loss and vanish first.
+    A pixel's weight is `1 + foreground_weight * d`, with d its mean absolute distance from the image's median
+    colour; the loss is the weighted mean. Without it, small things on a plain ground are a few per cent of
+    the loss and vanish first.
 
     Args:
         foreground_weight: 0 gives the plain mean.
@@ -41,7 +42,12 @@ class ImageLoss(nn.Module):
         l2 = (weight_B1HW * error_BCHW.square()).mean()
         edge = error_BCHW.diff(dim=2).abs().mul(weight_B1HW[:, :, 1:]).mean()
         edge = edge + error_BCHW.diff(dim=3).abs().mul(weight_B1HW[:, :, :, 1:]).mean()
-        parts = {"l1": l1.detach(), "l2": l2.detach(), "edge": edge.detach(), "psnr": psnr(output_BCHW, target_BCHW)}
+        parts = {
+            "l1": l1.detach(),
+            "l2": l2.detach(),
+            "edge": edge.detach(),
+            "psnr": psnr(output_BCHW, target_BCHW),
+        }
         return l1 + self.l2_weight * l2 + self.edge_weight * edge, parts
 
     @torch.no_grad()
@@ -61,9 +67,10 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
 class SpectralLoss(nn.Module):
     """Multi-scale spectral distance of two waveforms, always in float32.
 
-    Per window size: L1 between log-mel spectra (DAC, arXiv 2306.06546), L1 between log magnitudes, and spectral convergence
-    (Parallel WaveGAN, arXiv 1910.11480). Magnitudes are divided by the window's sum, so a full-scale sine is 0.5; below
-    `floor` (-80 dB) nothing counts, otherwise digital silence would rule the loss.
+    Per window size: L1 between log-mel spectra (DAC, arXiv 2306.06546), L1 between log magnitudes, and spectral
+    convergence (Parallel WaveGAN, arXiv 1910.11480). Magnitudes are divided by the window's sum, so a
+    full-scale sine is 0.5; below `floor` (-80 dB) nothing counts, otherwise digital silence would rule the
+    loss.
 
     Args:
         sample_rate: Hz.

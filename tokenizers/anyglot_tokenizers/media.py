@@ -1,8 +1,9 @@
 """Image and audio files to tensors and back, with limits checked before decoding.
 
-Images are float32 `[3, H, W]` in [0, 1], audio is float32 `[channels, samples]`. Only a short list of image formats is
-opened (none that runs an interpreter). This file knows nothing of tokenizers. Writes go to a temporary name in the same
-folder and are then renamed, so a file is either the old one or complete, whenever the process is killed.
+Images are float32 `[3, H, W]` in [0, 1], audio is float32 `[channels, samples]`. Only a short list of image
+formats is opened (none that runs an interpreter). This file knows nothing of tokenizers. Writes go to a
+temporary name in the same folder and are then renamed, so a file is either the old one or complete, whenever
+the process is killed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ PathLike = str | os.PathLike[str]
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 AUDIO_SUFFIXES = {".wav": "WAV", ".flac": "FLAC"}
-EXACT_LENGTHS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "AU", "W64", "CAF")  # whose headers state the exact frame count
+EXACT_LENGTHS = (
+    "WAV",
+    "WAVEX",
+    "RF64",
+    "FLAC",
+    "AIFF",
+    "AU",
+    "W64",
+    "CAF",
+)  # whose headers state the exact frame count
 
 
 @contextmanager
@@ -51,7 +61,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
 def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_000_000) -> Tensor:
     """Read a picture as float32 `[3, H, W]` in [0, 1].
 
-    EXIF orientation is applied, transparency is composited on white, the first frame of an animation is taken.
+    EXIF orientation is applied, transparency is composited on white, the first frame of an animation is
+    taken.
 
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
@@ -79,7 +90,16 @@ def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_
         raise MediaError(path, bomb[0], "scale it down first") from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(path, "not a picture of a known format", f"need one of {', '.join(IMAGE_FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        TypeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise MediaError(path, f"truncated or damaged picture ({error})", "get the file again or drop it") from error
     if size is not None:
         side = min(image.size)
@@ -99,8 +119,8 @@ def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_secon
         max_seconds: longer files are refused from the header.
 
     Raises:
-        MediaError: missing, empty, not a sound, truncated, too long, of zero length, with NaN or infinite samples, or with
-            another number of channels.
+        MediaError: missing, empty, not a sound, truncated, too long, of zero length, with NaN or infinite
+            samples, or with another number of channels.
     """
     import soundfile
     import soxr
@@ -113,15 +133,25 @@ def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_secon
             rate, stated, container = file.samplerate, file.frames, file.format
             limit = int(max_seconds * rate)
             if stated > limit and container in EXACT_LENGTHS:
-                raise MediaError(path, f"{stated / rate:.1f} s is longer than {max_seconds:g} s", "cut it or raise max_seconds")
+                raise MediaError(
+                    path,
+                    f"{stated / rate:.1f} s is longer than {max_seconds:g} s",
+                    "cut it or raise max_seconds",
+                )
             samples_SC = file.read(limit + 1, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
-        raise MediaError(path, f"not a readable sound file ({error})", "need WAV, FLAC, Ogg or MP3; get the file again") from error
+        raise MediaError(
+            path, f"not a readable sound file ({error})", "need WAV, FLAC, Ogg or MP3; get the file again"
+        ) from error
     count, found = samples_SC.shape
     if count > limit:
         raise MediaError(path, f"longer than {max_seconds:g} s", "cut it or raise max_seconds")
     if _missing_bytes(path) or (container in EXACT_LENGTHS and count < stated):
-        raise MediaError(path, f"truncated: the header promises more than the {count} samples found", "get the file again or drop it")
+        raise MediaError(
+            path,
+            f"truncated: the header promises more than the {count} samples found",
+            "get the file again or drop it",
+        )
     if count == 0:
         raise MediaError(path, "holds no samples", "drop the file")
     if not np.isfinite(samples_SC).all():
@@ -145,20 +175,31 @@ def write_image(path: PathLike, image: Tensor) -> None:
 
     kind = _kind(path, IMAGE_SUFFIXES)
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0 or not image.is_floating_point():
-        raise MediaError(path, f"cannot write {image.dtype}{list(image.shape)}", "give float[3, height, width] in [0, 1]")
+        raise MediaError(
+            path, f"cannot write {image.dtype}{list(image.shape)}", "give float[3, height, width] in [0, 1]"
+        )
     _check_finite(path, image)
     pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     with atomic_write(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format=kind, **({"quality": 95} if kind == "JPEG" else {}))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(
+            temporary, format=kind, **({"quality": 95} if kind == "JPEG" else {})
+        )
 
 
 def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
-    """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, by suffix. Raises MediaError."""
+    """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, by suffix.
+
+    Raises MediaError.
+    """
     import soundfile
 
     kind = _kind(path, AUDIO_SUFFIXES)
     if audio.ndim != 2 or audio.numel() == 0 or audio.shape[0] > 8 or not audio.is_floating_point():
-        raise MediaError(path, f"cannot write {audio.dtype}{list(audio.shape)}", "give float[channels, samples], 1 to 8 channels")
+        raise MediaError(
+            path,
+            f"cannot write {audio.dtype}{list(audio.shape)}",
+            "give float[channels, samples], 1 to 8 channels",
+        )
     _check_finite(path, audio)
     samples = audio.detach().float().clamp(-1, 1).T.cpu().numpy()
     with atomic_write(path) as temporary:
@@ -207,7 +248,10 @@ def _to_rgb(image: Image, path: PathLike) -> Image:
 
 
 def _missing_bytes(path: PathLike) -> bool:
-    """Whether a RIFF (WAV) header states more bytes than the file has; streamed files state 0 or the maximum."""
+    """Whether a RIFF (WAV) header states more bytes than the file has.
+
+    Streamed files state 0 or the maximum.
+    """
     with open(path, "rb") as file:
         head = file.read(8)
     if head[:4] != b"RIFF" or len(head) < 8:

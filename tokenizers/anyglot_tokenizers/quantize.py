@@ -1,14 +1,18 @@
 """Residual vector quantizer with exponential-moving-average codebooks.
 
-The codebooks, their k-means and their dead-code restarts are `vector_quantize_pytorch.VectorQuantize` layers (Lucidrains);
-the residual loop is our own, because the library's own residual class multiplies the encoder gradient by the number of
-quantizers, runs k-means in eval mode and does not guard CPU autocast. Recipe: SoundStream (arXiv 2107.03312), EnCodec
-(arXiv 2210.13438); staged k-means after Mimi (arXiv 2410.00037); per-item dropout after DAC (arXiv 2306.06546).
+The codebooks, their k-means and their dead-code restarts are `vector_quantize_pytorch.VectorQuantize` layers
+(Lucidrains); the residual loop is our own, because the library's own residual class multiplies the encoder
+gradient by the number of quantizers, runs k-means in eval mode and does not guard CPU autocast. Recipe:
+SoundStream (arXiv 2107.03312), EnCodec (arXiv 2210.13438); staged k-means after Mimi (arXiv 2410.00037);
+per-item dropout after DAC (arXiv 2306.06546).
 
-This file knows nothing of encoders, media or files. Shapes: B items, N positions, D latent dims, K quantizers, C codes.
+This file knows nothing of encoders, media or files. Shapes: B items, N positions, D latent dims, K
+quantizers, C codes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -21,9 +25,10 @@ from anyglot_tokenizers.errors import AnyglotError, CodesError
 class ResidualQuantizer(nn.Module):
     """K codebooks, each quantizing what the ones before it left over. Always computes in float32.
 
-    In training, quantizer i starts (k-means on the residual it will see) at training step `(i + 1) * stage_steps`; until
-    the first has started, latents pass through unquantized. A codebook that has not started yet holds zeros, so that codes
-    can be encoded and decoded at any moment. Nothing is ever initialised or changed in eval mode.
+    In training, quantizer i starts (k-means on the residual it will see) at training step `(i + 1) *
+    stage_steps`; until the first has started, latents pass through unquantized. A codebook that has not
+    started yet holds zeros, so that codes can be encoded and decoded at any moment. Nothing is ever
+    initialised or changed in eval mode.
 
     Args:
         dim: latent dims D; codebook entries have the same dims (put projections outside).
@@ -54,9 +59,13 @@ class ResidualQuantizer(nn.Module):
 
         super().__init__()
         if min(dim, num_quantizers) < 1 or codebook_size < 2:
-            raise ValueError(f"need dim, num_quantizers >= 1 and codebook_size >= 2: {dim}, {num_quantizers}, {codebook_size}")
+            raise ValueError(
+                f"need dim, num_quantizers >= 1 and codebook_size >= 2: {dim}, {num_quantizers}, {codebook_size}"
+            )
         if not 0.0 < dead_code_ratio < 1.0 or not 0.0 <= dropout <= 1.0 or stage_steps < 0:
-            raise ValueError(f"impossible dead_code_ratio {dead_code_ratio}, dropout {dropout} or stage_steps {stage_steps}")
+            raise ValueError(
+                f"impossible dead_code_ratio {dead_code_ratio}, dropout {dropout} or stage_steps {stage_steps}"
+            )
         self.dim = dim
         self.num_quantizers = num_quantizers
         self.codebook_size = codebook_size
@@ -77,14 +86,14 @@ class ResidualQuantizer(nn.Module):
             )
             for _ in range(num_quantizers)
         )
-        for index, layer in enumerate(self.layers):  # random entries, so that an untrained tokenizer has lively codes
-            layer._codebook.embed.normal_(std=0.5 ** (index + 1))
+        for index in range(num_quantizers):  # random entries, so that an untrained tokenizer has lively codes
+            self._codebook(index).embed.normal_(std=0.5 ** (index + 1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property
     def codebooks(self) -> Tensor:
         """All entries, float32 `[K, C, D]`."""
-        return torch.stack([layer._codebook.embed[0] for layer in self.layers])
+        return torch.stack([self._embed(index) for index in range(self.num_quantizers)])
 
     def forward(
         self, x_BDN: Tensor, num_quantizers: int | None = None, mask: Tensor | None = None
@@ -97,9 +106,9 @@ class ResidualQuantizer(nn.Module):
             mask: bool `[B, N]`, False = padding: not quantized, not learnt from, zeros in the output.
 
         Returns:
-            quantized float32 `[B, D, N]`; codes int64 `[B, k, N]` (0 where masked, dropped out or not started);
-            commitment loss, a scalar, the mean over quantizers; statistics of this batch: `perplexity` `[k]`,
-            `usage` (fraction of codes met) `[k]`, `counts` `[k, C]`.
+            quantized float32 `[B, D, N]`; codes int64 `[B, k, N]` (0 where masked, dropped out or not
+            started); commitment loss, a scalar, the mean over quantizers; statistics of this batch:
+            `perplexity` `[k]`, `usage` (fraction of codes met) `[k]`, `counts` `[k, C]`.
         """
         num_used = self._num_used(num_quantizers)
         with torch.autocast(x_BDN.device.type, enabled=False):
@@ -140,7 +149,8 @@ class ResidualQuantizer(nn.Module):
         """
         if codes_BKN.ndim != 3 or not 1 <= codes_BKN.shape[1] <= self.num_quantizers:
             raise CodesError(
-                f"codes of shape {list(codes_BKN.shape)} do not fit: need [batch, 1..{self.num_quantizers} quantizers, positions]"
+                f"codes of shape {list(codes_BKN.shape)} do not fit: "
+                f"need [batch, 1..{self.num_quantizers} quantizers, positions]"
             )
         if codes_BKN.is_floating_point() or codes_BKN.dtype == torch.bool:
             raise CodesError(f"codes must be integers, got {codes_BKN.dtype}")
@@ -148,7 +158,10 @@ class ResidualQuantizer(nn.Module):
         if codes_BKN.numel():
             low, high = (int(value) for value in torch.aminmax(codes_BKN))
             if low < 0 or high >= self.codebook_size:
-                raise CodesError(f"code {low if low < 0 else high} is outside 0..{self.codebook_size - 1}; is this another tokenizer's?")
+                raise CodesError(
+                    f"code {low if low < 0 else high} is outside 0..{self.codebook_size - 1}; "
+                    "is this another tokenizer's?"
+                )
         total = torch.zeros((), device=codes_BKN.device)
         for index in range(codes_BKN.shape[1]):
             total = total + F.embedding(codes_BKN[:, index], self._embed(index))
@@ -157,8 +170,8 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def restore_averages(self) -> None:
         """Rebuild the running sums from entries and usage, after loading weights that leave the sums out."""
-        for layer in self.layers:
-            codebook = layer._codebook
+        for index in range(self.num_quantizers):
+            codebook = self._codebook(index)
             usage, total = codebook.cluster_size, codebook.cluster_size.sum(-1, keepdim=True)
             smooth = (usage + codebook.eps) / (total + self.codebook_size * codebook.eps) * total
             codebook.embed_avg.copy_(codebook.embed * smooth[..., None])
@@ -170,8 +183,13 @@ class ResidualQuantizer(nn.Module):
             raise CodesError(f"num_quantizers {num_quantizers} is outside 1..{self.num_quantizers}")
         return num_quantizers
 
+    def _codebook(self, index: int) -> Any:
+        """The library's EMA codebook number `index`; Any, because the library is untyped."""
+        return self.layers[index]._codebook
+
     def _embed(self, index: int) -> Tensor:
-        return self.layers[index]._codebook.embed[0]
+        embed_CD: Tensor = self._codebook(index).embed[0]
+        return embed_CD
 
     def _quantize_eval(self, x_MD: Tensor, num_used: int) -> tuple[Tensor, Tensor, Tensor]:
         """Plain nearest neighbours: argmin |e|^2/2 - x.e with one addmm, no one-hot."""
@@ -195,9 +213,10 @@ class ResidualQuantizer(nn.Module):
         step = int(self.steps)
         self.steps += 1
         if step == 0:
-            for layer in self.layers:
-                if not layer._codebook.initted:
-                    layer._codebook.embed.zero_()
+            for index in range(self.num_quantizers):
+                codebook = self._codebook(index)
+                if not codebook.initted:
+                    codebook.embed.zero_()
         started = self.num_quantizers if self.stage_steps == 0 else min(self.num_quantizers, step // self.stage_steps)
         count = x_MD.shape[0]
         codes_KM = torch.zeros(num_used, count, dtype=torch.int64, device=x_MD.device)
@@ -227,7 +246,7 @@ class ResidualQuantizer(nn.Module):
     def _update(self, index: int, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """One training step of codebook `index`: k-means at its start, assignment, moving averages, restarts."""
         layer = self.layers[index]
-        codebook = layer._codebook
+        codebook = self._codebook(index)
         uniform = x_RD.shape[0] / self.codebook_size
         if not codebook.initted:
             samples = x_RD

@@ -43,9 +43,13 @@ class CodeSpec:
 
     def __post_init__(self) -> None:
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
-            raise ManifestError(f"code spec: codebook_sizes {self.codebook_sizes} must hold one positive size per quantizer")
+            raise ManifestError(
+                f"code spec: codebook_sizes {self.codebook_sizes} must hold one positive size per quantizer"
+            )
         if not self.axes or len(self.axes) != len(self.strides) or min(self.strides) < 1:
-            raise ManifestError(f"code spec: axes {self.axes} need one positive stride each, got strides {self.strides}")
+            raise ManifestError(
+                f"code spec: axes {self.axes} need one positive stride each, got strides {self.strides}"
+            )
         if self.sample_rate is not None and self.sample_rate < 1:
             raise ManifestError(f"code spec: sample_rate {self.sample_rate} must be positive (Hz) or null")
 
@@ -58,7 +62,9 @@ class CodeSpec:
     def codebook_size(self) -> int:
         """The size that all codebooks share. Raises ManifestError if they differ."""
         if len(set(self.codebook_sizes)) != 1:
-            raise ManifestError(f"code spec: codebooks differ in size {self.codebook_sizes}; use codebook_sizes instead")
+            raise ManifestError(
+                f"code spec: codebooks differ in size {self.codebook_sizes}; use codebook_sizes instead"
+            )
         return self.codebook_sizes[0]
 
     @property
@@ -79,7 +85,10 @@ class CodeSpec:
     def downsample_factor(self) -> int:
         """Pixels per code on each side (images only)."""
         if self.axes != ("height", "width") or self.strides[0] != self.strides[1]:
-            raise ManifestError(f"code spec: downsample_factor exists for square image codes only; axes {self.axes}, strides {self.strides}")
+            raise ManifestError(
+                f"code spec: downsample_factor exists for square image codes only; "
+                f"axes {self.axes}, strides {self.strides}"
+            )
         return self.strides[0]
 
     @property
@@ -108,7 +117,9 @@ class CodeSpec:
         unknown = sorted(set(entries) - known)
         if unknown:
             raise ManifestError(f"code spec: unknown entries {unknown}; known are {sorted(known)}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
+        }
         try:
             return cls(**values)
         except TypeError as error:

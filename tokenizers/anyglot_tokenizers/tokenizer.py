@@ -1,7 +1,9 @@
-"""`Tokenizer`: the base class of all tokenizers, their folder form and their fingerprint; `load` finds the right class.
+"""`Tokenizer`: the base class of all tokenizers, their folder form and their fingerprint; `load` finds the
+right class.
 
-Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled weights are never
-read. This file knows no architecture and no training.
+Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled
+    weights are
+never read. This file knows no architecture and no training.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CheckpointError, MediaError
@@ -48,8 +49,8 @@ class Reconstruction:
 class Tokenizer(nn.Module, ABC):
     """Media to codes and back.
 
-    Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give `_spec_entries`,
-    `encode`, `decode` and `forward`. No state is kept between calls.
+    Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give
+    `_spec_entries`, `encode`, `decode` and `forward`. No state is kept between calls.
     """
 
     _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
@@ -79,6 +80,9 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Encode, quantize and decode with gradients, for training."""
+
+    def fit_statistics(self, media: Tensor) -> None:
+        """Adapt input scaling to typical media before the first training step; nothing by default."""
 
     @property
     def spec(self) -> CodeSpec:
@@ -112,9 +116,9 @@ class Tokenizer(nn.Module, ABC):
     def save_pretrained(self, directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> str:
         """Write the folder form; returns the fingerprint of what was written.
 
-        With `dtype` (float16 or bfloat16) floating weights are rounded in the file, never in memory: the folder is then a
-        slightly different tokenizer with a fingerprint of its own, so encode data with the reloaded one.
-        Raises CheckpointError for weights that are not finite or do not fit the dtype.
+        With `dtype` (float16 or bfloat16) floating weights are rounded in the file, never in memory: the
+        folder is then a slightly different tokenizer with a fingerprint of its own, so encode data with the
+        reloaded one. Raises CheckpointError for weights that are not finite or do not fit the dtype.
         """
         from safetensors.torch import save
 
@@ -126,7 +130,9 @@ class Tokenizer(nn.Module, ABC):
             if tensor.is_floating_point() and not name.endswith("cluster_size"):
                 tensor = tensor.to(dtype or torch.float32)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{name} holds NaN or infinite values as {tensor.dtype}; not saved: train again or use float32")
+                raise CheckpointError(
+                    f"{name} holds NaN or infinite values as {tensor.dtype}; not saved: train again or use float32"
+                )
             tensors[name] = tensor.clone()
         fingerprint = fingerprint_of(type(self).__name__, self.config, tensors)
         entries = {
@@ -149,17 +155,22 @@ class Tokenizer(nn.Module, ABC):
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> Self:
         """Read a folder, or `owner/name` from the Hugging Face hub. Weights are float32 in memory; eval mode.
 
-        Raises CheckpointError if anything is missing, pickled, of another class, or does not match its fingerprint.
+        Raises CheckpointError if anything is missing, pickled, of another class, or does not match its
+        fingerprint.
         """
         folder = _folder(name_or_path, revision)
         entries = _read_config(folder)
         found = _find_class(str(entries["class"]), folder)
         if not issubclass(found, cls):
-            raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load")
+            raise CheckpointError(
+                f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load"
+            )
         try:
             tokenizer = found(**entries["config"])
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: config does not build a {found.__name__} ({error})") from error
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: config does not build a {found.__name__} ({error})"
+            ) from error
         tokenizer._load_tensors(folder, str(entries["fingerprint"]))
         return tokenizer.eval()
 
@@ -185,24 +196,32 @@ class Tokenizer(nn.Module, ABC):
         if not path.is_file():
             pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
             if pickles:
-                raise CheckpointError(f"{folder}: refusing pickled weights {pickles}, which can run code; convert them to {WEIGHTS_FILE}")
+                raise CheckpointError(
+                    f"{folder}: refusing pickled weights {pickles}, which can run code; convert them to {WEIGHTS_FILE}"
+                )
             raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); download or save it again") from error
+            raise CheckpointError(
+                f"{path}: not a readable safetensors file ({error}); download or save it again"
+            ) from error
         wanted = self._stored_tensors()
         if set(tensors) != set(wanted):
             missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-            raise CheckpointError(f"{path}: weights do not fit the config: missing {missing[:3]}, unexpected {extra[:3]}")
+            raise CheckpointError(
+                f"{path}: weights do not fit the config: missing {missing[:3]}, unexpected {extra[:3]}"
+            )
         for name, tensor in tensors.items():
             if tensor.shape != wanted[name].shape:
-                raise CheckpointError(f"{path}: {name} has shape {list(tensor.shape)}, the config needs {list(wanted[name].shape)}")
+                raise CheckpointError(
+                    f"{path}: {name} has shape {list(tensor.shape)}, the config needs {list(wanted[name].shape)}"
+                )
         actual = fingerprint_of(type(self).__name__, self.config, tensors)
         if actual != fingerprint:
             raise CheckpointError(
-                f"{path}: weights or config changed after saving (fingerprint {actual[:12]}, recorded {fingerprint[:12]}); "
-                "get the folder again"
+                f"{path}: weights or config changed after saving "
+                f"(fingerprint {actual[:12]}, recorded {fingerprint[:12]}); get the folder again"
             )
         self.load_state_dict(tensors, strict=False)
         for module in self.modules():
@@ -269,7 +288,8 @@ def _folder(name_or_path: str | os.PathLike[str], revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except Exception as error:  # the hub client raises many kinds: network, login, missing repository, disk
         raise CheckpointError(
-            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); check the name and the network"
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
+            "check the name and the network"
         ) from error
 
 
@@ -278,12 +298,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable tokenizer config ({error}); save it again with save_pretrained") from error
+        raise CheckpointError(
+            f"{path}: not a readable tokenizer config ({error}); save it again with save_pretrained"
+        ) from error
     if not isinstance(entries, dict) or entries.get("format") != FORMAT or entries.get("version") != VERSION:
-        raise CheckpointError(f"{path}: not a config of format {FORMAT!r}, version {VERSION!r}; is it another library's model?")
+        raise CheckpointError(
+            f"{path}: not a config of format {FORMAT!r}, version {VERSION!r}; is it another library's model?"
+        )
     missing = sorted({"class", "config", "fingerprint"} - set(entries))
     if missing or not isinstance(entries["config"], dict):
-        raise CheckpointError(f"{path}: entries {missing or ['config']} are missing or wrong; save it again with save_pretrained")
+        raise CheckpointError(
+            f"{path}: entries {missing or ['config']} are missing or wrong; save it again with save_pretrained"
+        )
     return entries
 
 
@@ -291,5 +317,7 @@ def _find_class(name: str, folder: Path) -> type[Tokenizer]:
     if name in NATIVE:
         importlib.import_module(NATIVE[name])
     if name not in Tokenizer._classes:
-        raise CheckpointError(f"{folder}: unknown tokenizer class {name!r}; known: {sorted({*NATIVE, *Tokenizer._classes})}")
+        raise CheckpointError(
+            f"{folder}: unknown tokenizer class {name!r}; known: {sorted({*NATIVE, *Tokenizer._classes})}"
+        )
     return Tokenizer._classes[name]

@@ -1,8 +1,8 @@
 """Training of tokenizers: one Lightning module, exactly resumable batches, and `fit_tokenizer`.
 
-Everything random is a function of (seed, step), and the position in the data is a single number kept in the checkpoint;
-so a run that is killed at any moment and started again ends with the same bits as one that was not. This file knows the
-losses but no architecture, and trains on one process.
+Everything random is a function of (seed, step), and the position in the data is a single number kept in the
+checkpoint; so a run that is killed at any moment and started again ends with the same bits as one that was
+not. This file knows the losses but no architecture, and trains on one process.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, ManifestError, MediaError
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss
 from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics
 from anyglot_tokenizers.tokenizer import Tokenizer
 
@@ -42,7 +43,8 @@ class StepBatches(Dataset[Batch]):
     """Batch b as a pure function of (seed, b): epochs of shuffled items, random crops of audio.
 
     Args:
-        media: images uint8 `[N, H, W, 3]`, or a sequence of float mono arrays `[samples]` at the tokenizer's rate.
+        media: images uint8 `[N, H, W, 3]`, or a sequence of float mono arrays `[samples]` at the tokenizer's
+            rate.
         batch_size: items per batch; batches run on across epoch ends.
         seed: of order and crops.
         crop: samples per audio item; shorter items are padded with silence and come with their length.
@@ -52,7 +54,12 @@ class StepBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self, media: Tensor | np.ndarray | Sequence[Any], *, batch_size: int, seed: int = 0, crop: int | None = None
+        self,
+        media: Tensor | np.ndarray | Sequence[Any],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        crop: int | None = None,
     ) -> None:
         if batch_size < 1 or (crop is not None and crop < 1):
             raise ManifestError(f"batch_size {batch_size} and crop {crop} must be positive")
@@ -151,7 +158,10 @@ class TokenizerDataModule(L.LightningDataModule):
         return DataLoader(self.batches, batch_size=None, sampler=_From(self.start))
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps done. The trainer's own batch counter lags by one where checkpoints are written, so it is not used."""
+        """Steps done.
+
+        The trainer's own batch counter lags by one where checkpoints are written, so it is not used.
+        """
         return {"step": self.trainer.global_step if self.trainer else self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -162,15 +172,16 @@ class TokenizerDataModule(L.LightningDataModule):
 class LitTokenizer(L.LightningModule):
     """Trains any `Tokenizer` to reconstruct: `ImageLoss` or `SpectralLoss` by modality, plus commitment.
 
-    AdamW (no decay on vectors), linear warm-up, cosine to zero at `max_steps`.
+    `MuonAdamW`, linear warm-up, cosine to zero at `max_steps`.
 
     Args:
         tokenizer: trained in place.
         max_steps: length of the schedule.
         lr: peak learning rate.
         warmup_steps: linear warm-up.
-        weight_decay: on matrices.
+        weight_decay: on hidden matrices.
         betas: of AdamW.
+        muon: Muon for hidden matrices and convolutions (three times fewer steps here), else AdamW everywhere.
         commit_weight: weight of the commitment loss.
         foreground_weight: see `ImageLoss`.
         seed: together with the step, seeds torch before each step (quantizer dropout, k-means, restarts).
@@ -185,6 +196,7 @@ class LitTokenizer(L.LightningModule):
         warmup_steps: int = 50,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
+        muon: bool = True,
         commit_weight: float = 0.25,
         foreground_weight: float = 20.0,
         seed: int = 0,
@@ -192,7 +204,13 @@ class LitTokenizer(L.LightningModule):
         super().__init__()
         self.tokenizer = tokenizer
         self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
-        self.weight_decay, self.betas, self.commit_weight, self.seed = weight_decay, betas, commit_weight, seed
+        self.weight_decay, self.betas, self.commit_weight, self.seed = (
+            weight_decay,
+            betas,
+            commit_weight,
+            seed,
+        )
+        self.muon = muon
         self.is_image = tokenizer.modality == "image"
         self.loss: ImageLoss | SpectralLoss
         if self.is_image:
@@ -220,7 +238,9 @@ class LitTokenizer(L.LightningModule):
             loss, parts = self.loss(output.media[:, 0], target_BS)
         total: Tensor = loss + self.commit_weight * output.commit_loss
         if not bool(torch.isfinite(total)):
-            raise AnyglotError(f"step {self.global_step}: loss is {float(total)}; start again with a lower learning rate")
+            raise AnyglotError(
+                f"step {self.global_step}: loss is {float(total)}; start again with a lower learning rate"
+            )
         self.parts = {"loss": total.detach(), **parts, "commit": output.commit_loss.detach()}
         counts = output.stats["counts"]
         self.counts = counts if self.counts is None else self.counts + counts
@@ -229,14 +249,9 @@ class LitTokenizer(L.LightningModule):
             self.log_dict({f"{name}/{index}": value for index, value in enumerate(output.stats[name])})
         return total
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW and a schedule that is a function of the step alone."""
-        trained = [parameter for parameter in self.tokenizer.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+    def configure_optimizers(self) -> Any:
+        """The optimizer and a schedule that is a function of the step alone."""
+        optimizer = MuonAdamW(self.tokenizer, self.lr, weight_decay=self.weight_decay, betas=self.betas, muon=self.muon)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -311,7 +326,8 @@ def fit_tokenizer(
 ) -> Tokenizer:
     """Train `tokenizer` in place and return it in eval mode.
 
-    A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments, to the same bits.
+    A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments, to the
+    same bits.
 
     Args:
         tokenizer: any native tokenizer.
@@ -321,8 +337,8 @@ def fit_tokenizer(
         batch_size: items per step.
         lr, warmup_steps: see `LitTokenizer`.
         seed: of data order, crops and quantizers (initial weights are the tokenizer's own `seed`).
-        precision: "32-true", "bf16-mixed", or "auto": bf16-mixed on hardware that computes it natively. Quantizer and STFT
-            are float32 in any case.
+        precision: "32-true", "bf16-mixed", or "auto": bf16-mixed on hardware that computes it natively.
+            Quantizer and STFT are float32 in any case.
         checkpoint_every, log_every: steps.
         crop_seconds: length of audio items, rounded to whole codes.
         resume: False ignores an existing checkpoint (and overwrites it).
@@ -334,7 +350,9 @@ def fit_tokenizer(
         MediaError, ManifestError: unusable data or settings.
     """
     if max_steps < 1 or checkpoint_every < 1 or log_every < 1:
-        raise ManifestError(f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every} must be positive")
+        raise ManifestError(
+            f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every} must be positive"
+        )
     precision = resolve_precision(precision)
     _check_stages(tokenizer, max_steps)
     crop = None
@@ -360,6 +378,8 @@ def fit_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
     start = _saved_step(path, module.settings) if resume and path.exists() else None
+    if start is None:
+        tokenizer.fit_statistics(torch.cat([batches[index]["media"] for index in range(4)]))
     with _quiet(), torch.random.fork_rng():
         trainer = L.Trainer(
             accelerator="auto",
@@ -377,7 +397,12 @@ def fit_tokenizer(
             num_sanity_val_steps=0,
         )
         tokenizer.train()
-        trainer.fit(module, TokenizerDataModule(batches), ckpt_path=path if start is not None else None, weights_only=True)
+        trainer.fit(
+            module,
+            TokenizerDataModule(batches),
+            ckpt_path=path if start is not None else None,
+            weights_only=True,
+        )
     return tokenizer.eval()
 
 
@@ -400,7 +425,8 @@ def _check_stages(tokenizer: Tokenizer, max_steps: int) -> None:
             needed = module.num_quantizers * module.stage_steps
             if int(module.steps) + max_steps <= needed:
                 raise ManifestError(
-                    f"max_steps {max_steps} ends before all {module.num_quantizers} quantizers have started (step {needed}); "
+                    f"max_steps {max_steps} ends before all {module.num_quantizers} quantizers have started "
+                    f"(step {needed}); "
                     f"train longer or build the tokenizer with stage_steps below {module.stage_steps}"
                 )
 
@@ -415,8 +441,8 @@ def _saved_step(path: Path, settings: dict[str, Any]) -> int:
     for name, value in settings.items():
         if saved.get(name) != value:
             raise CheckpointError(
-                f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; use another run_dir, or resume=False "
-                "to overwrite it"
+                f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; "
+                "use another run_dir, or resume=False to overwrite it"
             )
     return step
 
@@ -434,7 +460,12 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*resuming from a checkpoint.*", ".*Experiment logs directory.*", ".*LeafSpec.*"):
+            for message in (
+                ".*does not have many workers.*",
+                ".*resuming from a checkpoint.*",
+                ".*Experiment logs directory.*",
+                ".*LeafSpec.*",
+            ):
                 warnings.filterwarnings("ignore", message)
             yield
     finally:

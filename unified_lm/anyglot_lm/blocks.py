@@ -123,8 +123,7 @@ def make_block(spec: BlockSpec, *, start_id: int, end_id: int) -> Block:
     what = f"block {spec.modality!r}"
     if spec.codebook_size < 1 or spec.num_quantizers < 1:
         raise ManifestError(
-            f"{what}: codebook_size={spec.codebook_size}, num_quantizers={spec.num_quantizers}; both must be "
-            "at least 1"
+            f"{what}: codebook_size={spec.codebook_size}, num_quantizers={spec.num_quantizers}; both must be at least 1"
         )
     grid = tuple(int(n) for n in spec.grid) if spec.grid is not None else None
     if grid is not None and (not grid or min(grid) < 1):
@@ -133,8 +132,7 @@ def make_block(spec: BlockSpec, *, start_id: int, end_id: int) -> Block:
     find_pattern(spec.input_pattern or spec.pattern)
     if grid is None and not out.variable:
         raise ManifestError(
-            f"{what}: pattern {spec.pattern!r} cannot write spans of unknown length; fix the grid or use "
-            "'frame_major'"
+            f"{what}: pattern {spec.pattern!r} cannot write spans of unknown length; fix the grid or use 'frame_major'"
         )
     if spec.max_frames is not None and spec.max_frames < 1:
         raise ManifestError(f"{what}: max_frames={spec.max_frames}; use at least 1, or None for no limit")

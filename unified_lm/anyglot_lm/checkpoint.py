@@ -1,8 +1,8 @@
 """One training checkpoint that is never half-written.
 
-`AtomicCheckpoint` keeps `last.ckpt` of a run: written to a temporary name, then renamed, every few optimizer steps and at
-the end. It holds model, optimizer, schedule, loops and the data cursor; nothing in it needs unpickling of classes, so it
-loads with `weights_only=True`.
+`AtomicCheckpoint` keeps `last.ckpt` of a run: written to a temporary name, then renamed, every few optimizer steps and
+at the end. It holds model, optimizer, schedule, loops and the data cursor; nothing in it needs unpickling of classes,
+so it loads with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ class AtomicCheckpoint(L.Callback):
     def __init__(self, path: str | Path, every: int) -> None:
         self.path, self.every = Path(path), every
         self._saved = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step % self.every == 0 and trainer.global_step != self._saved:

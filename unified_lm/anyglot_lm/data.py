@@ -13,15 +13,13 @@ with another number of ranks, another batch size or another accumulation. This f
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -29,7 +27,6 @@ from anyglot_lm.plan import Plan, PlanError
 from anyglot_tokenizers.errors import CheckpointError, FingerprintError
 
 IGNORED = -100
-_log = logging.getLogger(__name__)
 
 
 class PackedDataset(Dataset[dict[str, Tensor]]):
@@ -104,7 +101,8 @@ class PlanSampler(DistributedSampler[int]):
             raise ValueError(
                 f"PlanSampler({start=}, {num_batches=}, {batch_size=}, {rank=}, {world=}, {done_batches=})"
             )
-        super().__init__(range(num_batches), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        packs: Any = range(num_batches)
+        super().__init__(packs, num_replicas=world, rank=rank, shuffle=False)
         self.start = start
         self.num_batches = num_batches
         self.batch_size = batch_size
@@ -117,23 +115,39 @@ class PlanSampler(DistributedSampler[int]):
                 "on; build a plan with more packs, or lower max_steps (a plan is the whole run: "
                 "Trainer(max_epochs=1))"
             )
-        group = self.batch_size * self.num_replicas
         for batch in range(self.num_batches):
-            first = self.start + batch * group + self.rank
-            yield from range(first, self.start + (batch + 1) * group, self.num_replicas)
+            first = self.start + batch * self.group
+            yield from range(first + self.rank, first + self.group, self.num_replicas)
+
+    @property
+    def group(self) -> int:
+        """Packs per batch, of all ranks together."""
+        return self.batch_size * self.num_replicas
 
     def __len__(self) -> int:
         return (self.done_batches + self.num_batches) * self.batch_size
 
 
 class _PlanLoader(DataLoader[dict[str, Tensor]]):
-    """Tells Lightning that this loader resumes by itself; the state is the data module's integer."""
+    """A loader that starts, workers included, when its first batch is asked for, and not before.
+
+    Lightning makes its iterators early, at times before the checkpoint is restored. The empty state tells
+    Lightning that the loader resumes by itself.
+    """
+
+    def __init__(self, *args: Any, on_start: Callable[[], None], **kwargs: Any) -> None:
+        self._on_start = on_start
+        super().__init__(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        self._on_start()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        del state  # the sampler was made for the restored cursor
+        del state  # the sampler follows the data module's cursor
 
 
 class TokenDataModule(LightningDataModule):
@@ -161,50 +175,35 @@ class TokenDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise PlanError(
-                f"batch_size={batch_size}, num_workers={num_workers}; use at least 1 and at least 0"
-            )
+            raise PlanError(f"batch_size={batch_size}, num_workers={num_workers}; use at least 1 and at least 0")
         self.plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         self.val_plan = val_plan if isinstance(val_plan, Plan) or val_plan is None else Plan.load(val_plan)
         if self.val_plan is not None:
-            self.plan.vocabulary.check_same(
-                self.val_plan.vocabulary, "the training plan", "the validation plan"
-            )
+            self.plan.vocabulary.check_same(self.val_plan.vocabulary, "the training plan", "the validation plan")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._start = 0
-        self._restored = False
-        self._reading = False
         self._done_batches = 0
-        self._group = batch_size
+        self._reading = False
+        self._sampler: PlanSampler | None = None
+        if self.val_plan is None:  # Lightning takes this as: there is no validation
+            self.val_dataloader = None  # type: ignore[method-assign,assignment]
+
+    def setup(self, stage: str) -> None:
+        """Forgets the cursor of an earlier run; `Trainer` calls it before it restores a checkpoint."""
+        if stage == "fit":
+            self._start = self._done_batches = 0
+            self._reading = False
+            self._sampler = None
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The batches that are left, from the cursor on."""
-        trainer = self._trainer()
-        accumulate = trainer.accumulate_grad_batches
-        rank, world = _rank_and_world(trainer)
-        self._group = self.batch_size * world
-        self._done_batches = self._align(trainer, accumulate)
-        steps_left = (len(self.plan) - self._start) // (self._group * accumulate)
-        self._check_length(trainer, steps_left, accumulate)
-        self._reading = True
-        unused = len(self.plan) - self._start - steps_left * self._group * accumulate
-        if unused:
-            _log.info("the last %d packs of the plan are too few for an optimizer step and left out", unused)
-        sampler = PlanSampler(
-            self._start,
-            steps_left * accumulate,
-            self.batch_size,
-            rank=rank,
-            world=world,
-            done_batches=self._done_batches,
-        )
-        return self._loader(self.plan, sampler)
+        self._sampler = self._make_sampler(self._trainer())
+        return self._loader(self.plan, self._sampler, self._begin)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[DataLoader[dict[str, Tensor]]]:
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The validation plan, shared out over the ranks; packs too few for a batch of all are left out."""
-        if self.val_plan is None:
-            return []
+        assert self.val_plan is not None
         rank, world = _rank_and_world(self._trainer())
         num_batches = len(self.val_plan) // (self.batch_size * world)
         if not num_batches:
@@ -213,19 +212,19 @@ class TokenDataModule(LightningDataModule):
                 f"{self.batch_size} on {world} ranks; build a longer one or lower batch_size"
             )
         sampler = PlanSampler(0, num_batches, self.batch_size, rank=rank, world=world)
-        return self._loader(self.val_plan, sampler)
+        return self._loader(self.val_plan, sampler, lambda: None)
 
     @property
     def samples(self) -> int:
         """The cursor: packs of the plan, on all ranks, that went into finished optimizer steps."""
         trainer = self.trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING or not self._reading:
+        if trainer is None or self._sampler is None or not self._reading:
             return self._start
         # Not `completed`, which lags by one in on_train_batch_end, where checkpoints are written.
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        processed = progress.processed
-        since = max(0, processed - self._done_batches)
-        return self._start + (since - since % trainer.accumulate_grad_batches) * self._group
+        since = progress.processed - self._sampler.done_batches
+        since -= since % trainer.accumulate_grad_batches
+        return self._start + since * self._sampler.group
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor and the plan it counts in: the same on every rank."""
@@ -240,60 +239,70 @@ class TokenDataModule(LightningDataModule):
                 "seed, or start a new run from the weights alone"
             )
         self._start = int(state_dict["samples"])
-        self._restored = True
         self._reading = False
+        if self.trainer is None:
+            return
+        self._done_batches = _align(self.trainer)
+        if self._sampler is not None:  # the loader was made before the checkpoint was read
+            length = len(self._sampler)
+            self._sampler.__dict__.update(self._make_sampler(self.trainer).__dict__)
+            if len(self._sampler) != length:
+                raise PlanError(
+                    "with this strategy, a run that reads trainer.estimated_stepping_batches cannot go on with "
+                    "other batches; give the schedule explicit steps, or keep batch_size, ranks and accumulation"
+                )
 
     def _trainer(self) -> Trainer:
         if self.trainer is None:
             raise PlanError("a TokenDataModule needs a Trainer; without one use PackedDataset and collate")
         return self.trainer
 
-    def _align(self, trainer: Trainer, accumulate: int) -> int:
-        """Batches that Lightning counts as done, moved back to the last optimizer step.
+    def _make_sampler(self, trainer: Trainer) -> PlanSampler:
+        accumulate = trainer.accumulate_grad_batches
+        rank, world = _rank_and_world(trainer)
+        group = self.batch_size * world
+        steps_left = (len(self.plan) - self._start) // (group * accumulate)
+        self._check_length(trainer, steps_left, group * accumulate)
+        return PlanSampler(
+            self._start,
+            steps_left * accumulate,
+            self.batch_size,
+            rank=rank,
+            world=world,
+            done_batches=self._done_batches,
+        )
 
-        Lightning restores its batch counter as it was. After a stop inside an accumulation that would make
-        the first step of the resumed run a short one.
-        """
-        loop = trainer.fit_loop.epoch_loop
-        if not loop.restarting:
-            return 0
-        progress: Any = loop.batch_progress
-        processed = progress.current.processed
-        if processed and not self._restored:
+    def _begin(self) -> None:
+        """Called when the first batch is asked for: by now Lightning must count from where the cursor is."""
+        progress: Any = self._trainer().fit_loop.epoch_loop.batch_progress.current
+        if progress.ready != self._done_batches:
             raise CheckpointError(
-                "the checkpoint has no cursor of TokenDataModule, so its run cannot go on exactly; load its "
-                "weights only, or resume with the data module it was written with"
+                f"the trainer starts at batch {progress.ready}, the data at {self._done_batches}; resume from "
+                "a checkpoint of a run with TokenDataModule, or load the weights only"
             )
-        extra = processed % accumulate
-        if extra:
-            for tracker in (progress.total, progress.current):
-                edge = tracker.processed - extra
-                tracker.ready = tracker.started = tracker.completed = edge
-                tracker.processed = edge
-            progress.is_last_batch = False
-        return processed - extra
+        self._reading = True
 
-    def _check_length(self, trainer: Trainer, steps_left: int, accumulate: int) -> None:
-        step = trainer.global_step
-        available = step + steps_left
-        if not available:
+    def _check_length(self, trainer: Trainer, steps_left: int, packs_per_step: int) -> None:
+        if not self._start and not steps_left:
             raise PlanError(
-                f"the plan has {len(self.plan)} packs, fewer than one optimizer step of {self._group} packs "
-                f"x {accumulate}; build a longer one or lower batch_size"
+                f"the plan has {len(self.plan)} packs, fewer than one optimizer step of {packs_per_step}; "
+                "build a longer one or lower batch_size"
             )
         if trainer.max_epochs == 1:
             return
         if trainer.max_steps < 0:
             raise PlanError("a plan is the whole run: use Trainer(max_epochs=1), or set max_steps")
-        if trainer.max_steps > available:
+        available = self._start // packs_per_step + steps_left
+        if trainer.max_steps > available and not self._start:
             raise PlanError(
                 f"max_steps={trainer.max_steps}, but the plan ends after step {available}; build it with "
-                f"num_packs={trainer.max_steps * self._group * accumulate} or lower max_steps"
+                f"num_packs={trainer.max_steps * packs_per_step} or lower max_steps"
             )
 
-    def _loader(self, plan: Plan, sampler: PlanSampler) -> _PlanLoader:
+    def _loader(self, plan: Plan, sampler: PlanSampler, on_start: Callable[[], None]) -> _PlanLoader:
         return _PlanLoader(
             PackedDataset(plan),
+            on_start=on_start,
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=collate,
@@ -301,6 +310,26 @@ class TokenDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
         )
+
+
+def _align(trainer: Trainer) -> int:
+    """Batches that the checkpoint in restoration counts as done, moved back to its last optimizer step.
+
+    Lightning restores its batch counter as it was. After a stop inside an accumulation that would make the
+    first step of the resumed run a short one, so the counter in the loaded checkpoint is set back too.
+    """
+    checkpoint = trainer._checkpoint_connector._loaded_checkpoint
+    if not checkpoint or "loops" not in checkpoint:
+        return 0
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    processed = int(progress["current"]["processed"])
+    extra = processed % trainer.accumulate_grad_batches
+    if extra:
+        for counters in (progress["total"], progress["current"]):
+            edge = counters["processed"] - extra
+            counters.update(dict.fromkeys(counters, edge))
+        progress["is_last_batch"] = False
+    return processed - extra
 
 
 def _rank_and_world(trainer: Trainer) -> tuple[int, int]:

@@ -145,15 +145,11 @@ def generate(
         lengths["guidance.prompts"] = len(guidance.prompts)
     for name, length in lengths.items():
         if length != len(prompts):
-            raise GenerationError(
-                f"{name} has {length} entries for {len(prompts)} prompts; give one for each"
-            )
+            raise GenerationError(f"{name} has {length} entries for {len(prompts)} prompts; give one for each")
     if batch_size < 1:
         raise GenerationError(f"batch_size is {batch_size}; it must be at least 1")
     grammar = SpanGrammar(vocabulary)
-    decoder = _Decoder(
-        model, vocabulary, grammar, dict(sampling or {}), guidance.scales if guidance else None
-    )
+    decoder = _Decoder(model, vocabulary, grammar, dict(sampling or {}), guidance.scales if guidance else None)
 
     rows = []
     for i, (prompt, request, row_seed) in enumerate(zip(prompts, per_row, seeds, strict=True)):
@@ -210,14 +206,11 @@ class _Decoder:
         known = {"text"} | {block.modality for block in vocabulary.blocks}
         for name in [*sampling, *(scales or {})]:
             if name not in known:
-                raise GenerationError(
-                    f"settings for unknown modality {name!r}; this model has {sorted(known)}"
-                )
+                raise GenerationError(f"settings for unknown modality {name!r}; this model has {sorted(known)}")
         implementation = model.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise GenerationError(
-                f"attention {implementation!r} is not supported here; load the model with "
-                "attn_implementation='sdpa'"
+                f"attention {implementation!r} is not supported here; load the model with attn_implementation='sdpa'"
             )
         head: Any = model.get_output_embeddings()
         if head.weight.shape[0] < vocabulary.size:
@@ -241,9 +234,7 @@ class _Decoder:
         if not prompt:
             raise GenerationError(f"prompt {row} is empty; a prompt holds at least the bos id")
         if min(prompt) < 0 or max(prompt) >= self.vocabulary.size:
-            raise GenerationError(
-                f"prompt {row} has ids outside 0..{self.vocabulary.size - 1}: another vocabulary?"
-            )
+            raise GenerationError(f"prompt {row} has ids outside 0..{self.vocabulary.size - 1}: another vocabulary?")
         if len(prompt) + longest > self.max_positions:
             raise GenerationError(
                 f"prompt {row} has {len(prompt)} ids and the answer up to {longest}, but the model has "
@@ -320,12 +311,8 @@ class _Decoder:
                 seen_GC = (seen_BV if slots_G is None else seen_BV[slots_G])[:, low:high]
                 logits_GC = penalise(logits_GC, seen_GC, settings.repetition_penalty)
             if not bool(torch.isfinite(logits_GC.amax(-1)).all()):
-                raise GenerationError(
-                    f"the model's logits for {modality} are not finite; check its weights and dtype"
-                )
-            draws = np.fromiter(
-                (rows[slot].draws[len(rows[slot].ids)] for slot in slots), np.float64, len(slots)
-            )
+                raise GenerationError(f"the model's logits for {modality} are not finite; check its weights and dtype")
+            draws = np.fromiter((rows[slot].draws[len(rows[slot].ids)] for slot in slots), np.float64, len(slots))
             picked = sample(logits_GC, torch.from_numpy(draws).to(self.device), settings)
             for slot, offset in zip(slots, picked.tolist(), strict=True):
                 chosen[slot] = low + offset
@@ -436,15 +423,11 @@ def sample(logits_GC: Tensor, draws_G: Tensor, settings: Sampling) -> Tensor:
         least_G1 = logits_GC.topk(settings.top_k, dim=-1).values[:, -1:]
         logits_GC = logits_GC.masked_fill(logits_GC < least_G1, -torch.inf)
     if settings.min_p > 0:
-        logits_GC = logits_GC.masked_fill(
-            logits_GC < np.log(settings.min_p), -torch.inf
-        )  # the best logit is 0
+        logits_GC = logits_GC.masked_fill(logits_GC < np.log(settings.min_p), -torch.inf)  # the best logit is 0
     if settings.top_p < 1:
         sorted_GC, order_GC = logits_GC.sort(-1, descending=True)
         shares_GC = sorted_GC.softmax(-1)
         before_GC = shares_GC.cumsum(-1) - shares_GC
-        logits_GC = logits_GC.scatter(
-            -1, order_GC, sorted_GC.masked_fill(before_GC >= settings.top_p, -torch.inf)
-        )
+        logits_GC = logits_GC.scatter(-1, order_GC, sorted_GC.masked_fill(before_GC >= settings.top_p, -torch.inf))
     total_GC = logits_GC.double().exp().cumsum(-1)
     return torch.searchsorted(total_GC, draws_G[:, None] * total_GC[:, -1:], right=True)[:, 0]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,21 +52,31 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder next to `path` that becomes `path` when the block ends, and vanishes when it
-    fails.
+def new_folder(
+    path: str | Path, *, overwrite: bool = False, keep: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
+    """Gives a temporary folder that becomes `path` when the block ends, and vanishes when it fails.
+
+    If `path` has come to exist meanwhile and `keep(path)` is true, it stays and the new folder vanishes.
 
     Raises:
         ManifestError: `path` exists and is not an empty folder, without `overwrite`.
     """
     path = Path(path)
-    check_free(path, overwrite=overwrite)
+    if keep is None or not keep(path):
+        check_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         os.chmod(temporary, 0o755)
         yield temporary
-        replace_folder(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:  # something is there
+            if keep is not None and keep(path):
+                shutil.rmtree(temporary)
+            else:
+                replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -290,11 +290,7 @@ class SpanGrammar:
     def _illegal(self, state: State, token: int) -> str:
         if state.done:
             return f"id {token} comes after eos; the answer is finished"
-        where = (
-            "between spans"
-            if state.position < 0
-            else f"at position {state.position} of a {state.modality} span"
-        )
+        where = "between spans" if state.position < 0 else f"at position {state.position} of a {state.modality} span"
         legal = ", ".join(f"{low}..{high - 1}" for low, high in self.allowed(state))
         return f"id {token} is not legal {where}; legal ids: {legal}"
 
@@ -312,9 +308,7 @@ class SpanGrammar:
         for argument, names in named.items():
             for name in names:
                 if name not in known:
-                    raise RequestError(
-                        f"{argument} names {name!r}; this vocabulary has {', '.join(sorted(known))}"
-                    )
+                    raise RequestError(f"{argument} names {name!r}; this vocabulary has {', '.join(sorted(known))}")
         if request.min_text < 1:
             raise RequestError(f"min_text is {request.min_text}; a text span has at least 1 id")
         max_text = request.max_length.get(TEXT, max(request.max_ids, request.min_text))
@@ -381,9 +375,7 @@ class _Shape:
         fewest = request.min_frames.get(name, 1)
         most = request.max_frames.get(name)
         if fewest < 1 or (most is not None and most < fewest):
-            raise RequestError(
-                f"{name} spans of {fewest} to {most} frames: give 1 <= min_frames <= max_frames"
-            )
+            raise RequestError(f"{name} spans of {fewest} to {most} frames: give 1 <= min_frames <= max_frames")
         shortest = self.pattern.num_flat(fewest, quantizers)
         lengths = [block.max_length, request.max_length.get(name)]
         lengths += [self.pattern.num_flat(most, quantizers)] if most is not None else []

@@ -25,7 +25,7 @@ IGNORE = -100
 
 @dataclass
 class SliceTable:
-    """Slices of the vocabulary as tensors: class c owns ids [lo[c], hi[c]); `class_of_id[v]` is the class of label v."""
+    """Slices of the vocabulary: class c owns ids [lo[c], hi[c]); `class_of_id[v]` is the class of label v."""
 
     lo: list[int]
     hi: list[int]

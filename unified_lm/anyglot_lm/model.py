@@ -80,7 +80,8 @@ def expand_vocabulary(model: PreTrainedModel, vocabulary: Vocabulary, *, noise: 
             f"the model has {old} rows but the vocabulary keeps only {vocabulary.text_size} text ids; "
             "build the vocabulary with text_size equal to the model's number of rows"
         )
-    model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+    with torch.random.fork_rng(devices=[]):  # it draws rows that are replaced below
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     weights = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings()

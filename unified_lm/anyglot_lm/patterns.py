@@ -81,9 +81,7 @@ def _check_codes(codes: Any) -> Int64:
 def _check_flat(flat: Any) -> Int64:
     array = np.asarray(flat)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise CodesError(
-            f"flat codes must be a one-dimensional integer array, got {array.dtype} {array.shape}"
-        )
+        raise CodesError(f"flat codes must be a one-dimensional integer array, got {array.dtype} {array.shape}")
     return array.astype(np.int64, copy=False)
 
 
@@ -139,13 +137,9 @@ class _Base:
     def _grid(self, codes_KT: Int64, grid: Sequence[int] | None) -> Int64:
         shape = tuple(grid) if grid is not None else (codes_KT.shape[1],)
         if self.grid_ndim is not None and len(shape) != self.grid_ndim:
-            raise CodesError(
-                f"pattern {self.name!r} needs a grid of {self.grid_ndim} axes to unflatten, got {grid}"
-            )
+            raise CodesError(f"pattern {self.name!r} needs a grid of {self.grid_ndim} axes to unflatten, got {grid}")
         if int(np.prod(shape)) != codes_KT.shape[1]:
-            raise CodesError(
-                f"{codes_KT.shape[1]} frames do not fill the grid {shape}; the span is cut or too long"
-            )
+            raise CodesError(f"{codes_KT.shape[1]} frames do not fill the grid {shape}; the span is cut or too long")
         return np.ascontiguousarray(codes_KT).reshape(codes_KT.shape[0], *shape)
 
     def __repr__(self) -> str:
@@ -188,9 +182,7 @@ class _LayerMajor(_Base):
 
     def codebook_at(self, position: int, num_quantizers: int, num_flat: int | None = None) -> int:
         if num_flat is None:
-            raise CodesError(
-                "pattern 'layer_major' needs the length of the span; use it for fixed lengths only"
-            )
+            raise CodesError("pattern 'layer_major' needs the length of the span; use it for fixed lengths only")
         return position // self.num_frames(num_flat, num_quantizers)
 
     def codebooks(self, num_flat: int, num_quantizers: int) -> Int64:
@@ -211,9 +203,8 @@ class _Delay(_Base):
     `T` frames become `T + K - 1` steps of `K` codes. A slot before the start or after the end of its
     codebook holds *filler*: code 0 of the slot's own codebook, so that every position keeps exactly one
     legal codebook (`position % K`) and a grammar needs no extra ids. `unflatten` drops the slots whatever
-    they hold, so that whatever a
-    model writes there decodes; `flatten` always writes 0, and `is_filler` tells a loss which labels to leave
-    out.
+    they hold, so that whatever a model writes there decodes; `flatten` always writes 0, and `is_filler` tells a
+    loss which labels to leave out.
     """
 
     name = "delay"

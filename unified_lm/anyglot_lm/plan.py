@@ -146,11 +146,14 @@ class Plan:
         A folder that holds this very plan is left alone, so that several processes may save the same plan.
         """
         path = Path(path)
-        if (path / "plan.json").exists() and read_json(path / "plan.json").get(
-            "fingerprint"
-        ) == self.fingerprint:
+
+        def is_this(place: Path) -> bool:
+            file = place / "plan.json"
+            return file.exists() and read_json(file).get("fingerprint") == self.fingerprint
+
+        if is_this(path):
             return Plan.load(path)
-        with new_folder(path, overwrite=(path / "plan.json").exists()) as folder:
+        with new_folder(path, overwrite=(path / "plan.json").exists(), keep=is_this) as folder:
             np.save(folder / "pack_offsets.npy", self.pack_offsets)
             np.save(folder / "docs.npy", self.docs)
             write_json(folder / "plan.json", self._to_dict(path))
@@ -166,8 +169,7 @@ class Plan:
             "num_packs": len(self),
             "parameters": dict(self.parameters),
             "shards": [
-                {"path": os.path.relpath(s.path.resolve(), base), "fingerprint": s.fingerprint}
-                for s in self.shards
+                {"path": os.path.relpath(s.path.resolve(), base), "fingerprint": s.fingerprint} for s in self.shards
             ],
             "sources": [vars(s) for s in self.sources],
         }
@@ -203,9 +205,7 @@ class Plan:
             raise ManifestError(f"{path}: {error}; build the plan again") from error
         arrays = {name: sha256_file(path / f"{name}.npy") for name in ("pack_offsets", "docs")}
         if _fingerprint(content["parameters"], known, arrays) != content["fingerprint"]:
-            raise FingerprintError(
-                f"{path}: its arrays are not those of its fingerprint; build the plan again"
-            )
+            raise FingerprintError(f"{path}: its arrays are not those of its fingerprint; build the plan again")
         return cls(
             shards=tuple(readers),
             seq_len=content["seq_len"],
@@ -355,9 +355,7 @@ def _sources(readers: Sequence[ShardReader], weights: Mapping[str, float] | None
             keys = [n for n in names if n == task or reader in folders[n]]
             if len(keys) != 1:
                 problem = "no weight" if not keys else f"the weights of {' and '.join(map(repr, keys))}"
-                raise PlanError(
-                    f"task {task!r} of {reader.path} has {problem}; give it exactly one (0 leaves it out)"
-                )
+                raise PlanError(f"task {task!r} of {reader.path} has {problem}; give it exactly one (0 leaves it out)")
             of_task[t] = names.index(keys[0])
         parts.append(of_task[reader.tasks])
     return names, np.concatenate(parts)
@@ -365,20 +363,14 @@ def _sources(readers: Sequence[ShardReader], weights: Mapping[str, float] | None
 
 def _shares(names: Sequence[str], ids: Int64, weights: Mapping[str, float] | None) -> NDArray[np.float64]:
     """Wanted share of ids per source: float64 `[S]`, sums to 1."""
-    raw = (
-        ids.astype(np.float64)
-        if weights is None
-        else np.asarray([weights[n] for n in names], dtype=np.float64)
-    )
+    raw = ids.astype(np.float64) if weights is None else np.asarray([weights[n] for n in names], dtype=np.float64)
     if not np.isfinite(raw).all() or (raw < 0).any() or raw.sum() <= 0:
         if weights is None:
             raise PlanError("no document fits a row; use a larger seq_len")
         raise PlanError(f"weights {dict(weights)}: all must be 0 or more and one above 0")
     for name, weight, size in zip(names, raw, ids, strict=True):
         if weight > 0 and not size:
-            raise PlanError(
-                f"source {name!r} has weight {weight:g} but no document that fits; use a larger seq_len"
-            )
+            raise PlanError(f"source {name!r} has weight {weight:g} but no document that fits; use a larger seq_len")
     return raw / raw.sum()
 
 

@@ -73,11 +73,7 @@ class Segment:
         if (self.modality, self.role, self.loss) != (other.modality, other.role, other.loss):
             return False
         if isinstance(self.content, str) or isinstance(other.content, str):
-            return (
-                bool(self.content == other.content)
-                if isinstance(self.content, type(other.content))
-                else False
-            )
+            return bool(self.content == other.content) if isinstance(self.content, type(other.content)) else False
         return np.array_equal(self.content, other.content)
 
     __hash__ = None  # type: ignore[assignment]
@@ -118,9 +114,7 @@ class Template:
         """Names and versions of the templates."""
         return (("anyglot-chat", 1),)
 
-    def render(
-        self, sample: Sample, vocabulary: Vocabulary, text: TextCodec | None
-    ) -> tuple[Int64, NDArray[np.bool_]]:
+    def render(self, sample: Sample, vocabulary: Vocabulary, text: TextCodec | None) -> tuple[Int64, NDArray[np.bool_]]:
         """A sample -> `(ids int64 [N], loss bool [N])`; `loss[i]` says whether id `i` is a prediction target.
 
         `text` may be None for samples without text.
@@ -173,9 +167,7 @@ class Template:
         """The ids int64 `[N]` of one segment, without any marker."""
         if isinstance(segment.content, str):
             if text is None:
-                raise ManifestError(
-                    "a sample with text needs the text tokenizer; pass the model's text.model"
-                )
+                raise ManifestError("a sample with text needs the text tokenizer; pass the model's text.model")
             ids = np.asarray(text.encode(segment.content), dtype=np.int64)
             if len(ids) and int(ids.max()) >= vocabulary.text_size:
                 raise ManifestError(
@@ -185,16 +177,13 @@ class Template:
             return ids
         return vocabulary.span(segment.modality, segment.content, direction_of(segment.role))
 
-    def parse(
-        self, ids: Any, vocabulary: Vocabulary, text: TextCodec | None, loss: Any | None = None
-    ) -> Sample:
+    def parse(self, ids: Any, vocabulary: Vocabulary, text: TextCodec | None, loss: Any | None = None) -> Sample:
         """Inverse of `render`: ids int `[N]` -> sample. Neighbouring texts of a role come back as one, empty
         ones not at all.
 
         Codes come back as the pattern keeps them: pattern `first` gives `[1, *grid]`. With `loss` the
-        segments get their
-        flags from it, else from their role. Without `text`, text segments hold "" (codes can still be
-        compared).
+        segments get their flags from it, else from their role. Without `text`, text segments hold "" (codes can
+        still be compared).
 
         Raises:
             CodesError: ids that no sample renders to.
@@ -203,17 +192,13 @@ class Template:
         flags = np.asarray(loss, dtype=np.bool_) if loss is not None else None
         runs = vocabulary.split(array)
         if not runs or runs[0].name != "bos" or runs[-1].name != "eos":
-            raise CodesError(
-                "a document must open with bos and close with eos; it was cut or is of another template"
-            )
+            raise CodesError("a document must open with bos and close with eos; it was cut or is of another template")
         role: Role | None = None
         segments: list[Segment] = []
         for run in runs[1:-1]:
             if run.kind == "control":
                 if run.name not in ROLES or run.name == role:
-                    raise CodesError(
-                        f"control {run.name!r} at position {run.start} is not allowed inside a document"
-                    )
+                    raise CodesError(f"control {run.name!r} at position {run.start} is not allowed inside a document")
                 role = "user" if run.name == "user" else "assistant"
                 continue
             if role is None:

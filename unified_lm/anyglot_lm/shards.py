@@ -125,13 +125,10 @@ class ShardWriter:
                 f"{loss.dtype} {loss.shape}; take both from Template.render"
             )
         if not loss[1:].any():
-            raise ShardError(
-                f"{where}: nothing in it is a prediction target; give at least one segment loss=True"
-            )
+            raise ShardError(f"{where}: nothing in it is a prediction target; give at least one segment loss=True")
         if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary.size:
             raise ShardError(
-                f"{where}: ids {int(ids.min())} to {int(ids.max())} leave the vocabulary of "
-                f"{self.vocabulary.size}"
+                f"{where}: ids {int(ids.min())} to {int(ids.max())} leave the vocabulary of {self.vocabulary.size}"
             )
         if task not in self._task_index:
             if len(self._task_index) >= 1 << 16 or not task:
@@ -216,13 +213,11 @@ class ShardWriter:
                 parsed = self.template.parse(ids, self.vocabulary, self.text, loss)
             except AnyglotError as error:
                 raise ShardError(
-                    f"{self.path}: document {number} does not decode ({error}); write ids of Template.render "
-                    "only"
+                    f"{self.path}: document {number} does not decode ({error}); write ids of Template.render only"
                 ) from error
             if expected is not None and _digest_sample(parsed, self.vocabulary) != expected:
                 raise ShardError(
-                    f"{self.path}: document {number} decodes to other content than was written; please "
-                    "report this"
+                    f"{self.path}: document {number} decodes to other content than was written; please report this"
                 )
 
 
@@ -275,8 +270,7 @@ class ShardReader:
         self.vocabulary = Vocabulary.load(self.path / "vocabulary.json")
         if self.vocabulary.fingerprint != self.meta["vocabulary"]:
             raise FingerprintError(
-                f"{self.path}: vocabulary.json is not the one meta.json names; restore it or write the "
-                "shards again"
+                f"{self.path}: vocabulary.json is not the one meta.json names; restore it or write the shards again"
             )
         self.template = Template.from_dict(self.meta["template"])
         if vocabulary is not None:

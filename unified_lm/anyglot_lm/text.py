@@ -39,15 +39,11 @@ class TextTokenizer:
         try:
             self._processor: SentencePieceProcessor = SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ManifestError(
-                f"not a sentencepiece model ({error}); train one with TextTokenizer.train"
-            ) from error
+            raise ManifestError(f"not a sentencepiece model ({error}); train one with TextTokenizer.train") from error
         self._model = model
         mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         if 0 in mark:
-            raise ManifestError(
-                "the sentencepiece model has no byte fallback; train one with TextTokenizer.train"
-            )
+            raise ManifestError("the sentencepiece model has no byte fallback; train one with TextTokenizer.train")
         self._mark_ids = mark
 
     @classmethod
@@ -67,12 +63,8 @@ class TextTokenizer:
         from sentencepiece import SentencePieceTrainer
 
         if vocab_size < 258:
-            raise ManifestError(
-                f"vocab_size={vocab_size}; byte fallback alone needs 257 ids, use at least 258"
-            )
-        lines = [
-            line for text in texts for line in text.replace(_SPACE_MARK, " ").splitlines() if line.strip()
-        ]
+            raise ManifestError(f"vocab_size={vocab_size}; byte fallback alone needs 257 ids, use at least 258")
+        lines = [line for text in texts for line in text.replace(_SPACE_MARK, " ").splitlines() if line.strip()]
         if not lines:
             raise ManifestError("no text to train a tokenizer on; give at least one non-empty text")
         model = io.BytesIO()

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from anyglot_lm.loss import SliceTable, span_cross_entropy
 from anyglot_lm.model import hidden_states
-from anyglot_lm.optim import MuonAdamW
 from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, ManifestError
+from anyglot_tokenizers.optim import MuonAdamW
 
 
 class LitUnified(L.LightningModule):
@@ -43,6 +44,9 @@ class LitUnified(L.LightningModule):
         compile: run the decoder through torch.compile.
         log_every: steps between log lines.
     """
+
+    _class_of_id: Tensor
+    _class_weights: Tensor
 
     def __init__(
         self,
@@ -68,16 +72,30 @@ class LitUnified(L.LightningModule):
         self.lr, self.warmup_steps, self.weight_decay, self.muon = lr, warmup_steps, weight_decay, muon
         self.z_loss, self.sliced, self.log_every = z_loss, sliced, log_every
         lo, hi, class_of_id = vocabulary.slice_table()
-        self.register_buffer("_class_of_id", torch.as_tensor(class_of_id, dtype=torch.long), persistent=False)
+        self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
         self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
-        self.class_names = vocabulary.slice_names()
+        self.class_names = ["text" if name == "open" else name for name in vocabulary.slice_names()]
         weights = modality_weights or {}
-        factors = [weights.get(name.partition("/")[0], 1.0) for name in self.class_names]
+        modalities = ["text" if name == "open" else name.partition("/")[0] for name in self.class_names]
+        unknown = sorted(weights.keys() - set(modalities))
+        if unknown:
+            known = ", ".join(dict.fromkeys(modalities))
+            raise ManifestError(f"modality_weights: no modality {unknown[0]!r}; there are {known}")
+        factors = [weights.get(modality, 1.0) for modality in modalities]
         self.register_buffer("_class_weights", torch.tensor(factors), persistent=False)
         # Not a registered submodule: checkpoints hold the plain model's names.
         decoder = model.base_model
         self.__dict__["_decoder"] = torch.compile(decoder) if compile else decoder
+        self._vocabulary_fingerprint = vocabulary.fingerprint
+        self.last_loss = math.nan
         self._window: list[Tensor] = []
+        self._window_ids = 0
+        self._closed = 0  # the step of the last log
+        self._metrics: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def on_train_start(self) -> None:
+        self._window, self._window_ids, self._closed = [], 0, self.global_step
         self._started = time.perf_counter()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -93,28 +111,58 @@ class LitUnified(L.LightningModule):
             z_loss=self.z_loss,
         )
         self._window.append(torch.stack([sums.nll, sums.count, sums.correct]))
+        self._window_ids += batch["input_ids"].numel()
         return sums.total / (self.targets_per_pack * len(batch["input_ids"]))
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        if self.global_step % self.log_every and self.global_step != self.max_steps:
+        self._close_window()
+        if not self._metrics:
             return
-        if not self._window:  # an accumulation step that follows a log
+        metrics, self._metrics = self._metrics, {}
+        self.log_dict(metrics)
+        if self.trainer.is_global_zero:
+            parts = " ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
+            message = f"step {self.global_step}/{self.max_steps} loss {metrics['loss']:.6f} | {parts}"
+            print(f"{message} | {metrics['ids_per_s']:.0f} ids/s", file=sys.stderr, flush=True)
+
+    def _close_window(self) -> None:
+        """At a step that is to be logged: sums since the last log become `_metrics`, once."""
+        due = self.global_step % self.log_every == 0 or self.global_step == self.max_steps
+        if not due or self.global_step == self._closed or not self._window:
             return
         nll, count, correct = torch.stack(self._window).sum(0)
-        elapsed, batches = time.perf_counter() - self._started, len(self._window)
-        self._window, self._started = [], time.perf_counter()
         metrics: dict[str, float] = {"loss": (nll.sum() / count.sum().clamp_min(1)).item()}
         for c, name in enumerate(self.class_names):
             if count[c]:
                 metrics[f"loss/{name}"] = (nll[c] / count[c]).item()
                 metrics[f"accuracy/{name}"] = (correct[c] / count[c]).item()
                 metrics[f"uniform/{name}"] = math.log(self._hi[c] - self._lo[c])
-        metrics["ids_per_s"] = batches * batch["input_ids"].numel() * self.trainer.world_size / elapsed
-        self.log_dict(metrics)
-        if self.trainer.is_global_zero:
-            parts = " ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
-            message = f"step {self.global_step}/{self.max_steps} loss {metrics['loss']:.6f} | {parts}"
-            print(f"{message} | {metrics['ids_per_s']:.0f} ids/s", file=sys.stderr, flush=True)
+        now = time.perf_counter()
+        metrics["ids_per_s"] = self._window_ids * self.trainer.world_size / (now - self._started)
+        self._metrics, self.last_loss = metrics, metrics["loss"]
+        self._window, self._window_ids, self._closed, self._started = [], 0, self.global_step, now
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._close_window()  # callbacks save before this module's own hook at the end of a step
+        checkpoint["anyglot"] = {"vocabulary": self._vocabulary_fingerprint, "last_loss": self.last_loss}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = checkpoint.get("anyglot", {})
+        made_for = own.get("vocabulary", self._vocabulary_fingerprint)
+        if made_for != self._vocabulary_fingerprint:
+            raise FingerprintError(
+                f"the checkpoint was trained with the vocabulary {made_for[:12]}, this run has "
+                f"{self._vocabulary_fingerprint[:12]}; use another run_dir, or give the old vocabulary back"
+            )
+        saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        needed = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        for name in sorted(saved.keys() | needed.keys()):
+            if saved.get(name) != needed.get(name):
+                raise CheckpointError(
+                    f"the checkpoint is of another model: {name} has shape {saved.get(name)}, this model needs "
+                    f"{needed.get(name)}; use another run_dir, or give the old settings back"
+                )
+        self.last_loss = own.get("last_loss", math.nan)
 
     def configure_optimizers(self) -> Any:
         optimizer = MuonAdamW(self.model, self.lr, weight_decay=self.weight_decay, muon=self.muon)
@@ -142,11 +190,23 @@ def fit_lm(
 ) -> float:
     """Train `module` on `data` for `module.max_steps` steps; continue from `run_dir/last.ckpt` when it is there.
 
+    Every start logs to its own `run_dir/logs/version_*/metrics.csv`.
+
     Returns:
         The last logged mean training loss (nats per target id).
+
+    Raises:
+        AnyglotError: `checkpoint_every` is no multiple of `module.log_every`.
+        FingerprintError: the checkpoint is of another vocabulary or plan.
+        CheckpointError: the checkpoint is of another model.
     """
     from anyglot_lm.checkpoint import AtomicCheckpoint
 
+    if checkpoint_every < 1 or checkpoint_every % module.log_every:
+        raise AnyglotError(
+            f"checkpoint_every {checkpoint_every} is no multiple of log_every {module.log_every}, so a resumed run "
+            f"would log other losses; use for example checkpoint_every {module.log_every}"
+        )
     run_dir = Path(run_dir)
     checkpoint = AtomicCheckpoint(run_dir / "last.ckpt", every=checkpoint_every)
     trainer = L.Trainer(
@@ -158,7 +218,7 @@ def fit_lm(
         strategy=strategy,
         devices=devices,
         accelerator=accelerator,
-        logger=CSVLogger(run_dir, name="logs", version=""),
+        logger=CSVLogger(run_dir, name="logs"),
         callbacks=[checkpoint],
         log_every_n_steps=module.log_every,
         enable_checkpointing=False,
@@ -169,4 +229,4 @@ def fit_lm(
     )
     resume = checkpoint.path if checkpoint.path.exists() else None
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    return float(trainer.callback_metrics["loss"])
+    return module.last_loss

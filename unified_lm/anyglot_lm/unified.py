@@ -64,6 +64,11 @@ class Output:
     codes: Tensor | None = None
     media: Tensor | None = None
 
+    @property
+    def content(self) -> str | Tensor | None:
+        """The text of a text span, the media of any other."""
+        return self.text if self.modality == TEXT else self.media
+
 
 class UnifiedModel:
     """A language model with the vocabulary, the template and the tokenizers that it was trained with.
@@ -229,9 +234,7 @@ class UnifiedModel:
         for group in _batches([tuple(item.shape) for item in items], timed):
             if timed:
                 lengths = torch.tensor([items[i].shape[-1] for i in group])
-                batch = torch.zeros(
-                    len(group), items[group[0]].shape[0], int(lengths.max()), dtype=torch.int64
-                )
+                batch = torch.zeros(len(group), items[group[0]].shape[0], int(lengths.max()), dtype=torch.int64)
                 for row, i in enumerate(group):
                     batch[row, :, : lengths[row]] = items[i]
                 media = _decode(tokenizer, Codes(batch, lengths, spec))
@@ -246,9 +249,7 @@ class UnifiedModel:
     def _tokenizer(self, modality: str) -> Tokenizer:
         self.vocabulary.block(modality)
         if modality not in self.tokenizers:
-            raise AnyglotError(
-                f"this model was made without a tokenizer for {modality!r}; pass it to UnifiedModel"
-            )
+            raise AnyglotError(f"this model was made without a tokenizer for {modality!r}; pass it to UnifiedModel")
         return self.tokenizers[modality]
 
     # answers ------------------------------------------------------------------------------------------------
@@ -356,9 +357,7 @@ class UnifiedModel:
             max_length={TEXT: min(MAX_TEXT, max(room, 1))} if max_ids is None else {},
         )
         settings = (
-            dict.fromkeys({TEXT, *self.vocabulary.modalities}, sampling)
-            if isinstance(sampling, Sampling)
-            else sampling
+            dict.fromkeys({TEXT, *self.vocabulary.modalities}, sampling) if isinstance(sampling, Sampling) else sampling
         )
         answer = self.respond([sample], request, settings, seed, guidance=guidance)[0]
         return answer[0] if isinstance(to, str) else answer

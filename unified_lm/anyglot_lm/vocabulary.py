@@ -78,9 +78,7 @@ class Vocabulary:
         names = [s.modality for s in specs]
         for name in names:
             if names.count(name) > 1 or name in ("text", ""):
-                raise ManifestError(
-                    f"modality {name!r} is named twice or reserved; give every block its own name"
-                )
+                raise ManifestError(f"modality {name!r} is named twice or reserved; give every block its own name")
         controls = {name: text_size + i for i, name in enumerate(CONTROLS)}
         first_start = text_size + len(CONTROLS)
         open_size = first_start + len(specs)
@@ -191,8 +189,7 @@ class Vocabulary:
         fixed = block.span_length(direction)
         if fixed is not None and len(ids) != fixed:
             raise CodesError(
-                f"{modality}: a span holds {fixed} ids, got {len(ids)}; it was cut or is of another "
-                "vocabulary"
+                f"{modality}: a span holds {fixed} ids, got {len(ids)}; it was cut or is of another vocabulary"
             )
         order.num_frames(len(ids), block.num_quantizers)
         codebooks = order.codebooks(len(ids), block.num_quantizers)
@@ -234,9 +231,7 @@ class Vocabulary:
                 continue
             block = self.block_of_start(value)
             if block is None:
-                raise CodesError(
-                    f"id {value} at position {at} is no text, control or start id; it is outside any span"
-                )
+                raise CodesError(f"id {value} at position {at} is no text, control or start id; it is outside any span")
             ends = np.flatnonzero(array[at + 1 :] == block.end_id)
             if not len(ends):
                 raise CodesError(f"{block.modality}: the span that starts at position {at} has no end")
@@ -268,10 +263,9 @@ class Vocabulary:
         """`(lo [C], hi [C], class_of_id [size])`: a label `y` competes with the ids `[lo[c], hi[c])`, `c =
         class_of_id[y]`.
 
-        Class 0 is the open slice (text, controls, starts). Then, block by block, one class per codebook;
-        that of codebook
-        0 also holds the block's end id. Unused ids at the end of the vocabulary have class -1 and are never
-        labels.
+        Class 0 is the open slice (text, controls, starts). Then, block by block, one class per codebook; that of
+        codebook 0 also holds the block's end id. Unused ids at the end of the vocabulary have class -1 and are
+        never labels.
         """
         return self._slices
 
@@ -280,9 +274,7 @@ class Vocabulary:
         names = ["open"]
         for block in self.blocks:
             many = block.num_quantizers > 1
-            names += [
-                f"{block.modality}/{k}" if many else block.modality for k in range(block.num_quantizers)
-            ]
+            names += [f"{block.modality}/{k}" if many else block.modality for k in range(block.num_quantizers)]
         return names
 
     # manifest

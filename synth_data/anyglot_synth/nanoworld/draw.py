@@ -28,10 +28,10 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 """RGB of each color, 0..255."""
 
-CENTERS = (11.0, 32.0, 53.0)
+CENTERS = (12.0, 32.0, 52.0)
 """Pixel coordinates of the grid's rows and columns at the standard size (pixel i covers i..i+1)."""
 
-RADII = {"small": 5.5, "large": 9.0}
+RADII = {"small": 5.5, "large": 8.5}
 STEPS = 4
 """Sub-pixel positions per pixel."""
 
@@ -66,9 +66,7 @@ def mask(shape: str, size: str, step_x: int = 0, step_y: int = 0, scale: float =
     """
     half = int(np.ceil(1.1 * RADII["large"] * scale)) + 2
     points = (np.arange(2 * half * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - half
-    inside = _inside(
-        shape, RADII[size] * scale, points[None, :] - step_x / STEPS, points[:, None] - step_y / STEPS
-    )
+    inside = _inside(shape, RADII[size] * scale, points[None, :] - step_x / STEPS, points[:, None] - step_y / STEPS)
     blocks = inside.reshape(2 * half, _SUPERSAMPLING, 2 * half, _SUPERSAMPLING)
     coverage: NDArray[np.float32] = blocks.mean(axis=(1, 3), dtype=np.float32)
     coverage.setflags(write=False)
@@ -80,7 +78,7 @@ def draw(scene: Scene, rng: np.random.Generator | None = None, size: int = SIZE)
 
     Args:
         scene: what to draw.
-        rng: moves every thing by up to one pixel (of the standard size) each way; ``None`` puts it dead
+        rng: moves every thing by -1, 0 or 1 pixels (of the standard size) each way; ``None`` puts it dead
         centre. size: side of the picture in pixels.
 
     Returns:
@@ -96,10 +94,8 @@ def draw(scene: Scene, rng: np.random.Generator | None = None, size: int = SIZE)
     canvas = np.empty((size + 2 * pad, size + 2 * pad, 3), np.float32)
     canvas[:] = BACKGROUND
     for thing in scene.things:
-        jitter = rng.integers(-STEPS, STEPS + 1, 2) / STEPS if rng is not None else np.zeros(2)
-        center = (
-            np.array([CENTERS[COLUMNS.index(thing.column)], CENTERS[ROWS.index(thing.row)]]) + jitter
-        ) * scale
+        jitter = rng.integers(-1, 2, 2) if rng is not None else np.zeros(2)
+        center = (np.array([CENTERS[COLUMNS.index(thing.column)], CENTERS[ROWS.index(thing.row)]]) + jitter) * scale
         whole = np.floor(center).astype(int)
         step_x, step_y = np.floor((center - whole) * STEPS).astype(int).tolist()
         coverage = mask(thing.shape, thing.size, step_x, step_y, scale)

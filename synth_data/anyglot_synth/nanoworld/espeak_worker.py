@@ -31,9 +31,7 @@ def main(arguments: list[str]) -> int:
     library_path, data_path = arguments[:2]
     library = ctypes.CDLL(library_path)
     library.espeak_Info.restype = ctypes.c_char_p
-    sample_rate = library.espeak_Initialize(
-        AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path.encode(), INITIALIZE_DONT_EXIT
-    )
+    sample_rate = library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path.encode(), INITIALIZE_DONT_EXIT)
     if sample_rate <= 0:
         print(f"espeak-ng cannot read its data folder {data_path} (result {sample_rate})", file=sys.stderr)
         return 1

@@ -3,9 +3,9 @@
 `SpeechJudge` is a small word-level recogniser: log-mel features, a stack of ConvNeXt blocks (Liu et al. 2022,
 https://github.com/facebookresearch/ConvNeXt) over 40 ms frames, and CTC (Graves et al. 2006) over the closed
 vocabulary. Train one for the voices of your machine, in minutes, with
-`python -m anyglot_synth.nanoworld.judge train --out FOLDER`; weights trained on the voices of `voices.py` come
-with the package. It has no language model: it writes what it hears, sense or nonsense, so that its word errors
-are the speaker's. `SphinxJudge` is a second opinion.
+`python -m anyglot_synth.nanoworld.judge train --out FOLDER`; weights trained on the voices of `voices.py`
+come with the package. It has no language model: it writes what it hears, sense or nonsense, so that its word
+errors are the speaker's. `SphinxJudge` is a second opinion.
 
 This file does not know what a scene is worth: turn a transcript into a scene with `language.parse`.
 """
@@ -155,9 +155,7 @@ class SpeechJudge:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             with torch.random.fork_rng(devices=[]):  # the first, random weights must not draw from the user's
-                model = Recogniser(
-                    len(config["words"]), config["dim"], config["num_blocks"], config["expansion"]
-                )
+                model = Recogniser(len(config["words"]), config["dim"], config["num_blocks"], config["expansion"])
             weights = load_file(folder / "model.safetensors")
             model.load_state_dict({name: value.float() for name, value in weights.items()})
         except FileNotFoundError as error:
@@ -228,9 +226,7 @@ class _Utterances:
     The shuffled ones keep the recogniser from learning the world's grammar instead of its words.
     """
 
-    def __init__(
-        self, cache: SpeechCache, voices: Sequence[Voice], seed: int, num_shuffled: int = 500
-    ) -> None:
+    def __init__(self, cache: SpeechCache, voices: Sequence[Voice], seed: int, num_shuffled: int = 500) -> None:
         self.cache = cache
         self.voices = tuple(voices)
         rng = np.random.default_rng([seed, 1])
@@ -287,9 +283,7 @@ def _spoil(audio: Float32, rng: np.random.Generator) -> Float32:
         size = -(-len(audio) // 4096) * 4096  # sizes without large prime factors transform fast
         octaves = np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE).clip(50) / 1000)
         gain_db = rng.uniform(-4, 4) * octaves - 24 * (octaves - rng.uniform(1.5, 3.2)).clip(0)
-        audio = np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (gain_db / 20), size)[: len(audio)].astype(
-            np.float32
-        )
+        audio = np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (gain_db / 20), size)[: len(audio)].astype(np.float32)
     if rng.random() < 0.6:
         level = np.sqrt(np.mean(audio**2)) * 10 ** (-rng.uniform(15, 40) / 20)
         audio = audio + rng.normal(0, level, len(audio)).astype(np.float32)
@@ -359,9 +353,7 @@ def train_judge(
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.15
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     model.train()
     mean_loss = 0.0
     for step, drawn in zip(range(1, steps + 1), utterances.batches(rng, batch_size), strict=False):
@@ -391,9 +383,7 @@ def train_judge(
         "batch_size": batch_size,
         "voices": [voice.name for voice in chosen],
     }
-    judge.save(
-        out_dir, {"trained": trained, "word_error_rate": {name: round(r, 5) for name, r in rates.items()}}
-    )
+    judge.save(out_dir, {"trained": trained, "word_error_rate": {name: round(r, 5) for name, r in rates.items()}})
     return rates
 
 
@@ -427,13 +417,9 @@ def word_error_rates(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: `train` a judge or `test` one; see --help."""
-    parser = argparse.ArgumentParser(
-        prog="python -m anyglot_synth.nanoworld.judge", description="Speech judge"
-    )
+    parser = argparse.ArgumentParser(prog="python -m anyglot_synth.nanoworld.judge", description="Speech judge")
     parser.add_argument("action", choices=("train", "test"))
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="folder of the judge (default: the package's own)"
-    )
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the judge (default: the package's own)")
     parser.add_argument("--cache", type=Path, default=None, help="folder of spoken clips")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)

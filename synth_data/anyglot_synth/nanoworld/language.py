@@ -201,17 +201,13 @@ def _references(scene: Scene, target: Thing, hidden: str | None = None) -> Itera
     ):
         if hidden in names:
             continue
-        fitting = [
-            thing for thing in scene.things if all(getattr(thing, n) == getattr(target, n) for n in names)
-        ]
+        fitting = [thing for thing in scene.things if all(getattr(thing, n) == getattr(target, n) for n in names)]
         if len(fitting) == 1:
             yield " ".join(getattr(target, name) for name in names) + ("" if "shape" in names else " thing")
 
 
 def _question_kinds(scene: Scene) -> list[list[tuple[str, str]]]:
-    kinds: dict[str, list[tuple[str, str]]] = {
-        name: [] for name in ("color", "size", "shape", "where", "what")
-    }
+    kinds: dict[str, list[tuple[str, str]]] = {name: [] for name in ("color", "size", "shape", "where", "what")}
     for thing in scene.things:
         for attribute in ("color", "size", "shape"):
             answer = getattr(thing, attribute)
@@ -250,9 +246,7 @@ def answer(scene: Scene, text: str) -> str | None:
     return next((reply for query, reply in questions(scene) if words(query) == asked), None)
 
 
-_ANSWER_FILLERS = frozenset(
-    {"a", "an", "the", "at", "in", "on", "it", "is", "its", "there", "are", "thing", "things"}
-)
+_ANSWER_FILLERS = frozenset({"a", "an", "the", "at", "in", "on", "it", "is", "its", "there", "are", "thing", "things"})
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -275,7 +269,8 @@ def _edit_kinds(scene: Scene) -> list[list[tuple[str, tuple[Thing, ...]]]]:
 
     for index, thing in enumerate(scene.things):
         rest = scene.things[:index] + scene.things[index + 1 :]
-        for reference in _references(scene, thing):
+        # Three things that look alike have no names of their own: then the place tells them apart.
+        for reference in list(_references(scene, thing)) or [f"thing at the {place_words(thing)}"]:
             for color in COLORS:
                 if color != thing.color:
                     add("color", f"make the {reference} {color}", (*rest, replace(thing, color=color)))

@@ -141,9 +141,7 @@ def _place_maxima(
         slots = np.minimum(slots, len(similarities) - 1)
     heard = similarities[slots]  # [length, instruments, pitches]
     sums = heard[np.arange(length)[:, None], :, _pitches(length).T].sum(0)  # [readings, instruments]
-    by_place = (
-        sums.reshape(len(COLORS), -1, len(SHAPES)).transpose(1, 0, 2).reshape(len(ROWS) * len(COLUMNS), -1)
-    )
+    by_place = sums.reshape(len(COLORS), -1, len(SHAPES)).transpose(1, 0, 2).reshape(len(ROWS) * len(COLUMNS), -1)
     things = []
     for place, best in enumerate(by_place.argmax(1).tolist()):
         color, shape = divmod(best, len(SHAPES))
@@ -229,9 +227,7 @@ def analyse(audio: NDArray[np.floating], sample_rate: int = SAMPLE_RATE) -> Hear
     return _hearing(spectra, *best)
 
 
-def _hearing(
-    spectra: NDArray[np.float32], confidence: float, things: tuple[Thing, ...], offset: int
-) -> Hearing:
+def _hearing(spectra: NDArray[np.float32], confidence: float, things: tuple[Thing, ...], offset: int) -> Hearing:
     scene = Scene(things)
     heard = []
     sizes = [thing.size for thing in scene.things for _ in range(NUM_NOTES // len(scene))]

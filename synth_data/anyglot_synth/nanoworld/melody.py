@@ -169,9 +169,7 @@ class Timbre:
 
 TIMBRES: dict[str, Timbre] = {
     "flute": Timbre(((1, 1.0), (2, 0.10), (3, 0.02)), attack_s=0.04, release_s=0.03),
-    "clarinet": Timbre(
-        ((1, 1.0), (3, 0.75), (5, 0.5), (7, 0.3), (9, 0.2), (11, 0.12)), attack_s=0.012, release_s=0.02
-    ),
+    "clarinet": Timbre(((1, 1.0), (3, 0.75), (5, 0.5), (7, 0.3), (9, 0.2), (11, 0.12)), attack_s=0.012, release_s=0.02),
     "strings": Timbre(tuple((k, k**-0.8) for k in range(1, 17)), attack_s=0.09, release_s=0.04),
     "bell": Timbre(
         ((1, 1.0), (2.76, 0.7), (5.4, 0.35), (8.93, 0.15)),
@@ -222,20 +220,14 @@ def render(
         ValueError: no notes, an unknown instrument, or a sample rate that is not a positive multiple of 10.
     """
     if sample_rate <= 0 or sample_rate % 10:
-        raise ValueError(
-            f"sample rate is {sample_rate}; use a positive multiple of 10, such as {SAMPLE_RATE}"
-        )
+        raise ValueError(f"sample rate is {sample_rate}; use a positive multiple of 10, such as {SAMPLE_RATE}")
     played = notes(music) if isinstance(music, Scene) else list(music)
     if not played:
         raise ValueError("there are no notes to play; pass at least one")
     tenths = ceil(max(note.start_s + note.duration_s for note in played) * 10 - 1e-3)
     audio = np.zeros(tenths * sample_rate // 10, np.float32)
     overall = 1.0 if rng is None else 10 ** (rng.uniform(-1.5, 1.5) / 20)
-    gains = (
-        np.full(len(played), overall)
-        if rng is None
-        else overall * 10 ** (rng.uniform(-1, 1, len(played)) / 20)
-    )
+    gains = np.full(len(played), overall) if rng is None else overall * 10 ** (rng.uniform(-1, 1, len(played)) / 20)
     for note, gain in zip(played, gains, strict=True):
         if note.instrument not in TIMBRES:
             raise ValueError(f"instrument is {note.instrument!r}; use one of {', '.join(TIMBRES)}")
@@ -277,13 +269,9 @@ def write_midi(path: str | os.PathLike[str], played: Sequence[Note], velocity: i
     events: list[tuple[int, int, bytes]] = []  # (tick, 0 for note off and 1 for note on, message)
     for note in played:
         if note.instrument not in channels or not 0 <= note.midi_pitch <= 127:
-            raise ValueError(
-                f"cannot write {note} as MIDI; use instruments {', '.join(channels)}, pitch 0..127"
-            )
+            raise ValueError(f"cannot write {note} as MIDI; use instruments {', '.join(channels)}, pitch 0..127")
         channel = channels[note.instrument]
-        start, end = (
-            round(t * 1e6 / _TEMPO_US * _TICKS) for t in (note.start_s, note.start_s + note.duration_s)
-        )
+        start, end = (round(t * 1e6 / _TEMPO_US * _TICKS) for t in (note.start_s, note.start_s + note.duration_s))
         events.append((start, 1, bytes([0x90 | channel, note.midi_pitch, velocity])))
         events.append((end, 0, bytes([0x80 | channel, note.midi_pitch, 0])))
     body = b"\0\xff\x51\x03" + _TEMPO_US.to_bytes(3, "big")
@@ -396,9 +384,7 @@ def _collect_notes(
             program = programs.get(channel, 0)
             if program not in names:
                 known = ", ".join(f"{name} {program}" for name, (program, _) in _PROGRAMS.items())
-                raise MediaError(
-                    path, f"a note of MIDI program {program}", f"use the programs (from 0) {known}"
-                )
+                raise MediaError(path, f"a note of MIDI program {program}", f"use the programs (from 0) {known}")
             sounding[channel, message[0]] = seconds, names[program]
         elif kind in (0x80, 0x90) and (channel, message[0]) in sounding:
             start, name = sounding.pop((channel, message[0]))

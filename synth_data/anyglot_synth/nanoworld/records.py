@@ -170,20 +170,13 @@ def spoken_sentences() -> list[str]:
     alone = [Scene((Thing(*values),)) for values in product(SHAPES, COLORS, SIZES, ROWS, COLUMNS)]
     asked = [pair for scene in alone for pair in questions(scene)]
     return list(
-        dict.fromkeys(
-            [*all_spoken_clauses(), *sorted(q for q, _ in asked), *sorted(a for _, a in asked), *NUMBERS[1:]]
-        )
+        dict.fromkeys([*all_spoken_clauses(), *sorted(q for q, _ in asked), *sorted(a for _, a in asked), *NUMBERS[1:]])
     )
 
 
 def _prefetch(outlines: list[_Outline], cache: SpeechCache) -> None:
     for voice in VOICES:
-        said = (
-            clause
-            for outline in outlines
-            if outline.voice == voice
-            for clause in clauses(outline.spoken_text)
-        )
+        said = (clause for outline in outlines if outline.voice == voice for clause in clauses(outline.spoken_text))
         cache.prefetch(said, [voice])
 
 
@@ -243,9 +236,7 @@ def _map(function: Callable[[_Outline], Any], outlines: list[_Outline], cache: S
     with ProcessPoolExecutor(
         cache.workers, multiprocessing.get_context("spawn"), initializer=_Worker.start, initargs=(folder,)
     ) as pool:
-        yield from pool.map(
-            function, outlines, chunksize=min(32, max(1, len(outlines) // (4 * cache.workers)))
-        )
+        yield from pool.map(function, outlines, chunksize=min(32, max(1, len(outlines) // (4 * cache.workers))))
 
 
 def generate(
@@ -434,9 +425,7 @@ def iterate(out_dir: PathLike, split: Split | None = None) -> Iterator[StoredRec
     """
     folder = Path(out_dir)
     if not (folder / RECORDS).is_file():
-        raise ManifestError(
-            f"{folder / RECORDS} does not exist; make records first: records.make({str(folder)!r})"
-        )
+        raise ManifestError(f"{folder / RECORDS} does not exist; make records first: records.make({str(folder)!r})")
     for entry in _lines(folder / RECORDS):
         if split is None or entry["split"] == split:
             yield StoredRecord(

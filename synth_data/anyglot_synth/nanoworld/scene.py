@@ -37,9 +37,7 @@ HELD_OUT: frozenset[Triple] = frozenset(
 )
 """(shape, color, size) triples that no training scene holds; each pair of their values does occur there."""
 
-_ALL: tuple[Triple, ...] = tuple(
-    (shape, color, size) for shape in SHAPES for color in COLORS for size in SIZES
-)
+_ALL: tuple[Triple, ...] = tuple((shape, color, size) for shape in SHAPES for color in COLORS for size in SIZES)
 _TRAIN: tuple[Triple, ...] = tuple(triple for triple in _ALL if triple not in HELD_OUT)
 _TEST: tuple[Triple, ...] = tuple(triple for triple in _ALL if triple in HELD_OUT)
 _CHOICES = {"shape": SHAPES, "color": COLORS, "size": SIZES, "row": ROWS, "column": COLUMNS}
@@ -170,7 +168,6 @@ def score(truth: Scene, guess: Scene | None) -> float:
         return 0.0
     short, long = sorted((truth.things, guess.things), key=len)
     best = max(
-        sum(_pair_score(a, b) for a, b in zip(short, order, strict=True))
-        for order in permutations(long, len(short))
+        sum(_pair_score(a, b) for a, b in zip(short, order, strict=True)) for order in permutations(long, len(short))
     )
     return best / len(long)

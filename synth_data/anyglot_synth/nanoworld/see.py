@@ -68,9 +68,7 @@ def _masks() -> _Masks:
                     shifted = mask(shape, size, step_x - round(x * STEPS), step_y - round(y * STEPS))
                     window = np.pad(shifted, max(0, _HALF - half))
                     for blur in _BLURS:
-                        stack.append(
-                            ndimage.gaussian_filter(window, blur).ravel() if blur else window.ravel()
-                        )
+                        stack.append(ndimage.gaussian_filter(window, blur).ravel() if blur else window.ravel())
                         labels.append((shape, size))
                         shifts.append((step_x / STEPS - x, step_y / STEPS - y))
     pixels = np.stack(stack).astype(np.float32)

@@ -50,9 +50,7 @@ class SphinxJudge:
         try:
             from pocketsphinx import Decoder, get_model_path
         except ImportError as error:
-            raise AnyglotError(
-                "pocketsphinx is not installed; install it with: pip install pocketsphinx"
-            ) from error
+            raise AnyglotError("pocketsphinx is not installed; install it with: pip install pocketsphinx") from error
         self._decoder: Decoder = Decoder(
             hmm=get_model_path("en-us/en-us"),
             dict=get_model_path("en-us/cmudict-en-us.dict"),

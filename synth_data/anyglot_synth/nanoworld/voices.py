@@ -70,9 +70,7 @@ class Voice:
     params: tuple[tuple[str, str], ...]
 
 
-FLITE_VOICES = tuple(
-    Voice(name, "flite", (("duration_stretch", "0.85"),)) for name in ("kal16", "awb", "rms", "slt")
-)
+FLITE_VOICES = tuple(Voice(name, "flite", (("duration_stretch", "0.85"),)) for name in ("kal16", "awb", "rms", "slt"))
 ESPEAK_VOICES = tuple(
     Voice(name, "espeak-ng", (("pitch", "50"), ("rate", "165")))
     for name in ("en-us", "en-us+f2", "en-us+m3", "en-us+f5")
@@ -170,9 +168,7 @@ def _command(voice: Voice, text_path: Path, wav_path: Path) -> list[str]:
         stretch = f"duration_stretch={params['duration_stretch']}"
         return ["flite", "-voice", voice.name, "--setf", stretch, "-f", str(text_path), "-o", str(wav_path)]
     if voice.engine != "espeak-ng":
-        raise SpeechError(
-            f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng"
-        )
+        raise SpeechError(f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng")
     if shutil.which("espeak-ng"):
         flags = ["-v", voice.name, "-s", params["rate"], "-p", params["pitch"]]
         return ["espeak-ng", *flags, "-f", str(text_path), "-w", str(wav_path)]
@@ -198,9 +194,7 @@ def _finish(audio: Float32, sample_rate: int) -> Int16:
     ramp = np.linspace(0, 1, margin // 2, dtype=np.float32)
     audio[: len(ramp)] *= ramp
     audio[-len(ramp) :] *= ramp[::-1]
-    gain = min(
-        RMS / float(np.sqrt((audio.astype(np.float64) ** 2).mean())), PEAK / float(np.abs(audio).max())
-    )
+    gain = min(RMS / float(np.sqrt((audio.astype(np.float64) ** 2).mean())), PEAK / float(np.abs(audio).max()))
     return np.round(audio * gain * 32767).astype(np.int16)
 
 
@@ -374,15 +368,11 @@ def check_audio(audio: Any, number: int) -> Float32:
     samples = np.asarray(audio, dtype=np.float32)
     where = f"audio number {number}"
     if samples.ndim != 1:
-        raise MediaError(
-            where, f"its shape is {samples.shape}", "give mono audio as an array [samples] at 16 kHz"
-        )
+        raise MediaError(where, f"its shape is {samples.shape}", "give mono audio as an array [samples] at 16 kHz")
     if not np.isfinite(samples).all():
         raise MediaError(where, "it holds NaN or infinite samples", "check what made it")
     if len(samples) > MAX_SECONDS * SAMPLE_RATE:
-        raise MediaError(
-            where, f"it lasts {len(samples) / SAMPLE_RATE:.0f} s", f"cut it to {MAX_SECONDS:.0f} s"
-        )
+        raise MediaError(where, f"it lasts {len(samples) / SAMPLE_RATE:.0f} s", f"cut it to {MAX_SECONDS:.0f} s")
     return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
 
 

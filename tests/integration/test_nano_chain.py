@@ -1,0 +1,68 @@
+"""The whole nano chain, short: it runs from nothing, and a run killed at random moments ends with the same loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = 5
+
+
+def start(run_dir: Path, cache: Path) -> subprocess.Popen[str]:
+    code = "import sys; from anyglot_recipes.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "ANYGLOT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "train", "nano_short", "--run_dir", str(run_dir)],
+        stdout=subprocess.PIPE,
+        stderr=(run_dir.parent / f"{run_dir.name}.log").open("a"),
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str], log: Path) -> float:
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    loss: float = json.loads(out.strip().splitlines()[-1])["loss"]
+    return loss
+
+
+@pytest.mark.slow
+def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    started = time.monotonic()
+    whole = finish(start(tmp_path / "whole", cache), tmp_path / "whole.log")
+    duration = time.monotonic() - started
+    moments = random.Random(int(os.environ.get("ANYGLOT_KILL_SEED", "0")))
+    survived = 0
+    for _ in range(KILLS):
+        process = start(tmp_path / "killed", cache)
+        try:
+            process.wait(timeout=moments.uniform(0.15, 0.9) * duration)
+            survived += 1  # finished before the kill
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    if survived:
+        # Everything was done before a kill: the loss of that last run counts.
+        assert process.stdout is not None
+        killed = json.loads(process.stdout.read().strip().splitlines()[-1])["loss"]
+    else:
+        killed = finish(start(tmp_path / "killed", cache), tmp_path / "killed.log")
+    assert (tmp_path / "killed" / "model" / "model.safetensors").is_file()
+    assert repr(killed) == repr(whole)
+    for name in (
+        "model/model.safetensors",
+        "tokenizers/image/model.safetensors",
+        "tokenizers/speech/model.safetensors",
+    ):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,0 +1,51 @@
+"""Shipped YAMLs parse against their programs; command-line values win; mistakes are one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anyglot_recipes.cli import main
+from anyglot_recipes.train import CONFIGS, find_recipe, parse_recipe
+from anyglot_tokenizers.errors import ManifestError
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    _, config = parse_recipe(path, [])
+    assert config.lm.max_steps > 0
+    assert config.lm.checkpoint_every % config.lm.log_every == 0
+
+
+def test_command_line_beats_yaml() -> None:
+    _, config = parse_recipe(find_recipe("nano"), ["--lm.max_steps", "7", "--image.model.codebook_size=64"])
+    assert config.lm.max_steps == 7
+    assert config.image.model["codebook_size"] == 64
+    assert config.image.model["downsample_factor"] == 16
+
+
+def test_later_yaml_layers_over_the_first(tmp_path: Path) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text("lm: {max_steps: 9}\n")
+    _, config = parse_recipe(find_recipe("nano"), [f"--config={more}"])
+    assert config.lm.max_steps == 9
+    assert config.lm.blocks["image"].num_quantizers == 2
+
+
+def test_unknown_recipe_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nonesuch"]) == 2
+    assert "nano" in capsys.readouterr().err
+
+
+def test_yaml_without_program(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("seed: 1\n")
+    with pytest.raises(ManifestError, match="program"):
+        parse_recipe(bad, [])
+
+
+def test_unknown_key_ends_with_code_2() -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_recipe(find_recipe("nano"), ["--lm.max_stepz", "7"])
+    assert end.value.code == 2

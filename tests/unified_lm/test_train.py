@@ -1,0 +1,197 @@
+"""Training on tiny shards: the loss falls, a killed run ends like another, wrong checkpoints are refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anyglot_lm.data import PackedDataset, TokenDataModule
+from anyglot_lm.model import new_llama
+from anyglot_lm.plan import Plan, build_plan
+from anyglot_lm.segments import Sample, Segment, Template
+from anyglot_lm.shards import ShardWriter
+from anyglot_lm.train import LitUnified, fit_lm
+from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, ManifestError
+
+STEPS, BATCH = 12, 2
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+
+
+class Letters:
+    """A text codec of one id per letter."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids: Any) -> str:
+        return "".join(chr(int(i) + ord("a")) for i in ids)
+
+
+@dataclass
+class World:
+    vocabulary: Vocabulary
+    plan: Plan
+
+
+def make_world(folder: Path, codebook_size: int = 16, packs: int = STEPS * BATCH) -> World:
+    vocabulary = Vocabulary.build(26, BlockSpec("image", "i", codebook_size, grid=(2, 2)))
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder / "shards", vocabulary) as writer:
+        for _ in range(40):
+            value = int(rng.integers(0, 16))
+            image = Segment("image", np.full((1, 2, 2), value), "user")
+            sample = Sample([image, Segment("text", chr(ord("a") + value), "assistant")])
+            ids, loss = Template().render(sample, vocabulary, Letters())
+            writer.add(ids, loss, "image->text")
+    return World(vocabulary, build_plan([folder / "shards"], seq_len=32, num_packs=packs, seed=0))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+class Dying(LitUnified):
+    """Dies in the batch number `dies_at`, counted from 0."""
+
+    dies_at = -1
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if batch_idx == self.dies_at:
+            raise Killed
+        return super().training_step(batch, batch_idx)
+
+
+def module(world: World, **options: Any) -> Dying:
+    model = new_llama(world.vocabulary, hidden_size=32, num_layers=1, num_heads=2, seed=0)
+    settings = {"max_steps": STEPS, "targets_per_pack": 8.0, "lr": 1e-2, "warmup_steps": 2, "log_every": 2}
+    return Dying(model, world.vocabulary, **{**settings, **options})
+
+
+def fit(lit: LitUnified, world: World, run_dir: Path, **options: Any) -> float:
+    accumulate = options.get("accumulate", 1)
+    data = TokenDataModule(world.plan, batch_size=BATCH // accumulate, num_workers=0)
+    settings = {"precision": "32-true", "accelerator": "cpu", "checkpoint_every": 4}
+    return fit_lm(lit, data, run_dir=run_dir, **{**settings, **options})
+
+
+def weights(lit: LitUnified) -> list[bytes]:
+    return [p.detach().numpy().tobytes() for p in lit.model.parameters()]
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, list[bytes]]]:
+    """Loss and weights of uninterrupted runs, by accumulation."""
+    runs = {}
+    for accumulate in (1, 2):
+        lit = module(world)
+        loss = fit(lit, world, tmp_path_factory.mktemp("whole"), accumulate=accumulate)
+        runs[accumulate] = (loss, weights(lit))
+    return runs
+
+
+def test_overfits_one_batch(world: World) -> None:
+    lit = module(world)
+    rows = [PackedDataset(world.plan)[i] for i in range(BATCH)]
+    batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+    optimizer = lit.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = lit.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", [3, 6, 9, 11])
+def test_a_killed_run_ends_like_an_uninterrupted_one(
+    world: World, whole: dict[int, tuple[float, list[bytes]]], tmp_path: Path, step: int, accumulate: int
+) -> None:
+    killed = module(world)
+    killed.dies_at = step * accumulate + accumulate - 1
+    with pytest.raises(Killed):
+        fit(killed, world, tmp_path, accumulate=accumulate)
+    assert (tmp_path / "last.ckpt").exists() == (step >= 4)
+    resumed = module(world)
+    loss = fit(resumed, world, tmp_path, accumulate=accumulate)
+    assert repr(loss) == repr(whole[accumulate][0])
+    assert weights(resumed) == whole[accumulate][1]
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, 10])
+def test_a_finished_run_gives_its_loss_again(
+    world: World, whole: dict[int, tuple[float, list[bytes]]], tmp_path: Path, checkpoint_every: int
+) -> None:
+    fit(module(world), world, tmp_path, checkpoint_every=checkpoint_every)
+    again = module(world)
+    loss = fit(again, world, tmp_path, checkpoint_every=checkpoint_every)
+    assert (repr(loss), weights(again)) == (repr(whole[1][0]), whole[1][1])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_logs_every_window_once(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], accumulate: int
+) -> None:
+    fit(module(world), world, tmp_path, accumulate=accumulate)
+    assert len(list(tmp_path.glob("logs/version_0/metrics.csv"))) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == [f"{n}/{STEPS}" for n in range(2, STEPS + 1, 2)]
+    assert all("open " in line and "ids/s" in line for line in lines)
+
+
+def test_checkpoints_need_whole_log_windows(world: World, tmp_path: Path) -> None:
+    for every in (3, 0):
+        with pytest.raises(AnyglotError, match=f"checkpoint_every {every} is no multiple of log_every 2"):
+            fit(module(world), world, tmp_path, checkpoint_every=every)
+
+
+def test_a_checkpoint_of_another_run_is_refused(world: World, tmp_path: Path) -> None:
+    fit(module(world), world, tmp_path / "run")
+    longer = make_world(tmp_path / "longer", packs=STEPS * BATCH + 1)
+    with pytest.raises(FingerprintError, match="the checkpoint is of plan .* start a new run"):
+        fit(module(longer), longer, tmp_path / "run")
+    other = make_world(tmp_path / "other", codebook_size=17)
+    with pytest.raises(FingerprintError, match="was trained with the vocabulary .*; use another run_dir"):
+        fit(module(other), other, tmp_path / "run")
+    wide = LitUnified(
+        new_llama(world.vocabulary, hidden_size=64, num_layers=1, num_heads=2),
+        world.vocabulary,
+        max_steps=STEPS,
+        targets_per_pack=8.0,
+        log_every=2,
+    )
+    with pytest.raises(CheckpointError, match="of another model: .* has shape .*; use another run_dir"):
+        fit(wide, world, tmp_path / "run")
+
+
+def test_modality_weights(world: World) -> None:
+    rows = PackedDataset(world.plan)[0]
+    batch = {name: torch.as_tensor(value)[None] for name, value in rows.items()}
+    plain, half, off = (
+        module(world, modality_weights=w).training_step(batch, 0).item() for w in (None, {"text": 0.5}, {"text": 0.0})
+    )
+    assert half == pytest.approx(plain / 2, rel=1e-5) and off == 0
+    with pytest.raises(ManifestError, match="no modality 'txt'; there are text, image"):
+        module(world, modality_weights={"txt": 1.0})
+
+
+def test_schedule_warms_up_and_cools_down(world: World) -> None:
+    lit = module(world, max_steps=1000, warmup_steps=100)
+    shares = [lit._schedule(step) for step in range(1000)]
+    assert shares[0] == 0.01 and shares[99:400] == [1.0] * 301
+    assert math.isclose(shares[700], 0.5) and shares[-1] == 0.02

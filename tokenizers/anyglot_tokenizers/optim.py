@@ -1,0 +1,109 @@
+"""MuonAdamW: Muon for hidden matrices and convolutions, AdamW for everything else, as one torch optimizer.
+
+Muon (K. Jordan, 2024; "Muon is scalable", arXiv 2502.16982) orthogonalises the momentum of each matrix with a few
+Newton-Schulz steps; the update is scaled by 0.2 sqrt(max(rows, columns)) so that AdamW's learning rates and weight
+decay carry over. Convolutions are matrices [outputs, inputs x kernel]. One optimizer (not two), so that Lightning's
+automatic optimisation, clipping and checkpoints apply. It does not schedule learning rates: a `LambdaLR` over it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 16  # a parameter with fewer rows or columns than this is no hidden matrix (depthwise kernels, for one)
+
+
+def orthogonalise(update_MN: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrix of `update_MN`, approximately: quintic Newton-Schulz in bfloat16."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = update_MN.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(update_MN.dtype)
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon should train a parameter: a matrix or convolution that is no embedding and no output head."""
+    if parameter.ndim < 2 or any(part in name for part in ("embed_tokens", "lm_head")):
+        return False
+    return min(parameter.shape[0], parameter[0].numel()) >= SMALLEST
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """See the module docstring.
+
+    Args:
+        model: its trainable parameters are split by `is_hidden_matrix`.
+        lr: learning rate of both parts.
+        weight_decay: decoupled decay of the hidden matrices; nothing else is decayed.
+        betas: of AdamW.
+        momentum: of Muon.
+        muon: False puts every parameter under AdamW.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        *,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.95),
+        momentum: float = 0.95,
+        muon: bool = True,
+    ) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in trained if is_hidden_matrix(name, p)]
+        others = [p for name, p in trained if not is_hidden_matrix(name, p)]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "muon": muon, "weight_decay": weight_decay},
+            {"params": others, "muon": False, "weight_decay": 0.0},
+        ]
+        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "eps": 1e-8}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; `closure` recomputes the loss as in every torch optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            update = self._muon if group["muon"] else self._adamw
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update(parameter, parameter.grad, group)
+        return loss
+
+    def _muon(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        update_MN = orthogonalise(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update_MN.view_as(parameter), alpha=-group["lr"] * 0.2 * max(update_MN.shape) ** 0.5)
+
+    def _adamw(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        steps = state["step"].item()
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        denominator = (state["square"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1**steps))
