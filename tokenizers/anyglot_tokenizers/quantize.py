@@ -38,7 +38,6 @@ class ResidualQuantizer(nn.Module):
         dead_code_ratio: entries used less than this fraction of uniform usage are restarted from the batch.
         stage_steps: training steps between the starts of consecutive quantizers; 0 starts all at once.
         dropout: probability that a training item uses only its first k quantizers, k uniform in 1..K.
-        kmeans_iters: Lloyd iterations at a start.
     """
 
     steps: Tensor
@@ -50,10 +49,9 @@ class ResidualQuantizer(nn.Module):
         codebook_size: int,
         *,
         decay: float = 0.99,
-        dead_code_ratio: float = 0.1,
+        dead_code_ratio: float = 0.03,
         stage_steps: int = 50,
         dropout: float = 0.1,
-        kmeans_iters: int = 10,
     ) -> None:
         from vector_quantize_pytorch import VectorQuantize
 
@@ -77,9 +75,8 @@ class ResidualQuantizer(nn.Module):
                 dim=dim,
                 codebook_size=codebook_size,
                 decay=decay,
-                kmeans_init=True,
-                kmeans_iters=kmeans_iters,
-                threshold_ema_dead_code=1,  # set for each batch in _quantize_train
+                kmeans_init=True,  # never run by the library: `_update` fills the codebook first
+                threshold_ema_dead_code=0,  # restarts are made in `_update`
                 commitment_weight=0.0,  # computed here, over the whole stack
                 rotation_trick=False,
                 sync_codebook=False,
@@ -244,19 +241,28 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, index: int, x_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """One training step of codebook `index`: k-means at its start, assignment, moving averages, restarts."""
-        layer = self.layers[index]
+        """One training step of codebook `index`: start, assignment, moving averages, restarts.
+
+        Starts and restarts draw entries with a chance proportional to the squared distance from the nearest entry
+        (k-means++, Arthur & Vassilvitskii 2007). Drawn evenly, they would go where the data is dense: a plain background
+        would be split among hundreds of codes, which a language model then has to tell apart.
+        """
         codebook = self._codebook(index)
         uniform = x_RD.shape[0] / self.codebook_size
         if not codebook.initted:
-            samples = x_RD
-            if len(samples) < self.codebook_size:  # too few for distinct clusters: repeat them with a little noise
-                samples = samples.repeat(-(-self.codebook_size // len(samples)), 1)
-                samples = samples + 1e-2 * samples.std(unbiased=False) * torch.randn_like(samples)
-            codebook.init_embed_(samples[None])
-        codebook.threshold_ema_dead_code = self.dead_code_ratio * uniform
-        codebook.reset_cluster_size = uniform
-        entry, code, _ = layer(x_RD[None])
+            seeds_CD = spread_seeds(x_RD, self.codebook_size)
+            codebook.embed.copy_(seeds_CD[None])
+            codebook.embed_avg.copy_(seeds_CD[None] * uniform)
+            codebook.cluster_size.fill_(uniform)
+            codebook.initted.fill_(True)
+        entry, code, _ = self.layers[index](x_RD[None])
+        dead = (codebook.cluster_size[0] < self.dead_code_ratio * uniform).nonzero()[:, 0]
+        if len(dead):
+            error_R = (x_RD - entry[0]).square().sum(1) + 1e-12
+            fresh_ED = x_RD[torch.multinomial(error_R, len(dead), replacement=len(dead) > len(error_R))]
+            codebook.embed[0, dead] = fresh_ED
+            codebook.embed_avg[0, dead] = fresh_ED * uniform
+            codebook.cluster_size[0, dead] = uniform
         return entry[0], code[0]
 
     def _stats(self, codes_KM: Tensor, used_KM: Tensor) -> dict[str, Tensor]:
@@ -264,6 +270,20 @@ class ResidualQuantizer(nn.Module):
             counts = torch.zeros(codes_KM.shape[0], self.codebook_size, device=codes_KM.device)
             counts.scatter_add_(1, codes_KM, used_KM.float())
             return {**code_statistics(counts), "counts": counts}
+
+
+def spread_seeds(x_RD: Tensor, count: int, rounds: int = 16) -> Tensor:
+    """`count` rows of `x_RD`, `[count, D]`, drawn by k-means++ in a few rounds; repeated with a little noise if too few."""
+    seeds_SD = x_RD[torch.randint(len(x_RD), (1,), device=x_RD.device)]
+    nearest_R = (x_RD - seeds_SD).square().sum(1)
+    while len(seeds_SD) < count:
+        draws = min(-(-count // rounds), count - len(seeds_SD))
+        fresh_ED = x_RD[torch.multinomial(nearest_R + 1e-12, draws, replacement=draws > len(x_RD))]
+        nearest_R = torch.minimum(nearest_R, torch.cdist(x_RD, fresh_ED).square().amin(1))
+        seeds_SD = torch.cat([seeds_SD, fresh_ED])
+    if count > len(x_RD):
+        seeds_SD = seeds_SD + 1e-2 * x_RD.std(unbiased=False) * torch.randn_like(seeds_SD)
+    return seeds_SD
 
 
 def code_statistics(counts_KC: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,97 @@
+"""The shipped model: whatever it samples decodes, its manifest fits its tokenizers, and the demo tells the truth.
+
+`ANYGLOT_SEQUENCES=10000 pytest tests/integration/test_shipped_model.py` runs the long version of the first test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anyglot_lm.engine import Sampling
+from anyglot_lm.grammar import Request
+from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.cli import NANO_MODEL
+from anyglot_recipes.demo import demo
+from anyglot_recipes.tasks import PAIRS, TASKS
+
+MODALITIES = ("text", "image", "speech", "music")
+WORDS = "large small red green blue circle square cross top left center draw say play what".split()
+
+
+@pytest.fixture(scope="module")
+def model() -> UnifiedModel:
+    return UnifiedModel.from_pretrained(NANO_MODEL)
+
+
+def random_request(rng: np.random.Generator) -> Request:
+    """An exact order of one to three modalities, or a free answer with required and forbidden ones."""
+    budget = int(rng.integers(200, 500))
+    if rng.random() < 0.6:
+        return Request(order=tuple(rng.permutation(MODALITIES)[: rng.integers(1, 4)]), max_ids=budget)
+    required = set(rng.permutation(MODALITIES)[: rng.integers(0, 3)])
+    forbidden = {m for m in MODALITIES if m not in required and rng.random() < 0.4}
+    if len(forbidden) == len(MODALITIES):
+        forbidden.pop()
+    return Request(required=required, forbidden=forbidden, max_ids=budget)
+
+
+@pytest.mark.slow
+def test_every_sampled_sequence_decodes(model: UnifiedModel) -> None:
+    count = int(os.environ.get("ANYGLOT_SEQUENCES", "256"))
+    rng = np.random.default_rng(0)
+    hot = dict.fromkeys(MODALITIES, Sampling(temperature=2.0))
+    done = 0
+    while done < count:
+        batch = min(256, count - done)
+        requests = [random_request(rng) for _ in range(batch)]
+        prompts = [Sample([Segment("text", " ".join(rng.choice(WORDS, 4)), "user")]) for _ in range(batch)]
+        for request, outputs in zip(
+            requests, model.respond(prompts, requests, sampling=hot, seed=done, batch_size=batch), strict=True
+        ):
+            named = [output.modality for output in outputs]
+            if request.order is not None:
+                assert tuple(named) == request.order
+            assert set(request.required) <= set(named)
+            assert not set(request.forbidden) & set(named)
+            for output in outputs:
+                if output.modality == "text":
+                    assert isinstance(output.text, str)
+                else:
+                    media = output.media
+                    assert isinstance(media, torch.Tensor)
+                    assert media.numel() > 0 and bool(torch.isfinite(media).all())
+        done += batch
+
+
+@pytest.mark.slow
+def test_demo_reports_what_the_page_shows(tmp_path: Path) -> None:
+    report = demo(NANO_MODEL, tmp_path, num=8, shown=1)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    rows = {row["task"]: row for row in report["rows"]}
+    assert set(rows) == set(TASKS)
+    assert report["mean"] == pytest.approx(np.mean([rows[task]["score"] for task in PAIRS]), abs=1e-3)
+    page = (tmp_path / "index.html").read_text()
+    for task in PAIRS:
+        assert task.replace(">", "&gt;") in page
+    sources = [part.split("'")[0] for part in page.split("src='")[1:]]
+    assert sources
+    for source in sources:
+        assert (tmp_path / source).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_shipped_model_is_far_above_chance(model: UnifiedModel) -> None:
+    from anyglot_recipes.evaluate import evaluate
+    from anyglot_recipes.nano import test_items
+
+    report = evaluate(model, test_items(model, 24, seed=3), tasks=PAIRS)
+    for row in report["rows"]:
+        assert row["ceiling"] >= 0.9, row
+        assert row["corrected"] >= 0.3, row
+    assert report["mean"] >= 0.65
