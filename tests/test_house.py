@@ -18,7 +18,7 @@ PACKAGES = {
     "recipes": "anyglot_recipes",
 }
 HEAVY = (
-    "jsonargparse", "lightning", "matplotlib", "pocketsphinx", "pytorch_lightning", "scipy",
+    "jsonargparse", "lightning", "pocketsphinx", "pytorch_lightning", "scipy",
     "torchaudio", "torchvision", "transformers",
 )  # fmt: skip
 NOT_OURS = {".git", ".venv", "build", "demo", "runs", "lightning_logs", "__pycache__", "shared"}

@@ -31,6 +31,8 @@ from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from anyglot_lm.plan import Plan
 
 
@@ -45,7 +47,7 @@ class TokenizerConfig:
         batch_size: items per step.
         lr: peak learning rate.
         crop_seconds: audio only, length of training crops.
-        precision: Lightning's precision; the quantizer is float32 in any case.
+        precision: "32-true", "bf16-mixed" or "auto"; the quantizer is float32 in any case.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class LMConfig:
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         modality_weights: factor of the loss by modality.
         compile: torch.compile the decoder (needs a C++ compiler; falls back to eager without one).
-        precision: Lightning's precision.
+        precision: "32-true", "bf16-mixed", or "auto": bf16-mixed where the hardware computes it natively.
         checkpoint_every: steps between checkpoints, a multiple of log_every.
         log_every: steps between log lines.
         num_workers: loader processes.
@@ -115,7 +117,7 @@ class LMConfig:
     sliced: bool = True
     modality_weights: dict[str, float] = field(default_factory=dict)
     compile: bool = True
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
     checkpoint_every: int = 200
     log_every: int = 50
     num_workers: int = 0
@@ -131,7 +133,7 @@ class Run:
     def __init__(self, run_dir: str | Path, settings: dict[str, Any]) -> None:
         self.dir = Path(run_dir)
         self.started = time.perf_counter()
-        plain = json.dumps(settings, sort_keys=True, indent=1, default=_plain)
+        plain = json.dumps(_without_machine(json.loads(json.dumps(settings, default=_plain))), sort_keys=True, indent=1)
         path = self.dir / "settings.json"
         if path.exists() and path.read_text() != plain:
             changed = _differences(json.loads(path.read_text()), json.loads(plain))
@@ -164,10 +166,31 @@ class Run:
         return final
 
 
+def check_lm(config: LMConfig) -> None:
+    """Refuse settings that would only fail after hours of earlier stages. Raises ManifestError."""
+    if config.log_every < 1 or config.checkpoint_every < 1 or config.checkpoint_every % config.log_every:
+        raise ManifestError(
+            f"lm.checkpoint_every {config.checkpoint_every} is no positive multiple of lm.log_every {config.log_every}"
+        )
+    if config.num_heads < 1 or config.hidden_size % (2 * config.num_heads):
+        raise ManifestError(
+            f"lm.hidden_size {config.hidden_size} must be a multiple of 2 x lm.num_heads ({config.num_heads})"
+        )
+    if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
+        raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return str(value)
+
+
+def _without_machine(settings: Any) -> Any:
+    """Settings without those that depend on the machine and cannot change the result (numbers of processes, paths)."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: _without_machine(v) for k, v in settings.items() if k not in ("workers", "num_workers", "root")}
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -199,10 +222,13 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
 
     def make(folder: Path) -> None:
         tokenizer: Tokenizer
-        if name == "image":
-            tokenizer = ImageVQ(**{"seed": seed, **config.model})
-        else:
-            tokenizer = AudioCodec(**{"seed": seed, "modality": name, **config.model})
+        try:
+            if name == "image":
+                tokenizer = ImageVQ(**{"seed": seed, **config.model})
+            else:
+                tokenizer = AudioCodec(**{"seed": seed, "modality": name, **config.model})
+        except (TypeError, ValueError) as error:
+            raise ManifestError(f"{name}.model: {error}; its keys are the arguments of {_kind(name)}") from error
         trained = fit_tokenizer(
             tokenizer,
             data(),
@@ -217,6 +243,10 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
         trained.save_pretrained(folder, dtype=torch.float16)
 
     return load(run.once(f"tokenizers/{name}", make))
+
+
+def _kind(name: str) -> str:
+    return "ImageVQ" if name == "image" else "AudioCodec"
 
 
 @torch.inference_mode()
@@ -277,13 +307,13 @@ def write_shards(
 
     template = Template()
     skipped = 0
-    with ShardWriter(folder, vocabulary, template) as writer:
+    with ShardWriter(folder, vocabulary, template, text=text) as writer:
         for task, sample in samples:
             ids, loss = template.render(sample, vocabulary, text)
             if len(ids) > seq_len:
                 skipped += 1
                 continue
-            writer.add(ids, loss, task)
+            writer.add(ids, loss, task, sample)
     return skipped
 
 
@@ -296,8 +326,9 @@ def train_lm(
     tokenizers: dict[str, Tokenizer],
     seed: int,
     weights: dict[str, float] | None = None,
-) -> tuple[Path, float | None]:
-    """Train a Llama from scratch on the shards and store the unified model as `model` of the run.
+    start: Callable[[], PreTrainedModel] | None = None,
+) -> tuple[Path, float]:
+    """Train a language model on the shards and store the unified model as `model` of the run.
 
     Args:
         run: the run.
@@ -308,17 +339,27 @@ def train_lm(
         tokenizers: media tokenizers by modality.
         seed: of weights and plan.
         weights: share of ids by task, default in proportion to what there is.
+        start: makes the model to train, default a new Llama of the configured size.
 
     Returns:
-        The model folder and the last training loss (None when the model was there already).
+        The model folder and the last training loss, which the folder keeps in `training.json`.
     """
     from anyglot_lm.data import TokenDataModule
     from anyglot_lm.model import new_llama
     from anyglot_lm.plan import build_plan
     from anyglot_lm.train import LitUnified, fit_lm
     from anyglot_lm.unified import UnifiedModel
+    from anyglot_tokenizers.train import resolve_precision
 
-    losses: list[float] = []
+    def new() -> PreTrainedModel:
+        return new_llama(
+            vocabulary,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            max_length=1024,
+            seed=seed,
+        )
 
     def make(folder: Path) -> None:
         plan = build_plan(
@@ -328,17 +369,12 @@ def train_lm(
             num_packs=config.max_steps * config.batch_size,
             seed=seed,
             path=run.dir / "plan",
+            vocabulary=vocabulary,
+            template=Template(),
         )
         run.say(plan.describe())
         module = LitUnified(
-            new_llama(
-                vocabulary,
-                hidden_size=config.hidden_size,
-                num_layers=config.num_layers,
-                num_heads=config.num_heads,
-                max_length=1024,
-                seed=seed,
-            ),
+            (start or new)(),
             vocabulary,
             max_steps=config.max_steps,
             targets_per_pack=targets_per_pack(plan),
@@ -356,14 +392,17 @@ def train_lm(
             module,
             data,
             run_dir=run.dir / "training" / "lm",
-            precision=config.precision,
+            precision=resolve_precision(config.precision),
             checkpoint_every=config.checkpoint_every,
         )
-        losses.append(loss)
         run.say(f"final training loss {loss!r}")
         UnifiedModel(module.model.bfloat16(), vocabulary, Template(), text, tokenizers).save_pretrained(folder)
+        (folder / "training.json").write_text(
+            json.dumps({"loss": loss, "steps": config.max_steps, "plan": plan.fingerprint})
+        )
 
-    return run.once("model", make), losses[0] if losses else None
+    folder = run.once("model", make)
+    return folder, json.loads((folder / "training.json").read_text())["loss"]
 
 
 def targets_per_pack(plan: Plan, packs: int = 256) -> float:

@@ -58,7 +58,7 @@ _EXTRAS = {
     "jsonargparse": "train",
     "scipy": "synth",
     "pocketsphinx": "judge",
-    "matplotlib": "train",
+    "jiwer": "synth",
 }
 
 
@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="default: the shipped model")
     evaluate.add_argument("--num", type=_positive, default=200, help="held-out samples per direction (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--judge", choices=["own", "sphinx"], default="own", help="who hears speech (sphinx: pocketsphinx, slower)"
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_eval)
 
@@ -167,12 +170,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from anyglot_lm.unified import UnifiedModel
-    from anyglot_recipes.evaluate import evaluate
+    from anyglot_recipes.evaluate import Checkers, evaluate
     from anyglot_recipes.nano import test_items
+    from anyglot_synth.nanoworld.sphinx import SphinxJudge
 
     _no_loading_bars()
     model = UnifiedModel.from_pretrained(arguments.model)
-    report = evaluate(model, test_items(model, arguments.num, arguments.seed), progress=_log)
+    checkers = Checkers(SphinxJudge() if arguments.judge == "sphinx" else None)
+    report = evaluate(model, test_items(model, arguments.num, arguments.seed), checkers=checkers, progress=_log)
     if arguments.json:
         _print_json(report)
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,11 +47,17 @@ class Graded:
     score: float = 0.0
 
 
+class Recogniser(Protocol):
+    """What hears speech: the world's own `SpeechJudge`, or `SphinxJudge` as a second opinion."""
+
+    def transcribe(self, audios: Sequence[np.ndarray]) -> list[str]: ...
+
+
 class Checkers:
     """Grades media without the model: pixels, melodies, speech and text are read back into scenes."""
 
-    def __init__(self, judge: SpeechJudge | None = None) -> None:
-        self.judge = judge or SpeechJudge.load()
+    def __init__(self, judge: Recogniser | None = None) -> None:
+        self.judge: Recogniser = judge or SpeechJudge.load()
 
     def read(self, modality: str, media: Sequence[str | Tensor | None]) -> list[tuple[str, Scene | None]]:
         """(what was read in words, the scene or None) for each medium; None stands for a missing one."""
@@ -138,7 +144,7 @@ def _used(model: UnifiedModel, modality: str, codes: np.ndarray | None) -> np.nd
     return codes[: model.vocabulary.block(modality).num_quantizers]
 
 
-def request(model: UnifiedModel, task: str) -> Request:
+def request(task: str) -> Request:
     """What the grammar must make the model answer for `task`."""
     return Request(order=split_task(task)[1], max_ids=512)
 
@@ -153,7 +159,7 @@ def answer(
 ) -> list[list[Output]]:
     """The model's outputs for one task, media decoded."""
     prompts: list[Sample] = [prompt(item, task) for item in items]
-    requests = [request(model, task)] * len(items)
+    requests = [request(task)] * len(items)
     return model.respond(prompts, requests, sampling=sampling or SAMPLING, seed=seed)
 
 

@@ -28,6 +28,7 @@ from anyglot_recipes.chain import (
     Run,
     TokenizerConfig,
     build_vocabulary,
+    check_lm,
     encode_audio,
     encode_images,
     seed_of,
@@ -53,7 +54,7 @@ class FieldDataConfig:
     Args:
         root: folder with spoken_digits, sign_digits, emoji and (for the codec only) librispeech_clips.
         held_out_speaker: never heard in training.
-        held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the file's name.
+        held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the picture.
         speech_variants: augmented versions of every training clip (speed, pitch, noise, tilt).
         image_variants: augmented versions of every training picture (shift, brightness; photos also mirrored).
     """
@@ -142,26 +143,37 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         if row.text in DIGITS and "image" in row.media:
             pictures.append(_picture("sign", WORDS[DIGITS.index(row.text)], row.media["image"]))
     for row in _rows(root / "emoji", {"file": "image", "caption": "text", "group": "ignore"}):
-        assert row.text is not None
-        pictures.append(_picture("emoji", row.text.lower(), row.media["image"]))
+        if row.text and "image" in row.media:
+            pictures.append(_picture("emoji", row.text.lower(), row.media["image"]))
     unlabelled = [
         _level(read_audio(path, sample_rate=SAMPLE_RATE)[0].numpy())
         for path in sorted((root / "librispeech_clips").rglob("*.flac"))
     ]
-    held = [_held_out(f"{p.kind}/{p.name}", config.held_out_share) for p in pictures]
+    # By content: two files with the same picture are never on both sides.
+    held = [_held_out(p.kind.encode() + p.pixels.tobytes(), config.held_out_share) for p in pictures]
+    train = [p for p, h in zip(pictures, held, strict=True) if not h]
+    test = [p for p, h in zip(pictures, held, strict=True) if h]
+    if sum(p.kind == "emoji" for p in test) < 10 or not any(p.kind == "sign" for p in test):
+        raise ManifestError(f"{root}: needs 10 emoji and one photo held out; raise data.held_out_share")
+    lacking = [w for w in WORDS if not any(p.kind == "sign" and p.word == w for p in train)]
+    if lacking:
+        raise ManifestError(
+            f"{root / 'sign_digits'}: no training photo of {', '.join(lacking)}; lower data.held_out_share"
+        )
     return FieldData(
         clips=[c for c in clips if c.speaker != config.held_out_speaker],
         test_clips=[c for c in clips if c.speaker == config.held_out_speaker],
-        pictures=[p for p, h in zip(pictures, held, strict=True) if not h],
-        test_pictures=[p for p, h in zip(pictures, held, strict=True) if h],
+        pictures=train,
+        test_pictures=test,
         unlabelled=unlabelled,
     )
 
 
 def _rows(folder: Path, columns: dict[str, str]) -> Iterator[Row]:
     for row in read_manifest(folder, columns):
-        if isinstance(row, Row):
-            yield row
+        if not isinstance(row, Row):
+            raise ManifestError(f"{row.file}: {row.error}; mend or remove the row")
+        yield row
 
 
 def _picture(kind: str, word: str, path: Path) -> Picture:
@@ -169,8 +181,8 @@ def _picture(kind: str, word: str, path: Path) -> Picture:
     return Picture(kind, word, pixels, path.name)
 
 
-def _held_out(name: str, share: float) -> bool:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") < share * 2**32
+def _held_out(content: bytes, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "little") < share * 2**32
 
 
 def _level(audio: np.ndarray) -> np.ndarray:
@@ -261,6 +273,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     from anyglot_recipes.field_eval import evaluate_field, markdown
 
     seed = config.seed
+    check_lm(config.lm)
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
     data = read_field_data(config.data)
     run.say(

@@ -93,7 +93,8 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> dict[st
     read = classify(tokenizer.decode(codes))
     ceiling = float(np.mean([r == WORDS.index(p.word) for r, p in zip(read, photos, strict=True)]))
     every = list(range(0, len(data.test_clips), 2))
-    drawn = torch.stack(_answers(model, [_heard(model, data)[i] for i in every], "image"))
+    heard = _heard(model, data)
+    drawn = torch.stack(_answers(model, [heard[i] for i in every], "image"))
     right = [float(r == data.test_clips[i].digit) for r, i in zip(classify(drawn), every, strict=True)]
     how = "a classifier of training photos reads the drawn sign; ceiling: held-out photos through the tokenizer"
     return _row("speech->photo", right, 0.1, ceiling, how)
@@ -236,10 +237,10 @@ def markdown(report: dict[str, Any], speaker: str) -> str:
     lines = [
         "# Field trial: human speech, photos and emoji",
         "",
-        "Made by `anyglot train field` (see `recipes/anyglot_recipes/configs/field.yaml`);",
-        "nothing here was picked by hand.",
-        f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the file's name)",
-        "were never seen in training, neither by the tokenizers nor by the language model nor by the graders.",
+        "Made by `anyglot train field --data.root ../shared/data/real --table docs/field.md`, unedited.",
+        f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the picture) were never seen in",
+        "training, neither by the tokenizers nor by the language model nor by the graders. The same hands may occur on",
+        "both sides.",
         "",
         "| task | n | score | chance | ceiling | how |",
         "|---|---|---|---|---|---|",

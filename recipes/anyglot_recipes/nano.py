@@ -22,6 +22,7 @@ from anyglot_recipes.chain import (
     Run,
     TokenizerConfig,
     build_vocabulary,
+    check_lm,
     encode_audio,
     encode_images,
     seed_of,
@@ -35,10 +36,11 @@ from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import generate, spoken_sentences
 from anyglot_synth.nanoworld.scene import sample_scene
 from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
+from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
-ASSISTANT_VOICE = "slt"
+ASSISTANT_VOICE = VOICES[-1].name  # slt where flite speaks
 IMAGE_SIZE = 64
 
 
@@ -59,8 +61,10 @@ class WorldConfig:
 
 @dataclass
 class EvalConfig:
-    """Args:
-    n: held-out scenes per task; 0 skips the evaluation.
+    """How the trained model is graded.
+
+    Args:
+        n: held-out scenes per task; 0 skips the evaluation.
     """
 
     n: int = 50
@@ -95,9 +99,10 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     """Train the nanoworld model.
 
     Returns:
-        The benchmark's report, with the final training loss as "loss" when the model was trained in this call.
+        The benchmark's report, with the final training loss as "loss".
     """
     seed, world, lm = config.seed, config.world, config.lm
+    check_lm(lm)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)
@@ -106,9 +111,11 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     tokenizers = {
         "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),
         "speech": train_tokenizer(
-            run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed), seed
+            run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed, world.workers), seed
         ),
-        "music": train_tokenizer(run, "music", config.music, lambda: _audio("music", config.music.num, seed), seed),
+        "music": train_tokenizer(
+            run, "music", config.music, lambda: _audio("music", config.music.num, seed, world.workers), seed
+        ),
     }
     text = TextTokenizer.load(
         run.once("text", lambda folder: _train_text(folder, lm.text_vocab_size, seed)) / "text.model"
@@ -136,9 +143,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         with atomic_write(run.dir / "report.json") as path:
             path.write_text(json.dumps(report, indent=1))
         run.say(f"mean over the 12 pairs {report['mean']}")
-    if loss is not None:
-        report["loss"] = loss
-    return report
+    return {**report, "loss": loss}
 
 
 def images(num: int, seed: int) -> np.ndarray:
@@ -147,8 +152,8 @@ def images(num: int, seed: int) -> np.ndarray:
     return np.stack([draw(sample_scene(rng, "train"), rng, IMAGE_SIZE) for _ in range(num)])
 
 
-def _audio(part: str, num: int, seed: int) -> list[np.ndarray]:
-    records = generate("train", num, seed_of(seed, part) % 2**31, workers=2, parts=[part])
+def _audio(part: str, num: int, seed: int, workers: int) -> list[np.ndarray]:
+    records = generate("train", num, seed_of(seed, part) % 2**31, workers=workers, parts=[part])
     return [getattr(record, part) for record in records]
 
 
@@ -197,6 +202,12 @@ def make_items(
 
 def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
     """`n` held-out items with codes made by the model's own tokenizers."""
+    missing = [m for m in ("image", "speech", "music") if m not in model.tokenizers]
+    if missing:
+        raise ManifestError(
+            f"the nanoworld benchmark needs a model with {', '.join(missing)}; this one has "
+            f"{', '.join(model.vocabulary.modalities)}"
+        )
     cache = SpeechCache(default_cache_dir())
     return make_items("test", n, seed_of(seed, "test") % 2**31, dict(model.tokenizers), cache, 1)
 

@@ -184,9 +184,10 @@ def prepare(
 def prepare_command(arguments: argparse.Namespace) -> int:
     """`anyglot prepare`: encode `source` with the tokenizers of the folder `model` into `out`; the exit code.
 
-    Of the model folder only the vocabulary (for the size of images) and the tokenizers are read.
+    Rows that hold two things or more also become training samples, `out/shards` (see `pairs.py`).
     """
     from anyglot_lm.vocabulary import Vocabulary
+    from anyglot_recipes.pairs import write_pairs
 
     columns = {}
     for pair in arguments.column:
@@ -218,11 +219,13 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         image_size=image_sizes.pop() if image_sizes else None,
         progress=lambda done, bad: print(f"{done} rows, {bad} of them bad", file=sys.stderr, flush=True),
     )
+    samples, left_out = write_pairs(report.out_dir, folder)
     if arguments.json:
-        print(json.dumps(report.to_dict()))
+        print(json.dumps({**report.to_dict(), "samples": samples, "samples_left_out": left_out}))
     else:
         print(f"{report.num_good} rows: {report.out_dir / RECORDS}")
         print(f"{report.num_bad} bad rows: {report.out_dir / ERRORS}")
+        print(f"{samples} training samples (pairs): {report.out_dir / 'shards'}; {left_out} too long")
     return 0
 
 

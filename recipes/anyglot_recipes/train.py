@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PROGRAMS = {
     "nano": ("anyglot_recipes.nano", "nano", "NanoConfig"),
     "field": ("anyglot_recipes.field", "field_trial", "FieldConfig"),
+    "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
 }
 
 
@@ -52,8 +53,8 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
     from jsonargparse import ArgumentParser
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
     program = content.get("program") if isinstance(content, dict) else None
     if program not in PROGRAMS:
@@ -65,7 +66,7 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
     parser.add_argument("--config", action="config", help="another YAML file over this one; later values win")
     parser.add_argument("--program", type=str, help="the recipe's program")
     parser.add_class_arguments(config_class)
-    arguments = parser.instantiate_classes(parser.parse_args([f"--config={path}", *overrides]))
+    arguments = parser.instantiate(parser.parse_args([f"--config={path}", *overrides]))
     values = {k: v for k, v in vars(arguments).items() if k not in ("config", "program")}
     return getattr(module, function_name), config_class(**values)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample, Segment
@@ -21,7 +22,23 @@ from anyglot_recipes.demo import demo
 from anyglot_recipes.tasks import PAIRS, TASKS
 
 MODALITIES = ("text", "image", "speech", "music")
-WORDS = "large small red green blue circle square cross top left center draw say play what".split()
+WORDS = [
+    "large",
+    "small",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "cross",
+    "top",
+    "left",
+    "center",
+    "draw",
+    "say",
+    "play",
+    "what",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +48,7 @@ def model() -> UnifiedModel:
 
 def random_request(rng: np.random.Generator) -> Request:
     """An exact order of one to three modalities, or a free answer with required and forbidden ones."""
-    budget = int(rng.integers(200, 500))
+    budget = int(rng.integers(100, 400))
     if rng.random() < 0.6:
         return Request(order=tuple(rng.permutation(MODALITIES)[: rng.integers(1, 4)]), max_ids=budget)
     required = set(rng.permutation(MODALITIES)[: rng.integers(0, 3)])
@@ -90,8 +107,8 @@ def test_shipped_model_is_far_above_chance(model: UnifiedModel) -> None:
     from anyglot_recipes.evaluate import evaluate
     from anyglot_recipes.nano import test_items
 
-    report = evaluate(model, test_items(model, 24, seed=3), tasks=PAIRS)
+    report = evaluate(model, test_items(model, 50, seed=3), tasks=PAIRS)
     for row in report["rows"]:
-        assert row["ceiling"] >= 0.9, row
-        assert row["corrected"] >= 0.3, row
-    assert report["mean"] >= 0.65
+        assert row["ceiling"] >= 0.95, row
+        assert row["score"] >= 0.5 and row["corrected"] >= 0.4, row
+    assert report["mean"] >= 0.7

@@ -5,11 +5,10 @@ inverse-STFT head. The decoder is Vocos (Siuzdak, arXiv 2306.00814), the codec b
 WavTokenizer (Ji et al., arXiv 2408.16532). All frame-rate work happens at 50 to 100 Hz, which is what makes
 it usable on a CPU.
 
-Alignment: frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and synthesis alike, so T frames
-    mean
-exactly T * hop samples. Padding: everything beyond an item's end is zero before every convolution, which is
-what an item meets when it is alone; so neighbours in a batch never change its codes. This file holds no
-losses and reads no files.
+Alignment: frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and synthesis alike, so T frames mean
+exactly T * hop samples. Padding: everything beyond an item's end is zero before every convolution, which is what an
+item meets when it is alone; so neighbours in a batch never change its codes. This file holds no losses and reads no
+files.
 
 Shapes: B items, S samples, T frames, N codes (N = T / stride), M mels, F = n_fft / 2 + 1 bins, C channels, K
 quantizers.
@@ -119,8 +118,7 @@ class AudioCodec(Tokenizer):
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
-        """Codes of audio; `lengths` are int64 `[B]` samples per item (None = all), the result's are codes per
-        item.
+        """Codes of audio; `lengths` are int64 `[B]` samples per item (None = all), the result's are codes per item.
 
         The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or
         misshapen audio.
@@ -138,6 +136,7 @@ class AudioCodec(Tokenizer):
 
         Silence beyond an item's length.
         """
+        self._check_origin(codes)
         lengths = codes.lengths if isinstance(codes, Codes) else None
         codes_BKN = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
         if codes_BKN.ndim != 3 or codes_BKN.shape[2] == 0:

@@ -1,7 +1,6 @@
 """`Codes`: a batch of codes with lengths, and its self-describing file form.
 
-File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and
-    in the
+File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and in the
 header metadata `format`, `version` and `spec` (JSON). This file does not know models.
 """
 

@@ -120,6 +120,7 @@ class ImageVQ(Tokenizer):
     @torch.no_grad()
     def decode(self, codes: Codes | Tensor) -> Tensor:
         """Images float32 `[B, 3, H, W]` in [0, 1] of codes `[B, k, h, w]`, any k <= K."""
+        self._check_origin(codes)
         codes_BKhw = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
         if codes_BKhw.ndim != 4:
             raise CodesError(f"image codes must be [batch, quantizers, height, width], got {list(codes_BKhw.shape)}")

@@ -244,8 +244,8 @@ class ResidualQuantizer(nn.Module):
         """One training step of codebook `index`: start, assignment, moving averages, restarts.
 
         Starts and restarts draw entries with a chance proportional to the squared distance from the nearest entry
-        (k-means++, Arthur & Vassilvitskii 2007). Drawn evenly, they would go where the data is dense: a plain background
-        would be split among hundreds of codes, which a language model then has to tell apart.
+        (k-means++, Arthur & Vassilvitskii 2007). Drawn evenly, they would go where the data is dense: a plain
+        background would be split among hundreds of codes, which a language model then has to tell apart.
         """
         codebook = self._codebook(index)
         uniform = x_RD.shape[0] / self.codebook_size
@@ -273,7 +273,7 @@ class ResidualQuantizer(nn.Module):
 
 
 def spread_seeds(x_RD: Tensor, count: int, rounds: int = 16) -> Tensor:
-    """`count` rows of `x_RD`, `[count, D]`, drawn by k-means++ in a few rounds; repeated with a little noise if too few."""
+    """`count` rows of `x_RD`, `[count, D]`, drawn by k-means++ in a few rounds; with a little noise if too few."""
     seeds_SD = x_RD[torch.randint(len(x_RD), (1,), device=x_RD.device)]
     nearest_R = (x_RD - seeds_SD).square().sum(1)
     while len(seeds_SD) < count:

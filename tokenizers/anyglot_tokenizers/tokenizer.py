@@ -1,8 +1,6 @@
-"""`Tokenizer`: the base class of all tokenizers, their folder form and their fingerprint; `load` finds the
-right class.
+"""`Tokenizer`: base class of all tokenizers, their folder form and their fingerprint; `load` finds the right class.
 
-Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled
-    weights are
+Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled weights are
 never read. This file knows no architecture and no training.
 """
 
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CheckpointError, MediaError
+from anyglot_tokenizers.errors import CheckpointError, FingerprintError, MediaError
 from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.spec import CodeSpec
 
@@ -83,6 +81,14 @@ class Tokenizer(nn.Module, ABC):
 
     def fit_statistics(self, media: Tensor) -> None:
         """Adapt input scaling to typical media before the first training step; nothing by default."""
+
+    def _check_origin(self, codes: Codes | Tensor) -> None:
+        """Raises FingerprintError for codes that say they are of another tokenizer."""
+        theirs = codes.spec.fingerprint if isinstance(codes, Codes) and codes.spec is not None else ""
+        if theirs and theirs != self.fingerprint:
+            raise FingerprintError(
+                f"the codes are of tokenizer {theirs[:12]}, this is {self.fingerprint[:12]}; decode them with theirs"
+            )
 
     @property
     def spec(self) -> CodeSpec:

@@ -68,8 +68,8 @@ class Plan:
     Attributes:
         shards: the folders the documents are in.
         seq_len: ids of a row.
-        pack_offsets: int64 `[P + 1]`; pack p holds the documents `docs[pack_offsets[p] : pack_offsets[p +
-        1]]`. docs: int64 or int32 `[N]`; documents are counted through all shards in order.
+        pack_offsets: int64 `[P + 1]`; pack p holds the documents `docs[pack_offsets[p] : pack_offsets[p + 1]]`.
+        docs: int64 or int32 `[N]`; documents are counted through all shards in order.
         fingerprint: identity of shards, parameters and order.
         parameters: what it was built from.
         sources: counts per source.
@@ -241,10 +241,9 @@ def build_plan(
 
     Args:
         shards: shard folders.
-        weights: share of *ids* per source, normalised by their sum. A key is the name of a task or a shard
-        folder (its path
-            as given, or its last part); every document must belong to exactly one key, and 0 leaves a source
-            out. By default every task has its natural share.
+        weights: share of *ids* per source, normalised by their sum. A key is the name of a task or a shard folder
+            (its path as given, or its last part); every document must belong to exactly one key, and 0 leaves a
+            source out. By default every task has its natural share.
         seq_len: ids of a row.
         num_packs: rows of the whole run: steps x accumulation x batch size x ranks.
         epochs: instead of `num_packs`: about that many times all ids of the sources.

@@ -178,8 +178,9 @@ class Template:
         return vocabulary.span(segment.modality, segment.content, direction_of(segment.role))
 
     def parse(self, ids: Any, vocabulary: Vocabulary, text: TextCodec | None, loss: Any | None = None) -> Sample:
-        """Inverse of `render`: ids int `[N]` -> sample. Neighbouring texts of a role come back as one, empty
-        ones not at all.
+        """Inverse of `render`: ids int `[N]` -> sample.
+
+        Neighbouring texts of a role come back as one, empty ones not at all.
 
         Codes come back as the pattern keeps them: pattern `first` gives `[1, *grid]`. With `loss` the
         segments get their flags from it, else from their role. Without `text`, text segments hold "" (codes can

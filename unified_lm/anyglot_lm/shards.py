@@ -105,13 +105,15 @@ class ShardWriter:
         ids, loss = self.template.render(sample, self.vocabulary, self.text)
         return self._add(ids, loss, task, sample)
 
-    def add(self, ids: Any, loss: Any, task: str) -> int:
+    def add(self, ids: Any, loss: Any, task: str, sample: Sample | None = None) -> int:
         """Adds a document: ids int `[N]`, loss bool `[N]` as `Template.render` gives them. Returns `N`.
+
+        With `sample`, what it was rendered from, the check at the end compares text and codes with it.
 
         Raises:
             ShardError: shapes that differ, fewer than two ids, no target, or an id outside the vocabulary.
         """
-        return self._add(np.asarray(ids), np.asarray(loss), task, None)
+        return self._add(np.asarray(ids), np.asarray(loss), task, sample)
 
     def _add(self, ids: NDArray[Any], loss: NDArray[Any], task: str, sample: Sample | None) -> int:
         if not self._open:

@@ -150,8 +150,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Ids -> text; exact inverse of `encode`. Bytes that are no UTF-8 become U+FFFD, the unknown id
-        nothing.
+        """Ids -> text; exact inverse of `encode`. Bytes that are no UTF-8 become U+FFFD, the unknown id nothing.
 
         Raises:
             ManifestError: an id outside `[0, size)`.

@@ -67,6 +67,7 @@ class LitUnified(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.model.train()
         self.model.config.use_cache = False
         self.max_steps, self.targets_per_pack = max_steps, targets_per_pack
         self.lr, self.warmup_steps, self.weight_decay, self.muon = lr, warmup_steps, weight_decay, muon
@@ -130,13 +131,18 @@ class LitUnified(L.LightningModule):
         due = self.global_step % self.log_every == 0 or self.global_step == self.max_steps
         if not due or self.global_step == self._closed or not self._window:
             return
-        nll, count, correct = torch.stack(self._window).sum(0)
+        sums = torch.stack(self._window).sum(0)
+        if self.trainer.world_size > 1:
+            sums = torch.as_tensor(self.all_gather(sums)).sum(0)
+        nll, count, correct = sums
         metrics: dict[str, float] = {"loss": (nll.sum() / count.sum().clamp_min(1)).item()}
         for c, name in enumerate(self.class_names):
             if count[c]:
                 metrics[f"loss/{name}"] = (nll[c] / count[c]).item()
                 metrics[f"accuracy/{name}"] = (correct[c] / count[c]).item()
                 metrics[f"uniform/{name}"] = math.log(self._hi[c] - self._lo[c])
+        if not math.isfinite(metrics["loss"]):
+            raise AnyglotError(f"step {self.global_step}: loss is {metrics['loss']}; start again with a lower lr")
         now = time.perf_counter()
         metrics["ids_per_s"] = self._window_ids * self.trainer.world_size / (now - self._started)
         self._metrics, self.last_loss = metrics, metrics["loss"]

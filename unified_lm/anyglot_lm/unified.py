@@ -1,9 +1,8 @@
 """`UnifiedModel`: a folder with a language model and its tokenizers, and what a user does with it.
 
-    DIR/config.json  model.safetensors     a plain Hugging Face causal language model
-        vocabulary.json  template.json  text.model
-        tokenizers/<modality>/             one tokenizer of anyglot_tokenizers for each block of the
-        vocabulary
+    DIR/config.json  model.safetensors                  a plain Hugging Face causal language model
+        vocabulary.json  template.json  text.model      ids, layout of samples, text tokenizer
+        tokenizers/<modality>/                          one tokenizer of anyglot_tokenizers per block
 
 It loads and saves that folder, turns media into codes and back in batches, and answers samples with outputs.
 Which ids are legal is `grammar.py`, how they are chosen `engine.py`; training is elsewhere.

@@ -126,8 +126,7 @@ class Vocabulary:
     # codes <-> ids
 
     def span(self, modality: str, codes: Any, direction: Direction = "output") -> Int64:
-        """Codes int `[K', *grid]` -> ids int64 `[N]`: start id, flat codes in the direction's pattern, end
-        id.
+        """Codes int `[K', *grid]` -> ids int64 `[N]`: start id, flat codes in the direction's pattern, end id.
 
         A tokenizer may give more quantizers than the LM uses: the first `num_quantizers` are taken.
 

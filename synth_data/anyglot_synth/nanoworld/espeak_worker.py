@@ -1,5 +1,4 @@
-"""Speaks one text with the espeak-ng *library* and writes a WAV file; run as a program of its own, never
-imported.
+"""Speaks one text with the espeak-ng *library* and writes a WAV file; run as a program of its own, never imported.
 
 The library keeps global state (it is not thread-safe, and the wave generator carries phase from one text to
 the next), so a fresh process per text is what makes its output a function of the text alone. Only the

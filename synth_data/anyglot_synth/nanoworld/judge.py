@@ -274,8 +274,7 @@ class _Utterances:
 
 
 def _spoil(audio: Float32, rng: np.random.Generator) -> Float32:
-    """Speed (+-8 %), spectral tilt and low-pass, white noise (15 to 40 dB below the speech), each now and
-    then."""
+    """Speed (+-8 %), spectral tilt and low-pass, white noise (15 to 40 dB below the speech), each now and then."""
     if rng.random() < 0.4:
         positions = np.arange(0, len(audio) - 1, rng.uniform(0.92, 1.08))
         audio = np.interp(positions, np.arange(len(audio)), audio).astype(np.float32)
@@ -319,8 +318,7 @@ def train_judge(
     workers: int = 2,
     log: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Train a judge on training scenes in every voice of this machine, test it on test scenes, write it to
-    `out_dir`.
+    """Train a judge on training scenes in every voice of this machine, test it on test scenes, write it to `out_dir`.
 
     The same arguments, voices and number of threads give the same weights. About 0.15 s a step on one CPU
     core.
@@ -396,8 +394,7 @@ def word_error_rates(
     voices: Sequence[Voice | str] = VOICES,
     workers: int = 1,
 ) -> dict[str, float]:
-    """Word error rate of a judge on the clean speech of `num` test scenes in each voice; "all" is over all
-    voices.
+    """Word error rate of a judge on the clean speech of `num` test scenes in each voice; "all" is over all voices.
 
     Needs jiwer. Raises SpeechError: no speech engine on this machine.
     """

@@ -6,8 +6,8 @@ next to plain media files, all named by the record's id, a sha256 over its conte
 its media are in place, so a run killed at any moment leaves whole records behind, and the next run makes the
 rest.
 
-This file only composes: sentences, pictures, melodies and voices are made by the sibling modules. It makes no
-codes."""
+This file only composes: sentences, pictures, melodies and voices are made by the sibling modules. It makes no codes.
+"""
 
 from __future__ import annotations
 
@@ -137,8 +137,7 @@ class _Outline:
 
 
 def _rng(split: Split, seed: int, index: int, stream: str) -> np.random.Generator:
-    """One stream of randomness per record and purpose: a change to one purpose leaves the others as they
-    were."""
+    """One stream of randomness per record and purpose: a change to one purpose leaves the others as they were."""
     return np.random.default_rng([seed, _SPLITS.index(split), index, _STREAMS.index(stream)])
 
 
@@ -165,8 +164,7 @@ def _outlines(split: Split, num: int, seed: int) -> list[_Outline]:
 
 
 def spoken_sentences() -> list[str]:
-    """Every clause, question and answer that is said about nanoworld (some 1100): what `SpeechCache.prefetch`
-    takes."""
+    """Every clause, question and answer that is said about nanoworld (some 1100): what `SpeechCache.prefetch` takes."""
     alone = [Scene((Thing(*values),)) for values in product(SHAPES, COLORS, SIZES, ROWS, COLUMNS)]
     asked = [pair for scene in alone for pair in questions(scene)]
     return list(
@@ -225,8 +223,7 @@ def _store_here(outline: _Outline, out_dir: Path) -> dict[str, Any]:
 
 
 def _map(function: Callable[[_Outline], Any], outlines: list[_Outline], cache: SpeechCache) -> Iterator[Any]:
-    """Apply `function` in order, in as many processes as the cache has workers (in this one when that is
-    1)."""
+    """Apply `function` in order, in as many processes as the cache has workers (in this one when that is 1)."""
     folder = cache.cache_dir
     assert folder is not None
     if cache.workers == 1 or len(outlines) < 2 * cache.workers:
@@ -336,8 +333,7 @@ def _sole_writer(out_dir: Path) -> Iterator[None]:
 
 
 def _recover(path: Path) -> set[str]:
-    """Ids of the whole lines of a records file. A last line that was cut off by a kill is removed from the
-    file."""
+    """Ids of the whole lines of a records file. A last line that was cut off by a kill is removed from the file."""
     if not path.is_file():
         return set()
     data = path.read_bytes()
@@ -374,8 +370,7 @@ def make(
     cache_dir: PathLike | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Have records 0..num-1 of a split in a folder: `records.jsonl` and `media/`. Returns how many were made
-    now.
+    """Have records 0..num-1 of a split in a folder: `records.jsonl` and `media/`. Returns how many were made now.
 
     Records that are there already are left alone; ones whose media were deleted get them again. Splits and
     seeds may share a folder. Killed at any time and run again, the folder ends up the same.

@@ -130,8 +130,7 @@ def sample_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
 
     Args:
         rng: source of randomness.
-        split: ``train`` scenes hold no held-out triple; ``test`` scenes hold at least one, the rest being any
-        triple.
+        split: ``train`` scenes hold no held-out triple; ``test`` scenes hold at least one, the rest being any triple.
 
     Raises:
         ValueError: unknown split.

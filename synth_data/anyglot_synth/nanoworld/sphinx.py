@@ -1,8 +1,8 @@
 """A second opinion on speech by a recogniser that never heard the voices of nanoworld: pocketsphinx.
 
-https://github.com/cmusphinx/pocketsphinx, BSD, with the American English acoustic model its package carries
-and a closed grammar of the world's descriptions and answers in place of a language model. It does not know
-questions."""
+https://github.com/cmusphinx/pocketsphinx, BSD, with the American English acoustic model its package carries and a
+closed grammar of the world's descriptions and answers in place of a language model. It does not know questions.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def sphinx_grammar() -> str:
 
 
 class SphinxJudge:
-    """pocketsphinx with a closed grammar: slower and less exact than `SpeechJudge`, but it was made by
-    others.
+    """pocketsphinx with a closed grammar: slower and less exact than `SpeechJudge`, but it was made by others.
 
     It can only answer with sentences of the grammar, so read it as a check of meaning, not of single words.
 

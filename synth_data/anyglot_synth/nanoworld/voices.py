@@ -9,8 +9,9 @@ the sha256 of exactly these.
 
 A clip is float32 [samples] at 16 kHz, equally loud for all voices, with 20 ms of silence on either side.
 
-This file does not know what is said: sentences come from `language.py`, and it never normalises text
-(numbers, markup)."""
+This file does not know what is said: sentences come from `language.py`, and it never normalises text (numbers,
+markup).
+"""
 
 from __future__ import annotations
 
@@ -91,13 +92,13 @@ def installed_voices() -> tuple[Voice, ...]:
 
 
 VOICES: tuple[Voice, ...] = ESPEAK_VOICES if _has_espeak() and not _has_flite() else FLITE_VOICES
-"""The voices of the world on this machine: those of flite when it is installed, else those of espeak-ng.
-Without any engine these are the names of flite's, and the first attempt to speak raises `SpeechError`."""
+"""The voices of the world on this machine: those of flite when it is installed, else those of espeak-ng. Without any
+engine these are the names of flite's, and the first attempt to speak raises `SpeechError`.
+"""
 
 
 def find_voice(voice: Voice | str) -> Voice:
-    """The voice of that name (a `Voice` is returned as it is). Raises SpeechError, naming the ones there
-    are."""
+    """The voice of that name (a `Voice` is returned as it is). Raises SpeechError, naming the ones there are."""
     if isinstance(voice, Voice):
         return voice
     for known in (*FLITE_VOICES, *ESPEAK_VOICES):
@@ -147,8 +148,7 @@ def _espeak_worker() -> list[str]:
 
 @cache
 def engine_version(engine: str) -> str:
-    """Version of an installed engine, e.g. `flite-2.2-current`. Raises SpeechError when it is not
-    installed."""
+    """Version of an installed engine, e.g. `flite-2.2-current`. Raises SpeechError when it is not installed."""
     if engine == "flite" and shutil.which("flite"):
         found = re.search(r"flite-\S+", _run(["flite", "--version"], "telling its version", good=(0, 1)))
         return found.group() if found else "flite-unknown"
@@ -241,8 +241,7 @@ def _check_text(text: str) -> str:
 
 
 def default_cache_dir() -> Path:
-    """Where clips are kept unless told otherwise: `$ANYGLOT_CACHE/speech`, else `speech` in the user's cache
-    folder."""
+    """Where clips are kept unless told otherwise: `$ANYGLOT_CACHE/speech`, else `speech` in the user's cache folder."""
     base = os.environ.get("ANYGLOT_CACHE")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "anyglot")
     return Path(base or cache) / "speech"
@@ -250,11 +249,10 @@ def default_cache_dir() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path` that becomes `path` when the block ends well, and goes when
-    not.
+    """A temporary path in the folder of `path` that becomes `path` when the block ends well, and goes when not.
 
-    The folder is made when needed. (`anyglot_tokenizers.media` has the like; it needs torch, speech does
-    not.)"""
+    The folder is made when needed. (`anyglot_tokenizers.media` has the like; it needs torch, speech does not.)
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -333,8 +331,7 @@ class SpeechCache:
         return self._made - before
 
     def say(self, text: str, voice: Voice | str, rng: np.random.Generator | None = None) -> Float32:
-        """Speak a text of any number of clauses (see `clauses`), joined by 60 ms of silence: float32
-        [samples].
+        """Speak a text of any number of clauses (see `clauses`), joined by 60 ms of silence: float32 [samples].
 
         With `rng` the whole is up to 2 dB louder or softer.
         """
@@ -342,15 +339,13 @@ class SpeechCache:
 
 
 def clauses(text: str) -> list[str]:
-    """Split a text after each full stop, semicolon, question or exclamation mark. Commas stay inside a
-    clause."""
+    """Split a text after each full stop, semicolon, question or exclamation mark. Commas stay inside a clause."""
     found = [clause.strip(" .;") for clause in re.split(r"(?<=[.;!?])\s+", text.strip())]
     return [clause for clause in found if clause]
 
 
 def join(clips: Sequence[Float32], rng: np.random.Generator | None = None) -> Float32:
-    """Concatenate clips with 60 ms of silence between them; with `rng`, -2 to 2 dB of level change for the
-    whole."""
+    """Concatenate clips with 60 ms of silence between them; with `rng`, -2 to 2 dB of level change for the whole."""
     if not clips:
         raise SpeechError("there is nothing to say: the text has no words")
     pause = np.zeros(int(PAUSE_S * SAMPLE_RATE), np.float32)
@@ -363,8 +358,7 @@ def join(clips: Sequence[Float32], rng: np.random.Generator | None = None) -> Fl
 
 
 def check_audio(audio: Any, number: int) -> Float32:
-    """Speech for a judge: float32 [samples] at 16 kHz, padded to 0.1 s. Raises MediaError, naming it by its
-    number."""
+    """Speech for a judge: float32 [samples] at 16 kHz, padded to 0.1 s. Raises MediaError, naming it by its number."""
     samples = np.asarray(audio, dtype=np.float32)
     where = f"audio number {number}"
     if samples.ndim != 1:
@@ -414,8 +408,7 @@ def speak_scene(
     rng: np.random.Generator | None = None,
     cache: SpeechCache | str | os.PathLike[str] | None = None,
 ) -> tuple[Float32, str]:
-    """Describe a scene aloud, a clause per thing -> (float32 [samples] at 16 kHz, the words that are
-    said)."""
+    """Describe a scene aloud, a clause per thing -> (float32 [samples] at 16 kHz, the words that are said)."""
     text = describe(scene, rng, style="spoken")
     speaker = cache if isinstance(cache, SpeechCache) else SpeechCache(cache)
     return speaker.say(text, voice, rng), text

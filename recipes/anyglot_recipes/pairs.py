@@ -1,0 +1,68 @@
+"""Prepared rows to training shards: every ordered pair of what a row holds, in the form a model was trained with.
+
+Knows nothing about media or models' weights: it reads codes that `prepare` wrote, and the vocabulary, template and text
+tokenizer of a model folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from anyglot_lm.segments import Sample, Segment, Template
+from anyglot_lm.shards import ShardWriter
+from anyglot_lm.text import TextTokenizer
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_recipes.prepare import PreparedRow, prepared_specs, read_prepared
+from anyglot_tokenizers.errors import CodesError, FingerprintError
+
+
+def pairs(row: PreparedRow) -> Iterator[tuple[str, Sample]]:
+    """(task, sample) for every ordered pair of the row's text and media; the second is what is learnt."""
+    parts: dict[str, str | np.ndarray] = {name: codes.numpy() for name, codes in row.codes.items()}
+    if row.text:
+        parts["text"] = row.text
+    for given, asked in permutations(parts, 2):
+        yield (
+            f"{given}->{asked}",
+            Sample([Segment(given, parts[given], "user"), Segment(asked, parts[asked], "assistant")]),
+        )
+
+
+def write_pairs(prepared: str | Path, model_dir: str | Path) -> tuple[int, int]:
+    """Write `prepared/shards` for the model in `model_dir`.
+
+    Returns:
+        How many samples were written, and how many left out because the vocabulary cannot hold them (a medium that is
+        too long).
+    """
+    model_dir, prepared = Path(model_dir), Path(prepared)
+    vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
+    text = TextTokenizer.load(model_dir / "text.model")
+    template = Template.load(model_dir / "template.json")
+    for modality, spec in prepared_specs(prepared).items():
+        if spec.fingerprint != vocabulary.block(modality).fingerprint:
+            raise FingerprintError(
+                f"{prepared}: its {modality} codes are of another tokenizer than those of {model_dir}; run "
+                "anyglot prepare with this model"
+            )
+    written, left_out = 0, 0
+    with ShardWriter(prepared / "shards", vocabulary, template, text=text, overwrite=True) as writer:
+        for row in read_prepared(prepared):
+            for task, sample in pairs(row):
+                try:
+                    ids, loss = template.render(sample, vocabulary, text)
+                except CodesError:
+                    left_out += 1
+                    continue
+                writer.add(ids, loss, task, sample)
+                written += 1
+        if not written:
+            writer.abort()
+    if not written:  # nothing of an earlier call may stay
+        shutil.rmtree(prepared / "shards", ignore_errors=True)
+    return written, left_out

@@ -1,0 +1,76 @@
+"""From a folder of somebody's own pictures to a model trained on them: prepare, tune, ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anyglot_lm.shards import ShardReader
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.cli import main
+from anyglot_recipes.pairs import write_pairs
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, tiny_model: UnifiedModel) -> tuple[Path, Path]:
+    """(a model folder, a folder prepared with it) from four captioned pictures."""
+    source, model, out = tmp_path / "pictures", tmp_path / "model", tmp_path / "codes"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["image,text"]
+    for index, caption in enumerate(("red", "green", "blue", "white")):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(source / f"{index}.png")
+        rows.append(f"{index}.png,{caption}")
+    (source / "metadata.csv").write_text("\n".join(rows))
+    tiny_model.save_pretrained(model)
+    assert main(["prepare", str(source), "--model", str(model), "--out", str(out)]) == 0
+    return model, out
+
+
+def test_every_pair_becomes_a_sample(prepared: tuple[Path, Path], tiny_model: UnifiedModel) -> None:
+    _, out = prepared
+    reader = ShardReader(out / "shards", tiny_model.vocabulary)
+    assert sorted(reader.task_names) == ["image->text", "text->image"]
+    assert len(reader) == 8
+    written = {
+        str(s.content) for i in range(8) for s in reader.sample(i, tiny_model.text).segments if s.modality == "text"
+    }
+    assert written == {"red", "green", "blue", "white"}
+
+
+def test_shards_are_written_anew(prepared: tuple[Path, Path]) -> None:
+    model, out = prepared
+    assert write_pairs(out, model) == (8, 0)
+
+
+def test_tune_trains_the_model_on(
+    prepared: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = prepared
+    command = [
+        "train",
+        "tune",
+        "--model",
+        str(model),
+        "--prepared",
+        json.dumps([str(out)]),
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    command += ["--lm.max_steps=10", "--lm.batch_size=1", "--lm.checkpoint_every=10", "--lm.compile=false"]
+    assert main([*command, "--lm.precision=32-true"]) == 0
+    report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    before = UnifiedModel.from_pretrained(model).model.get_input_embeddings().weight
+    tuned = UnifiedModel.from_pretrained(report["model"])
+    assert report["loss"] > 0
+    assert not torch.equal(before, tuned.model.get_input_embeddings().weight)
+
+
+def test_tune_without_data_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tune"]) == 2
+    assert "--prepared" in capsys.readouterr().err
