@@ -1,7 +1,7 @@
 """The grammar's cross-entropy against the usual one (full logits, `F.cross_entropy`), forward and backward.
 
 Same hidden states, labels and float32 on both sides, back to back in one process. The values differ by design (the
-grammar's loss competes inside the legal slice), so what is checked first is that our unsliced loss equals the usual one.
+grammar's loss competes inside the legal slice), so what is checked first is that our unsliced loss is the usual one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`ImageVQ`: a small convolutional image tokenizer with a residual quantizer.
 
-Encoder and decoder are residual convolutions (GroupNorm, SiLU) after VQGAN (Esser et al., arXiv 2012.09841),
+Encoder and decoder are residual convolutions (layer norm, SiLU) after VQGAN (Esser et al., arXiv 2012.09841),
 residual codes after RQ-VAE (Lee et al., arXiv 2203.01941). The first stage is a pixel-unshuffle, which keeps
 full-resolution convolutions, the costly part on a CPU, out of the network. Beside both runs a linear map of whole
 patches: it learns what principal components would within a few hundred steps, and the convolutions the rest.
@@ -11,7 +11,6 @@ Shapes: B items, H x W pixels, h x w codes, D latent dims, K quantizers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,8 @@ class ImageVQ(Tokenizer):
             so `patch * 2 ** (len(channels) - 1)` must be `downsample_factor`.
         depth: residual blocks per stage, in encoder and decoder each.
         patch: pixels per side folded into channels first.
+        encoder_kernel: side of the encoder's convolutions. With 1 a code is a function of its own f x f pixels and of
+            nothing else, so equal patches have equal codes wherever they are: far easier for a language model.
         downsample_factor: f, pixels per code on each side.
         num_quantizers: K.
         codebook_size: entries per codebook.
@@ -51,6 +52,7 @@ class ImageVQ(Tokenizer):
         channels: Sequence[int] = (64, 128, 192),
         depth: int = 1,
         patch: int = 4,
+        encoder_kernel: int = 3,
         downsample_factor: int = 16,
         num_quantizers: int = 2,
         codebook_size: int = 512,
@@ -72,19 +74,19 @@ class ImageVQ(Tokenizer):
         with seeded(seed):
             encoder: list[nn.Module] = [
                 nn.PixelUnshuffle(patch),
-                nn.Conv2d(3 * patch**2, first, 3, padding=1),
+                nn.Conv2d(3 * patch**2, first, encoder_kernel, padding=encoder_kernel // 2),
             ]
             for index, width in enumerate(channels):
                 if index:
                     encoder += [nn.Conv2d(channels[index - 1], width, 2, stride=2)]
-                encoder += [ResidualBlock(width) for _ in range(depth)]
+                encoder += [ResidualBlock(width, encoder_kernel) for _ in range(depth)]
             self.encoder = nn.Sequential(*encoder, *_head(last, codebook_dim, 1))
             self.quantizer = ResidualQuantizer(
                 codebook_dim, num_quantizers, codebook_size, dropout=dropout, stage_steps=stage_steps
             )
             decoder: list[nn.Module] = [nn.Conv2d(codebook_dim, last, 3, padding=1)]
             for index in reversed(range(len(channels))):
-                decoder += [ResidualBlock(channels[index]) for _ in range(depth)]
+                decoder += [ResidualBlock(channels[index], 3) for _ in range(depth)]
                 if index:
                     decoder += [nn.Conv2d(channels[index], 4 * channels[index - 1], 1), nn.PixelShuffle(2)]
             self.decoder = nn.Sequential(*decoder, *_head(first, 3 * patch**2, 3), nn.PixelShuffle(patch))
@@ -177,22 +179,22 @@ class ImageVQ(Tokenizer):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), 3x3 convolutions at constant width."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), convolutions of one kernel size at constant width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            _norm(width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-        )  # fmt: skip
+        self.body = nn.Sequential(*_head(width, width, kernel), *_head(width, width, kernel))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW + self.body(x_BCHW)
 
 
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, max(1, width // 2)), width)  # two channels a group, or more
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position: no position learns anything of another one here."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _head(width: int, outputs: int, kernel: int) -> tuple[nn.Module, ...]:
-    return _norm(width), nn.SiLU(), nn.Conv2d(width, outputs, kernel, padding=kernel // 2)
+    return ChannelNorm(width), nn.SiLU(), nn.Conv2d(width, outputs, kernel, padding=kernel // 2)
