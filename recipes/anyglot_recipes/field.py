@@ -45,6 +45,15 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 DIGITS = tuple("0123456789")
 SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64
+SHARES = {
+    "speech->text": 0.22,
+    "text->speech": 0.10,
+    "speech->image": 0.18,
+    "photo->text": 0.15,
+    "emoji->text": 0.12,
+    "text->emoji": 0.23,
+}
+"""Share of the training ids by task."""
 
 
 @dataclass
@@ -312,7 +321,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         skipped = write_shards(folder, samples, vocabulary, text, config.lm.seq_len)
         run.say(f"{skipped} samples longer than {config.lm.seq_len} ids left out")
 
-    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed)
+    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, SHARES)
     model = UnifiedModel.from_pretrained(folder)
     with torch.inference_mode():
         report = evaluate_field(model, data, seed=seed, say=run.say)
