@@ -178,8 +178,9 @@ class UnifiedModel:
             self.template.save(temporary / TEMPLATE_FILE)
             self.text.save(temporary / TEXT_FILE)
             for modality, tokenizer in self.tokenizers.items():
-                dtype = torch.float16 if _exact_in_half(tokenizer) else None
-                tokenizer.save_pretrained(temporary / TOKENIZERS_FOLDER / modality, dtype=dtype)
+                place = temporary / TOKENIZERS_FOLDER / modality
+                if tokenizer.save_pretrained(place, dtype=torch.float16) != tokenizer.fingerprint:
+                    tokenizer.save_pretrained(place)  # half precision would make it another tokenizer
             for path in sorted(file for file in temporary.rglob("*") if file.is_file()):
                 target = folder / path.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -410,11 +411,6 @@ def _batches(shapes: list[tuple[int, ...]], timed: bool) -> Iterable[list[int]]:
     for group in groups.values():
         for start in range(0, len(group), MEDIA_BATCH):
             yield group[start : start + MEDIA_BATCH]
-
-
-def _exact_in_half(tokenizer: Tokenizer) -> bool:
-    floats = [tensor for tensor in tokenizer.state_dict().values() if tensor.is_floating_point()]
-    return all(torch.equal(tensor, tensor.half().to(tensor.dtype)) for tensor in floats)
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
