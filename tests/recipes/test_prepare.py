@@ -469,13 +469,17 @@ def run_command(*arguments: str) -> int:
 def model_folder(tmp_path: Path) -> Path:
     """A model folder without a language model: all that prepare reads."""
     from anyglot_lm.blocks import BlockSpec
+    from anyglot_lm.segments import Template
+    from anyglot_lm.text import TextTokenizer
     from anyglot_lm.vocabulary import Vocabulary
 
     folder = tmp_path / "model"
     Brightness().save_pretrained(folder / "tokenizers" / "image")
     spec = load(folder / "tokenizers" / "image").spec
     block = BlockSpec.from_code_spec(spec, pattern="frame_major", grid=(4, 4))
-    Vocabulary.build(300, block).save(folder / "vocabulary.json")
+    text = TextTokenizer.train(["a picture", "another one"], folder / "text.model", vocab_size=300)
+    Vocabulary.build(text.size, block, text_fingerprint=text.fingerprint).save(folder / "vocabulary.json")
+    Template().save(folder / "template.json")
     return folder
 
 

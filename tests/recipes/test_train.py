@@ -22,7 +22,7 @@ def test_command_line_beats_yaml() -> None:
     _, config = parse_recipe(find_recipe("nano"), ["--lm.max_steps", "7", "--image.model.codebook_size=64"])
     assert config.lm.max_steps == 7
     assert config.image.model["codebook_size"] == 64
-    assert config.image.model["downsample_factor"] == 16
+    assert config.image.model["downsample_factor"] == 8
 
 
 def test_later_yaml_layers_over_the_first(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_later_yaml_layers_over_the_first(tmp_path: Path) -> None:
     more.write_text("lm: {max_steps: 9}\n")
     _, config = parse_recipe(find_recipe("nano"), [f"--config={more}"])
     assert config.lm.max_steps == 9
-    assert config.lm.blocks["image"].num_quantizers == 2
+    assert config.lm.blocks["music"].num_quantizers == 2
 
 
 def test_unknown_recipe_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,7 +151,7 @@ def test_logs_every_window_once(
     assert len(list(tmp_path.glob("logs/version_0/metrics.csv"))) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{n}/{STEPS}" for n in range(2, STEPS + 1, 2)]
-    assert all("open " in line and "ids/s" in line for line in lines)
+    assert all("| text " in line and "ids/s" in line for line in lines)
 
 
 def test_checkpoints_need_whole_log_windows(world: World, tmp_path: Path) -> None:
