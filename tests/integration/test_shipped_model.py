@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,18 @@ def model() -> UnifiedModel:
     return UnifiedModel.from_pretrained(NANO_MODEL)
 
 
-def random_request(rng: np.random.Generator) -> Request:
-    """An exact order of one to three modalities, or a free answer with required and forbidden ones."""
-    budget = int(rng.integers(100, 400))
+def random_request(rng: np.random.Generator, model: UnifiedModel) -> Request:
+    """An exact order of one to three modalities, or a free answer with required and forbidden ones; a tight budget."""
     if rng.random() < 0.6:
-        return Request(order=tuple(rng.permutation(MODALITIES)[: rng.integers(1, 4)]), max_ids=budget)
-    required = set(rng.permutation(MODALITIES)[: rng.integers(0, 3)])
-    forbidden = {m for m in MODALITIES if m not in required and rng.random() < 0.4}
-    if len(forbidden) == len(MODALITIES):
-        forbidden.pop()
-    return Request(required=required, forbidden=forbidden, max_ids=budget)
+        order = tuple(str(m) for m in rng.permutation(MODALITIES)[: rng.integers(1, 4)])
+        request = Request(order=order)
+    else:
+        required = {str(m) for m in rng.permutation(MODALITIES)[: rng.integers(0, 3)]}
+        forbidden = {m for m in MODALITIES if m not in required and rng.random() < 0.4}
+        if len(forbidden) == len(MODALITIES):
+            forbidden.pop()
+        request = Request(required=required, forbidden=forbidden)
+    return replace(request, max_ids=model.grammar.shortest(request) + int(rng.integers(0, 150)))
 
 
 @pytest.mark.slow
@@ -65,8 +68,8 @@ def test_every_sampled_sequence_decodes(model: UnifiedModel) -> None:
     hot = dict.fromkeys(MODALITIES, Sampling(temperature=2.0))
     done = 0
     while done < count:
-        batch = min(256, count - done)
-        requests = [random_request(rng) for _ in range(batch)]
+        batch = min(512, count - done)
+        requests = [random_request(rng, model) for _ in range(batch)]
         prompts = [Sample([Segment("text", " ".join(rng.choice(WORDS, 4)), "user")]) for _ in range(batch)]
         for request, outputs in zip(
             requests, model.respond(prompts, requests, sampling=hot, seed=done, batch_size=batch), strict=True
