@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anyglot_tokenizers.audio import AudioCodec as AudioCodec
+    from anyglot_tokenizers.chunks import Stream as Stream
+    from anyglot_tokenizers.chunks import decode_chunked as decode_chunked
+    from anyglot_tokenizers.chunks import encode_chunked as encode_chunked
     from anyglot_tokenizers.codes import Codes as Codes
     from anyglot_tokenizers.errors import AnyglotError as AnyglotError
     from anyglot_tokenizers.errors import CheckpointError as CheckpointError
     from anyglot_tokenizers.errors import CodesError as CodesError
     from anyglot_tokenizers.errors import FingerprintError as FingerprintError
+    from anyglot_tokenizers.errors import LicenseWarning as LicenseWarning
     from anyglot_tokenizers.errors import ManifestError as ManifestError
     from anyglot_tokenizers.errors import MediaError as MediaError
+    from anyglot_tokenizers.errors import UnsupportedError as UnsupportedError
     from anyglot_tokenizers.image import ImageVQ as ImageVQ
     from anyglot_tokenizers.media import atomic_write as atomic_write
     from anyglot_tokenizers.media import read_audio as read_audio
@@ -34,14 +39,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "audio": ("AudioCodec",),
+    "chunks": ("Stream", "decode_chunked", "encode_chunked"),
     "codes": ("Codes",),
     "errors": (
         "AnyglotError",
         "CheckpointError",
         "CodesError",
         "FingerprintError",
+        "LicenseWarning",
         "ManifestError",
         "MediaError",
+        "UnsupportedError",
     ),
     "image": ("ImageVQ",),
     "media": ("atomic_write", "read_audio", "read_image", "write_audio", "write_image"),

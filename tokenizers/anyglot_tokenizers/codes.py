@@ -1,7 +1,7 @@
 """`Codes`: a batch of codes with lengths, and its self-describing file form.
 
-File form: safetensors with `codes` (uint16 when the ids fit, else int32), optionally `lengths` (int64), and in the
-header metadata `format`, `version` and `spec` (JSON). This file does not know models.
+File form: safetensors with `codes` (uint16 when the ids fit, else uint32), optionally `lengths` (int64) and
+`extras.NAME`, and in the header metadata `format`, `version` and `spec` (JSON). This file does not know models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from anyglot_tokenizers.spec import CodeSpec
 
 FORMAT = "anyglot.codes"
 VERSION = "1"
+EXTRAS = "extras."
 
 
 @dataclass(eq=False)
@@ -32,11 +33,14 @@ class Codes:
             legal id.
         lengths: int64 `[batch]`, valid positions on the first grid axis; None = all.
         spec: what the codes mean; None = unknown.
+        extras: what decode can use beside the codes, batch first, such as the loudness of EnCodec 48 kHz. Empty for
+            what a language model writes.
     """
 
     codes: Tensor
     lengths: Tensor | None = None
     spec: CodeSpec | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.codes.ndim < 3 or self.codes.dtype != torch.int64:
@@ -53,6 +57,11 @@ class Codes:
                 and not 0 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.codes.shape[2]
             ):
                 raise CodesError(f"lengths must lie in 0..{self.codes.shape[2]}, got {self.lengths.tolist()[:8]}")
+        for name, extra in self.extras.items():
+            if extra.ndim < 1 or extra.shape[0] != self.codes.shape[0]:
+                raise CodesError(
+                    f"extra {name!r} must come batch first, {self.codes.shape[0]} rows, got {list(extra.shape)}"
+                )
 
     def __len__(self) -> int:
         return self.codes.shape[0]
@@ -61,26 +70,28 @@ class Codes:
         return (self.item(index) for index in range(len(self)))
 
     def item(self, index: int) -> Tensor:
-        """Codes of one item, `[num_quantizers, *grid]`, cropped to its length."""
+        """Codes of one item, `[num_quantizers, *grid]`, cropped to its length (without extras)."""
         codes = self.codes[index]
         return codes if self.lengths is None else codes[:, : int(self.lengths[index])]
 
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on another device."""
         lengths = None if self.lengths is None else self.lengths.to(device)
-        return Codes(self.codes.to(device), lengths, self.spec)
+        extras = {name: extra.to(device) for name, extra in self.extras.items()}
+        return Codes(self.codes.to(device), lengths, self.spec, extras)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file form atomically. Raises CodesError for ids below 0 or beyond int32."""
+        """Write the file form atomically. Raises CodesError for ids below 0 or beyond uint32."""
         from safetensors.numpy import save_file
 
         array = self.codes.cpu().numpy()
         low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-        if low < 0 or high >= 2**31:
+        if low < 0 or high >= 2**32:
             raise CodesError(
-                f"{path}: ids must lie in 0..{2**31 - 1}, got {low}..{high}; codes hold no sentinel values"
+                f"{path}: ids must lie in 0..{2**32 - 1}, got {low}..{high}; codes hold no sentinel values"
             )
-        tensors = {"codes": array.astype("uint16" if high < 2**16 else "int32")}
+        tensors = {"codes": array.astype("uint16" if high < 2**16 else "uint32")}
+        tensors |= {f"{EXTRAS}{name}": extra.detach().cpu().numpy() for name, extra in self.extras.items()}
         if self.lengths is not None:
             tensors["lengths"] = self.lengths.cpu().numpy()
         metadata = {"format": FORMAT, "version": VERSION}
@@ -100,7 +111,8 @@ class Codes:
             with safe_open(str(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 names = set(file.keys())
-                tensors = {name: file.get_tensor(name) for name in names & {"codes", "lengths"}}
+                wanted = {name for name in names if name in ("codes", "lengths") or name.startswith(EXTRAS)}
+                tensors = {name: file.get_tensor(name) for name in wanted}
         except (SafetensorError, OSError, ValueError) as error:
             raise MediaError(
                 path, f"not a readable safetensors file ({error})", "write it again with Codes.save"
@@ -118,6 +130,7 @@ class Codes:
                 torch.from_numpy(tensors["codes"].astype("int64")),
                 None if lengths is None else torch.from_numpy(lengths.astype("int64")),
                 CodeSpec.from_dict(json.loads(metadata["spec"])) if "spec" in metadata else None,
+                {name[len(EXTRAS) :]: torch.from_numpy(tensors[name]) for name in sorted(wanted) if EXTRAS in name},
             )
         except (AnyglotError, ValueError) as error:
             raise MediaError(path, f"inconsistent content ({error})", "write it again with Codes.save") from error

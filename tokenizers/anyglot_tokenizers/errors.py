@@ -46,3 +46,11 @@ class FingerprintError(AnyglotError):
 
 class CheckpointError(AnyglotError):
     """Weights that are unreadable, unsafe (pickle), incomplete, or not the ones recorded."""
+
+
+class UnsupportedError(AnyglotError):
+    """Something this tokenizer cannot do by its nature: decode without a decoder, chunk an unbounded context."""
+
+
+class LicenseWarning(UserWarning):
+    """The licence of loaded weights is unknown or forbids commercial use."""

@@ -21,35 +21,45 @@ class CodeSpec:
         modality: `"image"`, `"speech"`, `"music"`, ...
         codebook_sizes: number of entries of each quantizer.
         axes: names of the grid axes: `("time",)`, `("height", "width")`, `("query",)`.
-        strides: input samples or pixels per code on each grid axis.
+        strides: input samples or pixels per code on each grid axis; None = not aligned (queries).
         sample_rate: Hz, or None for media without a sample rate.
         channels: channels of the media.
         causal: whether a code depends on no later input.
         context: (left, right) codes that suffice for exact chunked encoding and decoding; None = unbounded.
         license: licence of the weights.
         fingerprint: sha256 over configuration and weights; equal fingerprints mean equal tokenizers.
+        fixed_grid: the grid where it does not depend on the input, such as `(32,)` for 32 queries; else empty.
+        decodes: whether there is a decoder (some published tokenizers only encode).
+        extras: names of tensors that `encode` gives and `decode` can use beside the codes (`Codes.extras`).
     """
 
     modality: str
     codebook_sizes: tuple[int, ...]
     axes: tuple[str, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int | None, ...]
     sample_rate: int | None = None
     channels: int = 1
     causal: bool = False
     context: tuple[int, int] | None = None
     license: str = ""
     fingerprint: str = ""
+    fixed_grid: tuple[int, ...] = ()
+    decodes: bool = True
+    extras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
             raise ManifestError(
                 f"code spec: codebook_sizes {self.codebook_sizes} must hold one positive size per quantizer"
             )
-        if not self.axes or len(self.axes) != len(self.strides) or min(self.strides) < 1:
+        if not self.axes or len(self.axes) != len(self.strides) or any(s is not None and s < 1 for s in self.strides):
             raise ManifestError(
-                f"code spec: axes {self.axes} need one positive stride each, got strides {self.strides}"
+                f"code spec: axes {self.axes} need one positive stride (or null) each, got strides {self.strides}"
             )
+        if self.fixed_grid and (len(self.fixed_grid) != len(self.axes) or min(self.fixed_grid) < 1):
+            raise ManifestError(f"code spec: fixed_grid {self.fixed_grid} needs one positive size per axis {self.axes}")
+        if None in self.strides and not self.fixed_grid:
+            raise ManifestError(f"code spec: strides {self.strides} need a fixed_grid, as the input says nothing of it")
         if self.sample_rate is not None and self.sample_rate < 1:
             raise ManifestError(f"code spec: sample_rate {self.sample_rate} must be positive (Hz) or null")
 
@@ -70,7 +80,7 @@ class CodeSpec:
     @property
     def hop_length(self) -> int:
         """Samples per code (audio only)."""
-        if self.axes != ("time",):
+        if self.axes != ("time",) or self.strides[0] is None:
             raise ManifestError(f"code spec: hop_length exists for axes ('time',) only, not {self.axes}; use strides")
         return self.strides[0]
 
@@ -84,7 +94,7 @@ class CodeSpec:
     @property
     def downsample_factor(self) -> int:
         """Pixels per code on each side (images only)."""
-        if self.axes != ("height", "width") or self.strides[0] != self.strides[1]:
+        if self.axes != ("height", "width") or self.strides[0] != self.strides[1] or self.strides[0] is None:
             raise ManifestError(
                 f"code spec: downsample_factor exists for square image codes only; "
                 f"axes {self.axes}, strides {self.strides}"
@@ -98,13 +108,15 @@ class CodeSpec:
 
     def num_codes(self, length: int) -> int:
         """Positions on the first grid axis for `length` samples or pixels (a last partial hop counts)."""
-        return -(-length // self.strides[0])
+        return self.fixed_grid[0] if self.fixed_grid else -(-length // (self.strides[0] or 1))
 
     def grid(self, *size: int) -> tuple[int, ...]:
         """Grid for an input of `size` samples or pixels per axis: `grid(64, 64) == (4, 4)` for factor 16."""
-        if len(size) != len(self.axes):
+        if len(size) != len(self.axes) and not self.fixed_grid:
             raise ManifestError(f"code spec: {len(self.axes)} sizes needed for axes {self.axes}, got {size}")
-        return tuple(-(-length // stride) for length, stride in zip(size, self.strides, strict=True))
+        if self.fixed_grid:
+            return self.fixed_grid
+        return tuple(-(-length // (stride or 1)) for length, stride in zip(size, self.strides, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; `from_dict` is its exact inverse."""

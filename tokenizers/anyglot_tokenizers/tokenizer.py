@@ -1,7 +1,8 @@
 """`Tokenizer`: base class of all tokenizers, their folder form and their fingerprint; `load` finds the right class.
 
 Folder form: `config.json` (class, keyword arguments, spec, fingerprint) and `model.safetensors`. Pickled weights are
-never read. This file knows no architecture and no training.
+never read. Folders in the layout of a publisher go to the class that `catalog.py` names. This file knows no
+architecture and no training.
 """
 
 from __future__ import annotations
@@ -16,21 +17,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, license_of, warn_about
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CheckpointError, FingerprintError, MediaError
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, MediaError, UnsupportedError
 from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.spec import CodeSpec
+
+if TYPE_CHECKING:
+    from anyglot_tokenizers.chunks import Stream
+    from anyglot_tokenizers.published import PublishedTokenizer
 
 FORMAT = "anyglot.tokenizer"
 VERSION = "1"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-NATIVE = {"ImageVQ": "anyglot_tokenizers.image", "AudioCodec": "anyglot_tokenizers.audio"}
+PACKAGE = __name__.rpartition(".")[0]
+BEFORE_MODULES = {"ImageVQ": f"{PACKAGE}.image", "AudioCodec": f"{PACKAGE}.audio"}
+"""Homes of the classes whose folders do not say their module."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -48,7 +56,7 @@ class Tokenizer(nn.Module, ABC):
     """Media to codes and back.
 
     Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give
-    `_spec_entries`, `encode`, `decode` and `forward`. No state is kept between calls.
+    `_spec_entries`, `encode`, `decode` and, if they can be trained, `forward`. No state is kept between calls.
     """
 
     _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
@@ -75,9 +83,18 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, codes: Codes | Tensor) -> Tensor:
         """Media of `Codes`, or of bare ids int64 `[batch, k, *grid]` of the first k <= K quantizers."""
 
-    @abstractmethod
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Encode, quantize and decode with gradients, for training."""
+        raise UnsupportedError(f"{type(self).__name__} is used as published and cannot be trained here")
+
+    def stream(self, batch_size: int = 1, *, num_quantizers: int | None = None) -> Stream:
+        """A new stream: media or codes piece by piece, exactly as in one go (see `Stream`).
+
+        Raises UnsupportedError if the codes depend on unbounded context.
+        """
+        from anyglot_tokenizers.chunks import Stream
+
+        return Stream(self, batch_size, num_quantizers=num_quantizers)
 
     def fit_statistics(self, media: Tensor) -> None:
         """Adapt input scaling to typical media before the first training step; nothing by default."""
@@ -145,6 +162,7 @@ class Tokenizer(nn.Module, ABC):
             "format": FORMAT,
             "version": VERSION,
             "class": type(self).__name__,
+            "module": type(self).__module__,
             "config": self.config,
             "spec": CodeSpec(**self._spec_entries(), fingerprint=fingerprint).to_dict(),
             "fingerprint": fingerprint,
@@ -164,9 +182,11 @@ class Tokenizer(nn.Module, ABC):
         Raises CheckpointError if anything is missing, pickled, of another class, or does not match its
         fingerprint.
         """
-        folder = _folder(name_or_path, revision)
-        entries = _read_config(folder)
-        found = _find_class(str(entries["class"]), folder)
+        folder, entries, license = _locate(name_or_path, revision)
+        if "model_type" in entries:
+            return cls._from_published(folder, entries, license)
+        _check_config(entries, folder)
+        found = _find_class(entries, folder)
         if not issubclass(found, cls):
             raise CheckpointError(
                 f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load"
@@ -178,6 +198,21 @@ class Tokenizer(nn.Module, ABC):
                 f"{folder / CONFIG_FILE}: config does not build a {found.__name__} ({error})"
             ) from error
         tokenizer._load_tensors(folder, str(entries["fingerprint"]))
+        warn_about(str(name_or_path), str(tokenizer.config.get("license", UNKNOWN)))
+        return tokenizer.eval()
+
+    @classmethod
+    def _from_published(cls, folder: Path, entries: dict[str, Any], license: str) -> Self:
+        from anyglot_tokenizers.published import PublishedTokenizer
+
+        found = _published_class(entries, folder)
+        if not issubclass(found, cls):
+            raise CheckpointError(
+                f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load"
+            )
+        assert issubclass(found, PublishedTokenizer)
+        tokenizer = found.from_published(folder, entries, license=license)
+        warn_about(str(folder), license)
         return tokenizer.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> str:
@@ -200,11 +235,7 @@ class Tokenizer(nn.Module, ABC):
 
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-            if pickles:
-                raise CheckpointError(
-                    f"{folder}: refusing pickled weights {pickles}, which can run code; convert them to {WEIGHTS_FILE}"
-                )
+            refuse_pickles(folder)
             raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
         try:
             tensors = load_file(path)
@@ -281,33 +312,75 @@ def check_media(name: str, media: Tensor, shape: str, ndim: int, channels: int) 
     return media
 
 
-def _folder(name_or_path: str | os.PathLike[str], revision: str | None) -> Path:
+def refuse_pickles(folder: Path) -> None:
+    """Raises CheckpointError if a folder without safetensors holds pickled weights."""
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: refusing pickled weights {pickles}, which can run code; if you trust them: "
+            f"anyglot tokenizer convert {folder / pickles[0]} --out DIR"
+        )
+
+
+def _locate(name_or_path: str | os.PathLike[str], revision: str | None) -> tuple[Path, dict[str, Any], str]:
+    """Folder, content of its config.json, and licence as the catalogue or the model card says."""
     folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder
     name = str(name_or_path)
+    if folder.is_dir():
+        return folder, _read_config(folder), _card_license(folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or folder.exists():
         raise CheckpointError(f"{name}: no such folder, and not a hub name 'owner/name'")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        folder = Path(hf_hub_download(name, CONFIG_FILE, revision=revision)).parent
+        entries = _read_config(folder)
+        if "model_type" in entries:
+            folder = _published_class(entries, folder).fetch(name, revision)
+        else:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except AnyglotError:
+        raise
     except Exception as error:  # the hub client raises many kinds: network, login, missing repository, disk
         raise CheckpointError(
             f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
             "check the name and the network"
         ) from error
+    known = license_of(name)
+    return folder, entries, known if known != UNKNOWN else _card_license(folder)
+
+
+def _card_license(folder: Path) -> str:
+    """The `license:` line of the front matter of README.md, or "unknown"."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
+    except OSError:
+        return UNKNOWN
+    if not lines or lines[0].strip() != "---":
+        return UNKNOWN
+    found = (line.partition(":")[2].strip() for line in lines[1:] if line.startswith("license:"))
+    return next(found, UNKNOWN) or UNKNOWN
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
+    if not path.is_file():
+        refuse_pickles(folder)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not a readable tokenizer config ({error}); save it again with save_pretrained"
         ) from error
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT or entries.get("version") != VERSION:
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: not a JSON object; save it again with save_pretrained")
+    return entries
+
+
+def _check_config(entries: dict[str, Any], folder: Path) -> None:
+    path = folder / CONFIG_FILE
+    if entries.get("format") != FORMAT or entries.get("version") != VERSION:
+        refuse_pickles(folder)
         raise CheckpointError(
             f"{path}: not a config of format {FORMAT!r}, version {VERSION!r}; is it another library's model?"
         )
@@ -316,14 +389,31 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: entries {missing or ['config']} are missing or wrong; save it again with save_pretrained"
         )
-    return entries
 
 
-def _find_class(name: str, folder: Path) -> type[Tokenizer]:
-    if name in NATIVE:
-        importlib.import_module(NATIVE[name])
+def _find_class(entries: dict[str, Any], folder: Path) -> type[Tokenizer]:
+    """The class a folder names: one of this package, or one that the caller has imported before."""
+    name = str(entries["class"])
+    module = str(entries.get("module", BEFORE_MODULES.get(name, "")))
+    if module.startswith(f"{PACKAGE}.") and name not in Tokenizer._classes:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: there is no module {module}; update anyglot") from error
     if name not in Tokenizer._classes:
         raise CheckpointError(
-            f"{folder}: unknown tokenizer class {name!r}; known: {sorted({*NATIVE, *Tokenizer._classes})}"
+            f"{folder}: unknown tokenizer class {name!r} of module {module!r}; import that module first"
         )
     return Tokenizer._classes[name]
+
+
+def _published_class(entries: dict[str, Any], folder: Path) -> type[PublishedTokenizer]:
+    """The class for a publisher's config.json."""
+    kind = str(entries["model_type"])
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: model_type {kind!r} is not a known tokenizer; known are {sorted(MODEL_TYPES)}"
+        )
+    module, _, name = MODEL_TYPES[kind].partition(":")
+    found: type[PublishedTokenizer] = getattr(importlib.import_module(module), name)
+    return found

@@ -1,0 +1,77 @@
+"""The catalogue of published tokenizers: what exists, what it gives, and the licence of its weights.
+
+A table without code that runs models: `load` reads it to find the class for a publisher's folder and the licence of a
+hub id; `anyglot tokenizer list` prints it. Figures are the publishers'.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from anyglot_tokenizers.errors import LicenseWarning
+
+UNKNOWN = "unknown"
+
+MODEL_TYPES = {
+    "encodec": "anyglot_tokenizers.encodec:Encodec",
+    "dac": "anyglot_tokenizers.dac:Dac",
+    "mimi": "anyglot_tokenizers.mimi:Mimi",
+    "xcodec": "anyglot_tokenizers.xcodec:XCodec",
+    "emu3": "anyglot_tokenizers.hf_image:Emu3Image",
+    "janus": "anyglot_tokenizers.hf_image:JanusImage",
+    "chameleon": "anyglot_tokenizers.hf_image:ChameleonImage",
+}
+"""`model_type` of a transformers config.json -> the class that reads it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published tokenizer.
+
+    Attributes:
+        name: short name.
+        hub_id: `owner/name` on the Hugging Face hub, or "" where it is published elsewhere.
+        home: `module:class` that runs it.
+        modality: of its media.
+        sample_rate: Hz, or None.
+        frame_rate: codes per second of each quantizer, or None.
+        num_quantizers: codebooks.
+        codebook_size: entries of each.
+        license: of the weights; "unknown" where the publisher does not say.
+        note: one line.
+        convert: kind for `anyglot tokenizer convert`, where only a pickled checkpoint is published.
+    """
+
+    name: str
+    hub_id: str
+    home: str
+    modality: str
+    sample_rate: int | None
+    frame_rate: float | None
+    num_quantizers: int
+    codebook_size: int
+    license: str
+    note: str = ""
+    convert: str = ""
+
+
+CATALOG: tuple[Entry, ...] = ()
+
+
+def license_of(hub_id: str) -> str:
+    """Licence of the weights of a hub id, "unknown" for those not in the catalogue."""
+    return next((entry.license for entry in CATALOG if entry.hub_id == hub_id), UNKNOWN)
+
+
+def is_commercial(license: str) -> bool:
+    """Whether a licence is known and does not forbid commercial use."""
+    words = license.lower().replace("_", "-").split("-")
+    return license not in ("", UNKNOWN) and not {"nc", "noncommercial", "research"} & set(words)
+
+
+def warn_about(name: str, license: str) -> None:
+    """Issue a LicenseWarning for weights that may not be used commercially, or whose licence is not known."""
+    if not is_commercial(license):
+        what = "is not known" if license in ("", UNKNOWN) else f"is {license}: no commercial use"
+        warnings.warn(f"{name}: the licence of these weights {what}", LicenseWarning, stacklevel=3)
