@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anyglot_recipes import tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -129,12 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
 
-    tokenizer = commands.add_parser("tokenizer", help="media to codes and back")
-    tokenizer.add_argument("action", choices=["info", "encode", "decode"])
-    tokenizer.add_argument("tokenizer", help="folder of a tokenizer, or image, speech or music for the shipped one")
-    tokenizer.add_argument("input", nargs="?", help="media file (encode) or codes file (decode)")
-    tokenizer.add_argument("output", nargs="?", help="codes file (encode) or media file (decode)")
-    tokenizer.set_defaults(run=_tokenizer)
+    tokenizer_cli.add_parser(commands)
     return parser
 
 
@@ -238,36 +234,6 @@ def _generate(arguments: argparse.Namespace) -> int:
             assert rate is not None
             write_audio(path, output.media, rate)
         _log(str(path))
-    return 0
-
-
-def _tokenizer(arguments: argparse.Namespace) -> int:
-    from anyglot_tokenizers import Codes, load, read_audio, read_image, write_audio, write_image
-
-    shipped = NANO_MODEL / "tokenizers" / arguments.tokenizer
-    tokenizer = load(shipped if shipped.is_dir() else arguments.tokenizer)
-    spec = tokenizer.spec
-    if arguments.action == "info":
-        _print_json(spec.to_dict())
-        return 0
-    if not arguments.input or not arguments.output:
-        raise AnyglotError(f"tokenizer {arguments.action} needs an input and an output file")
-    if arguments.action == "encode":
-        if spec.sample_rate is None:
-            image = read_image(arguments.input)
-            factor = spec.downsample_factor
-            height, width = (side // factor * factor for side in image.shape[1:])
-            media = image[None, :, :height, :width]
-        else:
-            media = read_audio(arguments.input, sample_rate=spec.sample_rate)[None]
-        tokenizer.encode(media).save(arguments.output)
-    else:
-        media = tokenizer.decode(Codes.load(arguments.input))[0]
-        if spec.sample_rate is None:
-            write_image(arguments.output, media)
-        else:
-            write_audio(arguments.output, media, spec.sample_rate)
-    _log(arguments.output)
     return 0
 
 

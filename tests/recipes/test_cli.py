@@ -103,8 +103,19 @@ def test_unknown_target(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_missing_file_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "tokenizer", "encode", folder / "tokenizers" / "image")
-    assert "needs an input and an output file" in line
+    with pytest.raises(SystemExit) as stopped:
+        main(["tokenizer", "encode", str(folder / "tokenizers" / "image")])
+    assert stopped.value.code == 2
+    assert "required: input, output" in capsys.readouterr().err
+
+
+def test_tokenizer_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenizer", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert set(listed["shipped"]) == {"image", "speech", "music"}
+    assert main(["tokenizer", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(listed["shipped"]) + len(listed["published"]) + 1
 
 
 def test_output_that_cannot_be_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ hub id; `anyglot tokenizer list` prints it. Figures are the publishers'.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -54,6 +55,11 @@ class Entry:
     license: str
     note: str = ""
     convert: str = ""
+
+    @property
+    def bitrate(self) -> float | None:
+        """Bits per second over all quantizers (audio only)."""
+        return self.frame_rate and self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
 
 
 CATALOG: tuple[Entry, ...] = ()

@@ -1,0 +1,144 @@
+"""`anyglot tokenizer`: list, describe, run, measure and convert tokenizers. Needs the base install only.
+
+Parses arguments and prints; the work is in `anyglot_tokenizers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyglot_tokenizers.errors import AnyglotError
+
+if TYPE_CHECKING:
+    from anyglot_tokenizers.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
+MAX_SECONDS = 4 * 3600.0
+"""Of audio files; four hours at 24 kHz are 1.4 GB."""
+WHICH = "folder, hub id (owner/name), or image, speech or music for the shipped one"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command and its actions to the main parser."""
+    parser = commands.add_parser("tokenizer", help="media to codes and back")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listed = actions.add_parser("list", help="published and shipped tokenizers, with rate, bitrate and licence")
+    listed.add_argument("--json", action="store_true", help="print one JSON object")
+    listed.set_defaults(run=_list)
+
+    info = actions.add_parser("info", help="the spec of one tokenizer, as JSON")
+    info.add_argument("tokenizer", help=WHICH)
+    info.set_defaults(run=_info)
+
+    for action, what, run in (
+        ("encode", "media file -> codes file (safetensors)", _encode),
+        ("decode", "codes file -> media file", _decode),
+    ):
+        coder = actions.add_parser(action, help=what)
+        coder.add_argument("tokenizer", help=WHICH)
+        coder.add_argument("input")
+        coder.add_argument("output")
+        coder.add_argument("--num-quantizers", type=int, metavar="K", help="use only the first K codebooks")
+        coder.set_defaults(run=run)
+
+    convert = actions.add_parser("convert", help="a publisher's pickled checkpoint, which you trust -> safetensors")
+    convert.add_argument("checkpoint", help=".pt, .pth, .bin, .ckpt or .th file")
+    convert.add_argument("--kind", required=True, help="snac, speechtokenizer, vqgan or encodec")
+    convert.add_argument("--config", help="the publisher's configuration file, where it has one")
+    convert.add_argument("--out", required=True, metavar="DIR")
+    convert.set_defaults(run=_convert)
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """A shipped tokenizer by its modality, or any folder or hub id."""
+    from anyglot_tokenizers import load
+
+    shipped = SHIPPED / name
+    return load(shipped if "/" not in name and shipped.is_dir() else name)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers.catalog import CATALOG, is_commercial
+
+    shipped = {folder.name: open_tokenizer(folder.name).spec for folder in sorted(SHIPPED.iterdir())}
+    if arguments.json:
+        published = [{**vars(e), "bitrate": e.bitrate, "commercial": is_commercial(e.license)} for e in CATALOG]
+        print(json.dumps({"shipped": {k: s.to_dict() for k, s in shipped.items()}, "published": published}))
+        return 0
+    line = "{:22s} {:8s} {:>6s} {:>8s} {:>10s} {:>7s}  {:14s} {}"
+    print(line.format("name", "media", "Hz", "codes/s", "codebooks", "kbit/s", "licence", "load with"))
+    for name, spec in shipped.items():
+        books = f"{spec.num_quantizers} x {max(spec.codebook_sizes)}"
+        rate, speed, bits = "", "", ""
+        if spec.sample_rate is not None:
+            rate, speed, bits = str(spec.sample_rate), f"{spec.frame_rate:.1f}", f"{spec.bitrate / 1000:.2f}"
+        print(line.format(f"shipped {name}", spec.modality, rate, speed, books, bits, spec.license, name))
+    for e in CATALOG:
+        rate = str(e.sample_rate or "")
+        speed = f"{e.frame_rate:.1f}" if e.frame_rate else ""
+        bits = f"{e.bitrate / 1000:.2f}" if e.bitrate else ""
+        license = e.license if is_commercial(e.license) else f"{e.license} (!)"
+        how = f"anyglot tokenizer convert --kind {e.convert}" if e.convert else e.hub_id
+        print(
+            line.format(e.name, e.modality, rate, speed, f"{e.num_quantizers} x {e.codebook_size}", bits, license, how)
+        )
+    print("(!) not for commercial use, or not known")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print(json.dumps(open_tokenizer(arguments.tokenizer).spec.to_dict()))
+    return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers import read_audio, read_image
+
+    tokenizer = open_tokenizer(arguments.tokenizer)
+    spec = tokenizer.spec
+    if spec.sample_rate is not None:
+        media = read_audio(
+            arguments.input, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=MAX_SECONDS
+        )
+    elif spec.fixed_grid:
+        media = read_image(arguments.input, size=int(tokenizer.config["image_size"]))
+    else:
+        media = read_image(arguments.input)
+        factor = spec.downsample_factor
+        height, width = (side // factor * factor for side in media.shape[1:])
+        if not height or not width:
+            raise AnyglotError(f"{arguments.input}: {tuple(media.shape[1:])} pixels, at least {factor} a side needed")
+        media = media[:, :height, :width]
+    tokenizer.encode(media[None], num_quantizers=arguments.num_quantizers).save(arguments.output)
+    print(arguments.output, file=sys.stderr)
+    return 0
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers import Codes, write_audio, write_image
+
+    tokenizer = open_tokenizer(arguments.tokenizer)
+    spec = tokenizer.spec
+    codes = Codes.load(arguments.input)
+    if arguments.num_quantizers is not None:
+        codes.codes = codes.codes[:, : arguments.num_quantizers]
+    media = tokenizer.decode(codes)[0]
+    if spec.sample_rate is None:
+        write_image(arguments.output, media)
+    else:
+        write_audio(arguments.output, media, spec.sample_rate)
+    print(arguments.output, file=sys.stderr)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers.convert import convert
+
+    tokenizer = convert(arguments.checkpoint, arguments.out, kind=arguments.kind, config=arguments.config)
+    print(f"{arguments.out}: {type(tokenizer).__name__}", file=sys.stderr)
+    return 0
