@@ -22,6 +22,9 @@ MODEL_TYPES = {
     "emu3": "anyglot_tokenizers.hf_image:Emu3Image",
     "janus": "anyglot_tokenizers.hf_image:JanusImage",
     "chameleon": "anyglot_tokenizers.hf_image:ChameleonImage",
+    "emu3_vqgan": "anyglot_tokenizers.hf_image:Emu3Image",  # the tokenizer alone
+    "janus_vqgan": "anyglot_tokenizers.hf_image:JanusImage",
+    "chameleon_vqgan": "anyglot_tokenizers.hf_image:ChameleonImage",
 }
 """`model_type` of a transformers config.json -> the class that reads it."""
 
@@ -62,7 +65,68 @@ class Entry:
         return self.frame_rate and self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
 
 
-CATALOG: tuple[Entry, ...] = ()
+CATALOG: tuple[Entry, ...] = (
+    Entry(
+        "emu3",
+        "BAAI/Emu3-Gen-hf",
+        "anyglot_tokenizers.hf_image:Emu3Image",
+        "image",
+        None,
+        None,
+        1,
+        32768,
+        "apache-2.0",
+        "factor 8; the tokenizer out of the whole model",
+    ),
+    Entry(
+        "emu3-chat",
+        "BAAI/Emu3-Chat-hf",
+        "anyglot_tokenizers.hf_image:Emu3Image",
+        "image",
+        None,
+        None,
+        1,
+        32768,
+        "apache-2.0",
+        "the same tokenizer as emu3",
+    ),
+    Entry(
+        "janus-pro-1b",
+        "deepseek-community/Janus-Pro-1B",
+        "anyglot_tokenizers.hf_image:JanusImage",
+        "image",
+        None,
+        None,
+        1,
+        16384,
+        "deepseek",
+        "factor 16; the LlamaGen tokenizer of Janus",
+    ),
+    Entry(
+        "janus-pro-7b",
+        "deepseek-community/Janus-Pro-7B",
+        "anyglot_tokenizers.hf_image:JanusImage",
+        "image",
+        None,
+        None,
+        1,
+        16384,
+        "deepseek",
+        "factor 16",
+    ),
+    Entry(
+        "chameleon",
+        "facebook/chameleon-7b",
+        "anyglot_tokenizers.hf_image:ChameleonImage",
+        "image",
+        None,
+        None,
+        1,
+        8192,
+        "chameleon-research-license",
+        "factor 16; encode only; gated",
+    ),
+)
 
 
 def license_of(hub_id: str) -> str:
