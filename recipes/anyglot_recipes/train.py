@@ -21,6 +21,7 @@ PROGRAMS = {
     "nano": ("anyglot_recipes.nano", "nano", "NanoConfig"),
     "field": ("anyglot_recipes.field", "field_trial", "FieldConfig"),
     "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
+    "tokenizer": ("anyglot_recipes.tokenizer", "train_tokenizer", "TokenizerRecipe"),
 }
 
 
@@ -30,7 +31,7 @@ def find_recipe(name: str | None) -> Path:
     Raises:
         ManifestError: there is no such recipe.
     """
-    shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    shipped = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
     if name is None:
         raise ManifestError(f"which recipe? shipped are {', '.join(shipped)}; or give the path of a YAML file")
     path = CONFIGS / f"{name}.yaml" if name in shipped else Path(name)
@@ -41,7 +42,7 @@ def find_recipe(name: str | None) -> Path:
     return path
 
 
-def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any]], Any]:
+def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], dict[str, Any] | None], Any]:
     """(the recipe's function, its configuration) of a YAML file and `--key value` overrides.
 
     `--config more.yaml` among the overrides layers another file over the first; later arguments win.
@@ -72,7 +73,9 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
 
 
 def run_recipe(name: str | None, overrides: Sequence[str]) -> int:
-    """Run a recipe; its report goes to stdout as one JSON object."""
+    """Run a recipe; its report goes to stdout as one JSON object (from the first of several devices)."""
     function, config = parse_recipe(find_recipe(name), overrides)
-    print(json.dumps(function(config)))
+    report = function(config)
+    if report is not None:
+        print(json.dumps(report))
     return 0

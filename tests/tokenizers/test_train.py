@@ -1,5 +1,6 @@
-"""Losses, batches as a function of the step, and runs that are killed and resumed."""
+"""Batches as a function of the step, and runs: killed and resumed, with an adversary, averaged, on two devices."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from anyglot_tokenizers import (
     StepBatches,
     load,
 )
-from anyglot_tokenizers.losses import ImageLoss, SpectralLoss
-from anyglot_tokenizers.train import CHECKPOINT, fit_tokenizer, resolve_precision
+from anyglot_tokenizers.batches import Augment, held_out_batches
+from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, resolve_precision, validate
 
 RUN = {
     "max_steps": 9,
@@ -58,6 +59,16 @@ class Killed(Exception):
     pass
 
 
+ADVERSARY = {"balance": "balancer", "feature_weight": 1.0}
+GAME = {"adversary_start": 4, "ema_decay": 0.9}
+IMAGE_GAME = {**GAME, "adversary": {**ADVERSARY, "discriminator": {"width": 4, "depth": 1}}}
+SOUND_GAME = {
+    **GAME,
+    "adversary": {**ADVERSARY, "discriminator": {"periods": [2], "period_width": 2, "windows": [64], "width": 2}},
+    "loss": {"windows": [256], "mels": [20]},
+}
+
+
 def kill_at(step):
     from lightning.pytorch.callbacks import Callback
 
@@ -94,6 +105,63 @@ def test_short_sounds_come_with_their_length():
     assert torch.equal(batch["media"].sum((1, 2)).long(), batch["lengths"])
 
 
+def test_devices_share_out_the_same_batch():
+    for media, crop in ((images(), 12), (images(), None), (sounds(), 640)):
+        augment = Augment(zoom=(0.5, 1.0), flip=0.5, swap=0.5, gain_db=6.0) if crop else Augment()
+        whole, part = (StepBatches(media, batch_size=4, crop=crop, augment=augment) for _ in range(2))
+        for name in whole[3]:
+            rows = torch.empty_like(whole[3][name])
+            for rank in range(2):
+                part.share(rank, 2)
+                rows[rank::2] = part[3][name]
+            assert torch.equal(rows, whole[3][name])
+    with pytest.raises(ManifestError, match="3 devices"):
+        whole.share(0, 3)
+
+
+def test_changes_keep_what_they_should():
+    pictures = images(8)
+    plain = StepBatches(pictures, batch_size=8)[0]["media"]
+    mirrored = StepBatches(pictures, batch_size=8, augment=Augment(flip=1.0))[0]["media"]
+    assert torch.equal(mirrored.flip(3), plain)
+    swapped = StepBatches(pictures, batch_size=8, augment=Augment(swap=1.0))[0]["media"]
+    assert torch.allclose(swapped.sum(1), plain.sum(1)) and not torch.equal(swapped, plain)
+    zoomed = StepBatches(pictures, batch_size=8, crop=8, augment=Augment(zoom=(0.5, 0.5)))[0]["media"]
+    assert zoomed.shape == (8, 3, 8, 8) and zoomed.std() > 0.2  # cut out at its own size, not averaged
+    loud = StepBatches([np.full(640, 0.9, np.float32)], batch_size=16, crop=640, augment=Augment(gain_db=6.0))[0][
+        "media"
+    ]
+    levels = loud[:, 0, 0]
+    assert levels.max() <= 1 and levels.min() < 0.6 and len(levels.unique()) > 5
+    for wrong in ({"zoom": (0.0, 1.0)}, {"zoom": (1.0, 0.5)}, {"flip": 2.0}, {"gain_db": -1.0}):
+        with pytest.raises(ManifestError):
+            Augment(**wrong)
+    assert StepBatches(pictures, batch_size=8, augment=Augment(flip=1.0)).fingerprint != (
+        StepBatches(pictures, batch_size=8).fingerprint
+    )
+
+
+def test_stereo_sounds():
+    rng = np.random.default_rng(0)
+    pair = [rng.standard_normal((2, count)).astype(np.float32) * 0.1 for count in (500, 900)]
+    batch = StepBatches(pair, batch_size=4, crop=640)[0]
+    assert batch["media"].shape == (4, 2, 640) and (batch["media"][batch["lengths"] == 500][:, :, 500:] == 0).all()
+    with pytest.raises(MediaError, match="channels"):
+        StepBatches([pair[0], pair[1][0]], batch_size=1, crop=10)
+
+
+def test_held_out_batches_are_in_order_and_whole():
+    batches = StepBatches(images(7), batch_size=3, seed=5, crop=16)
+    media = torch.cat([batch["media"] for batch in held_out_batches(batches, 5)])
+    assert torch.equal((media * 255).round().byte(), torch.from_numpy(images(7)[:5]).permute(0, 3, 1, 2))
+    wide = np.zeros((1, 16, 32, 3), np.uint8)
+    wide[:, :, 8:24] = 200
+    (batch,) = held_out_batches(StepBatches(wide, batch_size=3, crop=16), 9)
+    assert (batch["media"] * 255 == 200).all()
+    lengths = torch.cat([b["lengths"] for b in held_out_batches(StepBatches(sounds(), batch_size=2, crop=2400), 9)])
+    assert lengths.tolist() == [500, 2400, 2400]
+
+
 def test_bad_data():
     for media in (
         [],
@@ -108,37 +176,18 @@ def test_bad_data():
         StepBatches(sounds(), batch_size=1)
 
 
-def test_image_loss_favours_the_foreground():
-    target = torch.full((1, 3, 8, 8), 0.1)
-    target[..., :2, :2] = 0.9
-    flat, missed = torch.full_like(target, 0.1), target.clone()
-    missed[..., 4:6, 4:6] += 0.8
-    loss = ImageLoss()
-    assert loss(target, target)[0] == 0
-    assert loss(flat, target)[0] > 3 * loss(missed, target)[0]
-    assert loss.weights(target).mean() == pytest.approx(1.0)
-    plain = ImageLoss(foreground_weight=0.0)
-    assert torch.allclose(plain.weights(target), torch.ones(()))
-
-
-def test_spectral_loss_ranks_and_has_finite_gradients():
-    time = torch.arange(8000) / 16000
-    target = torch.sin(2 * torch.pi * 440 * time)[None] * 0.3
-    loss = SpectralLoss(16000)
-    near = loss(target * 0.9, target)[0]
-    far = loss(torch.sin(2 * torch.pi * 660 * time)[None] * 0.3, target)[0]
-    assert loss(target, target)[0] < 1e-4 < near < far
-    silent = torch.zeros(1, 8000, requires_grad=True)
-    loss(silent, target)[0].backward()
-    assert torch.isfinite(silent.grad).all()
-    loss(silent, torch.zeros(1, 8000))[0].backward()
-    assert torch.isfinite(silent.grad).all()
-
-
-@pytest.mark.parametrize(("build", "data"), [(image_tokenizer, images), (lambda: AudioCodec(**SPEECH), sounds)])
+@pytest.mark.parametrize(
+    ("build", "data", "more"),
+    [
+        (image_tokenizer, images, {}),
+        (lambda: AudioCodec(**SPEECH), sounds, {}),
+        (image_tokenizer, images, {**IMAGE_GAME, "held_out": images(5), "augment": Augment(flip=0.5)}),
+        (lambda: AudioCodec(**SPEECH), sounds, {**SOUND_GAME, "augment": Augment(gain_db=6.0)}),
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 7])
-def test_interrupted_run_ends_with_the_same_bits(build, data, stop, tmp_path):
-    options = {**RUN, "crop_seconds": 0.1}
+def test_interrupted_run_ends_with_the_same_bits(build, data, more, stop, tmp_path):
+    options = {**RUN, "crop_seconds": 0.1, **more}
     whole = fit_tokenizer(build(), data(), run_dir=tmp_path / "whole", **options)
     assert not whole.training and bool(whole.quantizer.layers[1]._codebook.initted)
     with pytest.raises(Killed):
@@ -150,6 +199,101 @@ def test_interrupted_run_ends_with_the_same_bits(build, data, stop, tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
         assert torch.equal(tensor, finished.state_dict()[name]), name
+
+
+class Recorder:
+    """What every step logs."""
+
+    def __init__(self):
+        from lightning.pytorch.callbacks import Callback
+
+        recorder = self
+        self.parts, self.judges, self.steps = [], [], []
+
+        class Record(Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                recorder.parts.append(set(module.parts))
+                recorder.steps.append(trainer.global_step)
+                if module.adversary is not None:
+                    recorder.judges.append(next(module.adversary.parameters()).detach().clone())
+
+        self.callback = Record()
+
+
+def test_the_adversary_enters_at_its_step(tmp_path):
+    recorder = Recorder()
+    fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path, callbacks=[recorder.callback], **RUN, **IMAGE_GAME)
+    assert recorder.steps == list(range(1, 10))  # two optimizers, one count
+    game = {"adversarial", "features", "discriminator"}
+    assert [game <= parts for parts in recorder.parts] == [False] * 4 + [True] * 5
+    still = [torch.equal(a, b) for a, b in zip(recorder.judges, recorder.judges[1:], strict=False)]
+    assert still == [True] * 3 + [False] * 5
+    assert LitTokenizer(image_tokenizer(), max_steps=1).adversary is None
+
+
+def test_averaged_weights_are_what_is_returned(tmp_path):
+    plain = fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path / "plain", **RUN)
+    averaged = fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path / "mean", ema_decay=0.9, **RUN)
+    state = torch.load(tmp_path / "mean" / CHECKPOINT, weights_only=True)["state_dict"]
+    for name, tensor in averaged.state_dict().items():
+        assert torch.equal(state[f"averaged.{name}"], tensor)
+        assert torch.equal(state[f"tokenizer.{name}"], plain.state_dict()[name])  # averaging does not steer training
+    weight = "encoder.1.weight"
+    assert not torch.equal(plain.state_dict()[weight], averaged.state_dict()[weight])
+    with pytest.raises(ManifestError, match="ema_decay"):
+        LitTokenizer(image_tokenizer(), max_steps=1, ema_decay=1.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "data", "files"),
+    [
+        (image_tokenizer, images, ["images.png"]),
+        (lambda: AudioCodec(**SPEECH), sounds, ["0.png", "0_original.wav", "0_reconstructed.wav"]),
+    ],
+)
+def test_validation_on_held_out_media(build, data, files, tmp_path):
+    held_out = data()[:2]
+    options = {**RUN, "crop_seconds": 0.1, "validate_every": 4}
+    trained = fit_tokenizer(build(), data()[2:], run_dir=tmp_path, held_out=held_out, **options)
+    figures = json.loads((tmp_path / "validation.json").read_text())
+    assert figures["last"]["step"] == 9 and figures["best"]["loss"] <= figures["last"]["loss"]
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"0000004", "0000008", "0000009"}
+    assert set(files) <= {path.name for path in (tmp_path / "samples" / "0000009").iterdir()}
+    loss = LitTokenizer(trained, max_steps=1).loss
+    crop = None if data is images else 1600
+    again, shown = validate(trained, loss, held_out_batches(StepBatches(held_out, batch_size=4, crop=crop), 99))
+    assert {name: figures["last"][name] for name in again} == pytest.approx(again)
+    target, output = shown[0]
+    codes = trained.encode(target[None])
+    assert torch.allclose(trained.decode(codes)[0, ..., : output.shape[-1]], output, atol=1e-5)
+    met = torch.cat([trained.encode(original[None]).codes[:, 0].flatten() for original, _ in shown])
+    assert again["usage/0"] == pytest.approx(len(met.unique()) / 8)
+    assert load(tmp_path / "best").spec.codebook_sizes == trained.spec.codebook_sizes
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq", "simvq"])
+def test_every_kind_of_quantizer_trains(kind, tmp_path):
+    tokenizer = ImageVQ(channels=(8, 8, 8), codebook_size=16, codebook_dim=8, quantizer=kind)
+    before = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
+    trained = fit_tokenizer(tokenizer, images(), run_dir=tmp_path, **RUN)
+    assert any(not torch.equal(before[name], p) for name, p in trained.named_parameters() if "quantizer" in name)
+    trained.save_pretrained(tmp_path / "saved")
+    media = StepBatches(images(), batch_size=2)[0]["media"]
+    assert torch.equal(load(tmp_path / "saved").encode(media).codes, trained.encode(media).codes)
+
+
+def test_what_the_tokenizer_asks_for_is_added(tmp_path):
+    class Greedy(ImageVQ):
+        def forward(self, media, lengths=None):
+            output = super().forward(media, lengths)
+            output.extra_losses = {"size": self.linear_in.bias.square().sum() * 100}
+            return output
+
+    options = {"channels": (8, 8, 8), "codebook_size": 8, "codebook_dim": 8, "stage_steps": 2}
+    recorder = Recorder()
+    pulled = fit_tokenizer(Greedy(**options), images(), run_dir=tmp_path / "a", callbacks=[recorder.callback], **RUN)
+    plain = fit_tokenizer(ImageVQ(**options), images(), run_dir=tmp_path / "b", **RUN)
+    assert "size" in recorder.parts[0] and pulled.linear_in.bias.norm() < plain.linear_in.bias.norm()
 
 
 def test_training_leaves_the_random_state(tmp_path):
@@ -186,6 +330,41 @@ def test_impossible_settings(tmp_path):
         resolve_precision("fp8")
     with pytest.raises(MediaError, match="divisible"):
         fit_tokenizer(image_tokenizer(), np.zeros((2, 20, 20, 3), np.uint8), run_dir=tmp_path, **RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", [False, True])
+def test_two_devices_train_as_one(game, tmp_path):
+    """Same global batches, so the same training, but for the order of sums; every rank ends with the same bits."""
+    program = textwrap.dedent("""
+        import json, os, sys
+        import numpy as np
+        import torch
+        from anyglot_tokenizers import ImageVQ, fit_tokenizer
+        from anyglot_tokenizers.train import LitTokenizer
+
+        torch.set_num_threads(1)
+        folder, devices, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+        images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), np.uint8)
+        kind = "rvq" if options else "fsq"  # restarts are drawn from rows in another order
+        tokenizer = ImageVQ(channels=(8, 8, 8), codebook_size=8, codebook_dim=8, stage_steps=2, dropout=0.0,
+                            num_quantizers=1, quantizer=kind)
+        fit_tokenizer(tokenizer, images, run_dir=folder, max_steps=6, batch_size=4, precision="32-true", muon=False,
+                      accelerator="cpu", devices=devices, held_out=images[:3], validate_every=3, **options)
+        tokenizer.save_pretrained(f"{folder}/rank{os.environ.get('LOCAL_RANK', 0)}")
+    """)
+    script = tmp_path / "run.py"
+    script.write_text(program)
+    options = IMAGE_GAME if game else {}
+    for devices in (1, 2):
+        command = [sys.executable, str(script), str(tmp_path / str(devices)), str(devices), json.dumps(options)]
+        done = subprocess.run(command, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+    one, first, second = (load(tmp_path / name) for name in ("1/rank0", "2/rank0", "2/rank1"))
+    assert first.fingerprint == second.fingerprint
+    if not game:
+        for name, tensor in one.state_dict().items():
+            assert torch.allclose(tensor, first.state_dict()[name], atol=2e-4), name
 
 
 @pytest.mark.slow

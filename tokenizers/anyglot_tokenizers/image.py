@@ -11,7 +11,7 @@ Shapes: B items, H x W pixels, h x w codes, D latent dims, K quantizers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CodesError, MediaError
-from anyglot_tokenizers.quantize import ResidualQuantizer
+from anyglot_tokenizers.quantizers import make_quantizer
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+
+ADDED = {"quantizer": "rvq", "quantizer_options": {}}
+"""Options younger than the first checkpoints: left out of the configuration, and so of the fingerprint, by default."""
 
 
 class ImageVQ(Tokenizer):
@@ -37,10 +40,12 @@ class ImageVQ(Tokenizer):
         num_quantizers: K.
         codebook_size: entries per codebook.
         codebook_dim: latent dims D.
-        dropout: see `ResidualQuantizer`.
-        stage_steps: see `ResidualQuantizer`.
+        dropout: see `make_quantizer`.
+        stage_steps: see `make_quantizer`.
         seed: of the initial weights.
         license: of the weights.
+        quantizer: kind, see `make_quantizer`: "rvq", "fsq", "lfq" or "simvq".
+        quantizer_options: further options of that kind, such as `decay` or `codebook_dim`.
     """
 
     mean_C11: Tensor
@@ -61,8 +66,12 @@ class ImageVQ(Tokenizer):
         stage_steps: int = 50,
         seed: int = 0,
         license: str = "apache-2.0",
+        quantizer: str = "rvq",
+        quantizer_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        quantizer_options = dict(quantizer_options or {})
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__({name: value for name, value in options.items() if ADDED.get(name, ...) != value})
         if patch * 2 ** (len(channels) - 1) != downsample_factor:
             raise ValueError(
                 f"patch {patch} and {len(channels)} stages reduce by {patch * 2 ** (len(channels) - 1)}, not by "
@@ -81,8 +90,14 @@ class ImageVQ(Tokenizer):
                     encoder += [nn.Conv2d(channels[index - 1], width, 2, stride=2)]
                 encoder += [ResidualBlock(width, encoder_kernel) for _ in range(depth)]
             self.encoder = nn.Sequential(*encoder, *_head(last, codebook_dim, 1))
-            self.quantizer = ResidualQuantizer(
-                codebook_dim, num_quantizers, codebook_size, dropout=dropout, stage_steps=stage_steps
+            self.quantizer = make_quantizer(
+                quantizer,
+                codebook_dim,
+                num_quantizers,
+                codebook_size,
+                dropout=dropout,
+                stage_steps=stage_steps,
+                **quantizer_options,
             )
             decoder: list[nn.Module] = [nn.Conv2d(codebook_dim, last, 3, padding=1)]
             for index in reversed(range(len(channels))):
@@ -100,7 +115,7 @@ class ImageVQ(Tokenizer):
     def _spec_entries(self) -> dict[str, Any]:
         return {
             "modality": "image",
-            "codebook_sizes": (self.quantizer.codebook_size,) * self.quantizer.num_quantizers,
+            "codebook_sizes": self.quantizer.codebook_sizes,
             "axes": ("height", "width"),
             "strides": (self.factor, self.factor),
             "channels": 3,

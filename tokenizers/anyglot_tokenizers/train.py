@@ -1,20 +1,22 @@
-"""Training of tokenizers: one Lightning module, exactly resumable batches, and `fit_tokenizer`.
+"""Training of tokenizers: one Lightning module for every modality, and `fit_tokenizer`.
 
 Everything random is a function of (seed, step), and the position in the data is a single number kept in the
 checkpoint; so a run that is killed at any moment and started again ends with the same bits as one that was
-not. This file knows the losses but no architecture, and trains on one process.
+not. Optimisation is manual: one optimizer for the tokenizer and, from `adversary_start` on, one for its adversary.
+This file knows the losses but no architecture; batches are in `batches.py`, adversaries in `adversarial.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,156 +25,50 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor, nn
 
-from anyglot_tokenizers.errors import AnyglotError, CheckpointError, ManifestError, MediaError
-from anyglot_tokenizers.losses import ImageLoss, SpectralLoss
+from anyglot_tokenizers.adversarial import Adversary, adversary_for
+from anyglot_tokenizers.batches import (
+    NONE,
+    Augment,
+    Batch,
+    MediaSet,
+    StepBatches,
+    TokenizerDataModule,
+    held_out_batches,
+)
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, ManifestError
+from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.optim import MuonAdamW
+from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics
-from anyglot_tokenizers.tokenizer import Tokenizer
+from anyglot_tokenizers.tokenizer import Tokenizer, seeded
 
+__all__ = [
+    "Augment",
+    "LitTokenizer",
+    "StepBatches",
+    "TokenizerDataModule",
+    "crop_of",
+    "fit_tokenizer",
+    "loss_for",
+    "resolve_precision",
+    "validate",
+]
 CHECKPOINT = "last.ckpt"
-ENDLESS = 2**40  # batches in the one virtual epoch; max_steps ends the run
-Batch = dict[str, Tensor]
-
-
-class StepBatches(Dataset[Batch]):
-    """Batch b as a pure function of (seed, b): epochs of shuffled items, random crops of audio.
-
-    Args:
-        media: images uint8 `[N, H, W, 3]`, or a sequence of float mono arrays `[samples]` at the tokenizer's
-            rate.
-        batch_size: items per batch; batches run on across epoch ends.
-        seed: of order and crops.
-        crop: samples per audio item; shorter items are padded with silence and come with their length.
-
-    A batch is `{"media": float32 [B, 3, H, W] or [B, 1, crop]}`, for audio with `"lengths"` int64 `[B]`.
-    Raises MediaError for empty, misshapen or non-finite media.
-    """
-
-    def __init__(
-        self,
-        media: Tensor | np.ndarray | Sequence[Any],
-        *,
-        batch_size: int,
-        seed: int = 0,
-        crop: int | None = None,
-    ) -> None:
-        if batch_size < 1 or (crop is not None and crop < 1):
-            raise ManifestError(f"batch_size {batch_size} and crop {crop} must be positive")
-        if len(media) == 0:
-            raise MediaError("training media", "no items", "give at least one")
-        self.batch_size = batch_size
-        self.seed = seed
-        self.crop = crop
-        self.images: Tensor | None = None
-        self.sounds: list[Tensor] = []
-        if isinstance(media, Tensor | np.ndarray):
-            self.images = torch.as_tensor(media)
-            if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
-                shape = f"{self.images.dtype}{list(self.images.shape)}"
-                raise MediaError("training images", f"are {shape}", "need uint8[items, height, width, 3]")
-        else:
-            if crop is None:
-                raise ManifestError("audio batches need crop, in samples")
-            self.sounds = [_sound(index, torch.as_tensor(sound)) for index, sound in enumerate(media)]
-        self._order: tuple[int, np.ndarray] | None = None
-
-    @property
-    def num_items(self) -> int:
-        """Items in the collection."""
-        return len(self.sounds) if self.images is None else len(self.images)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over seed, batch size, crop and the media (shapes and samples of the content)."""
-        digest = hashlib.sha256(f"{self.seed}/{self.batch_size}/{self.crop}/{self.num_items}".encode())
-        picks = {round(position) for position in np.linspace(0, self.num_items - 1, 64)}
-        for item in range(self.num_items):
-            content = self.sounds[item] if self.images is None else self.images[item]
-            digest.update(f"{content.dtype}{list(content.shape)}".encode())
-            if item in picks:
-                digest.update(content.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, batch: int) -> Batch:
-        first = batch * self.batch_size
-        items = [self._item(position) for position in range(first, first + self.batch_size)]
-        if self.images is not None:
-            return {"media": self.images[items].permute(0, 3, 1, 2).contiguous().float() / 255}
-        assert self.crop is not None
-        rng = np.random.default_rng([self.seed, 1, batch])
-        media_B1S = torch.zeros(self.batch_size, 1, self.crop)
-        lengths_B = torch.empty(self.batch_size, dtype=torch.int64)
-        for row, item in enumerate(items):
-            sound = self.sounds[item]
-            start = int(rng.integers(0, max(len(sound) - self.crop, 0) + 1))
-            piece = sound[start : start + self.crop]
-            media_B1S[row, 0, : len(piece)] = piece
-            lengths_B[row] = len(piece)
-        return {"media": media_B1S, "lengths": lengths_B}
-
-    def _item(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_items)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.num_items))
-        return int(self._order[1][offset])
-
-
-def _sound(index: int, sound: Tensor) -> Tensor:
-    name = f"training sound {index}"
-    if sound.ndim != 1 or not sound.is_floating_point() or sound.numel() == 0:
-        raise MediaError(name, f"is {sound.dtype}{list(sound.shape)}", "need float[samples], not empty")
-    if not bool(torch.isfinite(sound).all()):
-        raise MediaError(name, "holds NaN or infinite samples", "clean or drop it")
-    return sound
-
-
-class _From(Sampler[int]):
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, ENDLESS))
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-
-class TokenizerDataModule(L.LightningDataModule):
-    """`StepBatches` for a Trainer; its state is the number of steps done, from which the next run goes on."""
-
-    def __init__(self, batches: StepBatches) -> None:
-        super().__init__()
-        self.batches = batches
-        self.start = 0
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches from the current step on."""
-        return DataLoader(self.batches, batch_size=None, sampler=_From(self.start))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps done.
-
-        The trainer's own batch counter lags by one where checkpoints are written, so it is not used.
-        """
-        return {"step": self.trainer.global_step if self.trainer else self.start}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved step."""
-        self.start = int(state_dict["step"])
+BEST = "best"
+VERSION = 2  # of the checkpoint
+SHOWN = 8  # reconstructions written each time
 
 
 class LitTokenizer(L.LightningModule):
     """Trains any `Tokenizer` to reconstruct: `ImageLoss` or `SpectralLoss` by modality, plus commitment.
 
-    `MuonAdamW`, linear warm-up, cosine to zero at `max_steps`.
+    To these come the adversary's losses and what the tokenizer itself asks for (`Reconstruction.extra_losses`).
+    `MuonAdamW`, linear warm-up, cosine to zero at `max_steps`, gradients clipped to a norm of 1.
 
     Args:
         tokenizer: trained in place.
@@ -185,6 +81,11 @@ class LitTokenizer(L.LightningModule):
         commit_weight: weight of the commitment loss.
         foreground_weight: see `ImageLoss`.
         seed: together with the step, seeds torch before each step (quantizer dropout, k-means, restarts).
+        loss: options of `ImageLoss` or `SpectralLoss`, or a module (output, target) -> (loss, parts) of one's own.
+        ema_decay: of the averaged weights, which are then what is evaluated and saved; 0 keeps none.
+        adversary_start: step from which a discriminator is trained and heard; None builds none.
+        adversary: options of `adversarial.adversary_for`.
+        adversary_lr: peak learning rate of the discriminator.
     """
 
     def __init__(
@@ -200,69 +101,204 @@ class LitTokenizer(L.LightningModule):
         commit_weight: float = 0.25,
         foreground_weight: float = 20.0,
         seed: int = 0,
+        loss: Mapping[str, Any] | nn.Module | None = None,
+        ema_decay: float = 0.0,
+        adversary_start: int | None = None,
+        adversary: Mapping[str, Any] | None = None,
+        adversary_lr: float = 1e-4,
     ) -> None:
         super().__init__()
+        if not 0 <= ema_decay < 1 or (adversary_start is not None and adversary_start < 0):
+            raise ManifestError(
+                f"ema_decay {ema_decay} must lie in [0, 1), adversary_start {adversary_start} at 0 or up"
+            )
+        self.automatic_optimization = False
         self.tokenizer = tokenizer
         self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
-        self.weight_decay, self.betas, self.commit_weight, self.seed = (
-            weight_decay,
-            betas,
-            commit_weight,
-            seed,
-        )
-        self.muon = muon
-        self.is_image = tokenizer.modality == "image"
-        self.loss: ImageLoss | SpectralLoss
-        if self.is_image:
-            self.loss = ImageLoss(foreground_weight)
-        else:
-            sample_rate = tokenizer.config["sample_rate"]
-            self.loss = SpectralLoss(int(sample_rate))
+        self.weight_decay, self.betas, self.muon = weight_decay, betas, muon
+        self.commit_weight, self.ema_decay, self.seed = commit_weight, ema_decay, seed
+        options = {"foreground_weight": foreground_weight} if tokenizer.modality == "image" else {}
+        self.loss = loss if isinstance(loss, nn.Module) else loss_for(tokenizer, {**options, **(loss or {})})
+        self.averaged = _twin(tokenizer) if ema_decay else None
+        self.adversary_start, self.adversary_lr = adversary_start, adversary_lr
+        self.adversary: Adversary | None = None
+        if adversary_start is not None:
+            with seeded(seed):
+                self.adversary = adversary_for(tokenizer.modality, tokenizer.spec.channels, adversary or {})
         self.settings: dict[str, Any] = {}
         self.parts: dict[str, Tensor] = {}
         self.counts: Tensor | None = None
+
+    @property
+    def result(self) -> Tokenizer:
+        """What is evaluated and saved: the averaged weights where they are kept."""
+        return self.tokenizer if self.averaged is None else self.averaged
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed torch from (seed, step), so that a resumed run draws what an uninterrupted one draws."""
         digest = hashlib.blake2b(f"{self.seed}/{self.global_step}".encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Reconstruction plus commitment loss. Raises AnyglotError when the loss is no longer finite."""
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the tokenizer and, where there is one, of its adversary.
+
+        Raises AnyglotError when the loss is no longer finite.
+        """
         media, lengths = batch["media"], batch.get("lengths")
         output = self.tokenizer(media, lengths)
-        if self.is_image:
-            loss, parts = self.loss(output.media, media)
-        else:
-            target_BS = torch.nn.functional.pad(media[:, 0], (0, output.media.shape[2] - media.shape[2]))
-            loss, parts = self.loss(output.media[:, 0], target_BS)
-        total: Tensor = loss + self.commit_weight * output.commit_loss
+        target = _fitted(media, output.media)
+        total, parts = self.loss(output.media, target)
+        judged = self.adversary is not None and self.global_step >= (self.adversary_start or 0)
+        if judged:
+            assert self.adversary is not None
+            total, more = self.adversary.generator(total, output.media, target)
+            parts |= more
+        total = total + self.commit_weight * output.commit_loss
+        for name, extra in getattr(output, "extra_losses", {}).items():
+            total = total + extra
+            parts[name] = extra.detach()
         if not bool(torch.isfinite(total)):
             raise AnyglotError(
                 f"step {self.global_step}: loss is {float(total)}; start again with a lower learning rate"
             )
-        self.parts = {"loss": total.detach(), **parts, "commit": output.commit_loss.detach()}
-        counts = output.stats["counts"]
+        parts = {"loss": total.detach(), **parts, "commit": output.commit_loss.detach()}
+        main, *other = _listed(self.optimizers())
+        schedule, *other_schedule = _listed(self.lr_schedulers())
+        self._update(total, main, counted=True)
+        schedule.step()
+        if judged:
+            assert self.adversary is not None
+            verdict = self.adversary.judge(output.media, target)
+            parts["discriminator"] = verdict.detach()
+            self._update(verdict, other[0], counted=False)
+            other_schedule[0].step()
+        self._average()
+        self._note(parts, output.stats)
+
+    def _update(self, loss: Tensor, optimizer: LightningOptimizer, *, counted: bool) -> None:
+        """Backward, clip and step. Only steps that are `counted` advance `global_step`, which would add up both."""
+        with torch.autocast(self.device.type, enabled=False):  # as automatic optimisation, outside of the forward
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            (optimizer if counted else optimizer.optimizer).step()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.averaged is None:
+            return
+        step = self.global_step
+        decay = min(self.ema_decay, (1 + step) / (10 + step))
+        current = self.tokenizer.state_dict()
+        for name, mean in self.averaged.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(current[name].to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(current[name])
+
+    def _note(self, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
+        self.parts = parts
+        counts = stats["counts"]
         self.counts = counts if self.counts is None else self.counts + counts
-        self.log_dict(self.parts)
+        self.log_dict(parts)
         for name in ("perplexity", "usage"):
-            self.log_dict({f"{name}/{index}": value for index, value in enumerate(output.stats[name])})
-        return total
+            self.log_dict({f"{name}/{index}": value for index, value in enumerate(stats[name])})
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and a schedule that is a function of the step alone."""
-        optimizer = MuonAdamW(self.tokenizer, self.lr, weight_decay=self.weight_decay, betas=self.betas, muon=self.muon)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """The optimizers and schedules that are functions of the step alone."""
+        main = MuonAdamW(self.tokenizer, self.lr, weight_decay=self.weight_decay, betas=self.betas, muon=self.muon)
+        schedule = torch.optim.lr_scheduler.LambdaLR(main, self.lr_share)
+        if self.adversary is None:
+            return [main], [schedule]
+        start = self.adversary_start or 0
+        other = torch.optim.AdamW(self.adversary.parameters(), self.adversary_lr, betas=(0.5, 0.9), weight_decay=0.0)
+        other_schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda step: self.lr_share(step + start, start))
+        return [main, other], [schedule, other_schedule]
 
-    def lr_share(self, step: int) -> float:
-        """Share of the peak learning rate at a step."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+    def lr_share(self, step: int, start: int = 0) -> float:
+        """Share of the peak learning rate at a step, warm-up beginning at `start`."""
+        warm = min(1.0, (step - start + 1) / max(self.warmup_steps, 1))
         return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.max_steps, 1.0)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the settings, which a resumed run must share."""
         checkpoint["anyglot"] = self.settings
+
+
+def _listed(found: Any) -> list[Any]:
+    """Lightning gives a single optimizer or schedule bare."""
+    return found if isinstance(found, list) else [found]
+
+
+def _twin(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy in eval mode that is not trained; what is attached from outside (a teacher) stays with the original."""
+    twin = type(tokenizer)(**tokenizer.config)
+    twin.load_state_dict(tokenizer.state_dict())
+    return twin.to(tokenizer.device).eval().requires_grad_(False)
+
+
+def loss_for(tokenizer: Tokenizer, options: Mapping[str, Any]) -> nn.Module:
+    """`ImageLoss` or `SpectralLoss` with `options`, by the tokenizer's modality. Raises ManifestError for neither."""
+    sample_rate = tokenizer.spec.sample_rate
+    try:
+        if tokenizer.modality == "image":
+            return ImageLoss(**options)
+        if sample_rate is not None:
+            return SpectralLoss(sample_rate, **options)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"loss: {error}") from error
+    raise ManifestError(f"{tokenizer.modality} has no loss of its own: pass loss=, a module (output, target)")
+
+
+def _fitted(media: Tensor, output: Tensor) -> Tensor:
+    """The target: `media`, with silence where the output goes on to fill its last code."""
+    missing = output.shape[-1] - media.shape[-1]
+    return torch.nn.functional.pad(media, (0, missing)) if media.ndim == 3 and missing else media
+
+
+@torch.no_grad()
+def validate(
+    tokenizer: Tokenizer, loss: nn.Module, batches: Iterable[Batch]
+) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
+    """Encode and decode held-out batches as a user would.
+
+    Args:
+        tokenizer: in eval mode.
+        loss: (output, target) -> (loss, parts).
+        batches: media with lengths.
+
+    Returns:
+        Means over items of `loss`, its parts and, for images, `psnr` (of each picture alone, in dB); `usage/K` (share
+        of codes met) and `perplexity/K` per quantizer over all batches; and up to 8 (original, reconstruction) pairs.
+    """
+    sums: dict[str, float] = {}
+    counts_KC = torch.zeros(tokenizer.spec.num_quantizers, max(tokenizer.spec.codebook_sizes))
+    shown: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for batch in batches:
+        media, lengths = (batch[name].to(tokenizer.device) if name in batch else None for name in ("media", "lengths"))
+        assert media is not None
+        codes = tokenizer.encode(media, lengths)
+        output = tokenizer.decode(codes)
+        target = _fitted(media, output)
+        value, parts = loss(output, target)
+        parts = {"loss": value, **parts}
+        if tokenizer.modality == "image":
+            parts["psnr"] = psnr_per_item(output, target).mean()
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(part) * len(media)
+        count += len(media)
+        for index in range(len(media)):
+            flat_KN = codes.item(index).flatten(1).cpu()
+            counts_KC.scatter_add_(1, flat_KN, torch.ones(flat_KN.shape))
+            if len(shown) < SHOWN:
+                end = media.shape[-1] if lengths is None else int(lengths[index])
+                shown.append((target[index, ..., :end].cpu(), output[index, ..., :end].cpu()))
+    metrics = {name: total / max(count, 1) for name, total in sums.items()}
+    for name, values in code_statistics(counts_KC).items():
+        metrics |= {f"{name}/{index}": float(value) for index, value in enumerate(values)}
+    return metrics, shown
 
 
 class _Last(Callback):
@@ -275,8 +311,51 @@ class _Last(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every == 0 or step == trainer.max_steps:
-            with atomic_write(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            temporary = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
+            trainer.save_checkpoint(temporary)  # on every device; the first one writes
+            if trainer.is_global_zero:
+                os.replace(temporary, self.path)
+
+
+class _Validation(Callback):
+    """Every so many steps and at the end: measures on held-out media, `samples/STEP`, and the best weights so far."""
+
+    def __init__(self, folder: Path, batches: StepBatches, every: int, items: int) -> None:
+        self.folder, self.batches, self.every, self.items = folder, batches, every, items
+        self.best: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best and the last figures."""
+        return {"best": self.best, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with an earlier run's best."""
+        self.best, self.last = dict(state_dict["best"]), dict(state_dict["last"])
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if (step % self.every and step != trainer.max_steps) or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LitTokenizer)
+        tokenizer, training = pl_module.result, pl_module.result.training
+        tokenizer.eval()
+        items = self.batches.num_items if step == trainer.max_steps else self.items
+        held_out = held_out_batches(self.batches, items)
+        metrics, shown = validate(tokenizer, pl_module.loss, held_out)
+        self.last = {"step": float(step), **metrics}
+        if not self.best or metrics["loss"] < self.best["loss"]:
+            self.best = self.last
+            tokenizer.save_pretrained(self.folder / BEST)
+        with atomic_write(self.folder / "validation.json") as temporary:
+            temporary.write_text(json.dumps(self.state_dict(), indent=1) + "\n", encoding="utf-8")
+        targets, outputs = zip(*shown, strict=True)
+        write_reconstructions(self.folder / "samples" / f"{step:07d}", targets, outputs, tokenizer.spec.sample_rate)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({f"held_out/{name}": value for name, value in metrics.items()}, step)
+        words = [f"{name} {value:.4g}" for name, value in metrics.items()]
+        print("  ".join([f"{tokenizer.modality} held out at step {step}", *words]), file=sys.stderr, flush=True)
+        tokenizer.train(training)
 
 
 class _Line(Callback):
@@ -294,21 +373,26 @@ class _Line(Callback):
         if step % self.every and step != trainer.max_steps:
             return
         assert isinstance(pl_module, LitTokenizer)
+        counts = pl_module.counts
+        pl_module.counts = None
+        if counts is not None and trainer.world_size > 1:
+            counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        if not trainer.is_global_zero:
+            return
         speed = (step - self.mark[0]) / max(time.monotonic() - self.mark[1], 1e-9)
         words = [f"{pl_module.tokenizer.modality} step {step}/{trainer.max_steps}"]
         words += [f"{name} {float(value):.4g}" for name, value in pl_module.parts.items()]
-        if pl_module.counts is not None:
-            stats = code_statistics(pl_module.counts)
+        if counts is not None:
+            stats = code_statistics(counts)
             words.append("usage " + "/".join(f"{share:.0%}" for share in stats["usage"].tolist()))
             words.append("perplexity " + "/".join(f"{value:.0f}" for value in stats["perplexity"].tolist()))
         print("  ".join([*words, f"{speed:.2f} steps/s"]), file=sys.stderr, flush=True)
-        pl_module.counts = None
         self.mark = (step, time.monotonic())
 
 
 def fit_tokenizer(
     tokenizer: Tokenizer,
-    data: Tensor | np.ndarray | Sequence[Any],
+    data: Tensor | np.ndarray | Sequence[Any] | MediaSet,
     *,
     run_dir: str | os.PathLike[str],
     max_steps: int,
@@ -320,49 +404,68 @@ def fit_tokenizer(
     checkpoint_every: int = 200,
     log_every: int = 50,
     crop_seconds: float = 1.5,
+    crop: int | None = None,
+    augment: Augment = NONE,
+    held_out: Tensor | np.ndarray | Sequence[Any] | MediaSet | None = None,
+    validate_every: int = 500,
+    validate_items: int = 512,
+    channels_last: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    num_workers: int = 0,
     resume: bool = True,
     callbacks: Sequence[Callback] = (),
-    **loss_options: Any,
+    **options: Any,
 ) -> Tokenizer:
-    """Train `tokenizer` in place and return it in eval mode.
+    """Train `tokenizer` in place and return it in eval mode, with averaged weights if they are kept (`ema_decay`).
 
     A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments, to the
     same bits.
 
     Args:
         tokenizer: any native tokenizer.
-        data: images uint8 `[N, H, W, 3]`, or mono float arrays at the tokenizer's sample rate.
-        run_dir: holds `last.ckpt` and `logs/from_step_*/metrics.csv`.
+        data: images uint8 `[N, H, W, 3]`; float arrays `[samples]` or `[C, samples]` at the tokenizer's sample rate; or
+            a `MediaSet`.
+        run_dir: holds `last.ckpt`, `logs/from_step_*/metrics.csv`, and with `held_out` also `samples/STEP` (pictures,
+            sounds, spectrograms), `validation.json` and `best`, the tokenizer with the lowest held-out loss.
         max_steps: optimizer steps; the learning rate reaches zero there.
-        batch_size: items per step.
+        batch_size: items per step, over all devices.
         lr, warmup_steps: see `LitTokenizer`.
         seed: of data order, crops and quantizers (initial weights are the tokenizer's own `seed`).
         precision: "32-true", "bf16-mixed", or "auto": bf16-mixed on hardware that computes it natively.
             Quantizer and STFT are float32 in any case.
         checkpoint_every, log_every: steps.
         crop_seconds: length of audio items, rounded to whole codes.
+        crop: pixels per side of image items (None = as they are), or samples of other items, instead of `crop_seconds`.
+        augment: random changes of training items.
+        held_out: media never trained on, of the same kind as `data`; `validate_items` of them are measured on every
+            `validate_every` steps, all at the end.
+        channels_last: keep image weights and features channels last, which is faster on most hardware.
+        accelerator, devices, num_nodes: as in Lightning; more than one device trains with DDP.
+        num_workers: loader processes.
         resume: False ignores an existing checkpoint (and overwrites it).
         callbacks: further Lightning callbacks.
-        loss_options: `weight_decay`, `betas`, `commit_weight`, `foreground_weight` of `LitTokenizer`.
+        options: further options of `LitTokenizer`.
 
     Raises:
         CheckpointError: the checkpoint is unreadable or from a run with other settings or data.
         MediaError, ManifestError: unusable data or settings.
     """
-    if max_steps < 1 or checkpoint_every < 1 or log_every < 1:
+    if min(max_steps, checkpoint_every, log_every, validate_every, validate_items) < 1:
         raise ManifestError(
-            f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every} must be positive"
+            f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every}, validate_every "
+            f"{validate_every} and validate_items {validate_items} must be positive"
         )
     precision = resolve_precision(precision)
     _check_stages(tokenizer, max_steps)
-    crop = None
-    if tokenizer.modality != "image":
-        hop_length = tokenizer.spec.hop_length
-        crop = max(1, round(crop_seconds * tokenizer.config["sample_rate"] / hop_length)) * hop_length
-    batches = StepBatches(data, batch_size=batch_size, seed=seed, crop=crop)
+    if crop is None and tokenizer.modality != "image":
+        crop = crop_of(tokenizer, crop_seconds)
+    batches = StepBatches(data, batch_size=batch_size, seed=seed, crop=crop, augment=augment)
     tokenizer.encode(batches[0]["media"][:1])  # fails early on media that do not fit
-    module = LitTokenizer(tokenizer, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps, seed=seed, **loss_options)
+    module = LitTokenizer(tokenizer, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps, seed=seed, **options)
     module.settings = {
+        "version": VERSION,
         "class": type(tokenizer).__name__,
         "config": tokenizer.config,
         "max_steps": max_steps,
@@ -371,7 +474,7 @@ def fit_tokenizer(
         "warmup_steps": warmup_steps,
         "seed": seed,
         "precision": precision,
-        "loss_options": {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(loss_options.items())},
+        "options": {name: _plain(value) for name, value in sorted(options.items())},
         "data": batches.fingerprint,
     }
     folder = Path(run_dir)
@@ -380,16 +483,26 @@ def fit_tokenizer(
     start = _saved_step(path, module.settings) if resume and path.exists() else None
     if start is None:
         tokenizer.fit_statistics(torch.cat([batches[index]["media"] for index in range(4)]))
+        if module.averaged is not None:
+            module.averaged.load_state_dict(tokenizer.state_dict())
+    if channels_last:
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own: list[Callback] = [_Line(log_every), _Last(path, checkpoint_every)]
+    if held_out is not None:  # before `_Last`, so that a checkpoint knows the figures of its own step
+        measured = StepBatches(held_out, batch_size=batch_size, crop=crop)
+        own.insert(1, _Validation(folder, measured, validate_every, validate_items))
     with _quiet(), torch.random.fork_rng():
         trainer = L.Trainer(
-            accelerator="auto",
-            devices=1,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp_find_unused_parameters_true" if devices * num_nodes > 1 else "auto",
+            use_distributed_sampler=False,  # batches are shared out by `StepBatches`
             max_steps=max_steps,
             max_epochs=-1,
             precision=precision,  # type: ignore[arg-type]
-            gradient_clip_val=1.0,
             logger=CSVLogger(folder, name="logs", version=f"from_step_{start or 0}"),
-            callbacks=[_Line(log_every), _Last(path, checkpoint_every), *callbacks],
+            callbacks=[*own, *callbacks],
             log_every_n_steps=log_every,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -399,11 +512,22 @@ def fit_tokenizer(
         tokenizer.train()
         trainer.fit(
             module,
-            TokenizerDataModule(batches),
+            TokenizerDataModule(batches, num_workers),
             ckpt_path=path if start is not None else None,
             weights_only=True,
         )
+    if module.averaged is not None:
+        tokenizer.load_state_dict(module.averaged.state_dict())
     return tokenizer.eval()
+
+
+def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
+    """`seconds` in samples, rounded to whole codes. Raises ManifestError for media without a sample rate."""
+    sample_rate = tokenizer.spec.sample_rate
+    if sample_rate is None:
+        raise ManifestError(f"{tokenizer.modality} has no sample rate: pass crop, in samples")
+    hop_length = tokenizer.spec.hop_length
+    return max(1, round(seconds * sample_rate / hop_length)) * hop_length
 
 
 def resolve_precision(precision: str) -> str:
@@ -429,6 +553,15 @@ def _check_stages(tokenizer: Tokenizer, max_steps: int) -> None:
                     f"(step {needed}); "
                     f"train longer or build the tokenizer with stage_steps below {module.stage_steps}"
                 )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a checkpoint can keep and compare it."""
+    if isinstance(value, nn.Module):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _saved_step(path: Path, settings: dict[str, Any]) -> int:
@@ -465,6 +598,7 @@ def _quiet() -> Iterator[None]:
                 ".*resuming from a checkpoint.*",
                 ".*Experiment logs directory.*",
                 ".*LeafSpec.*",
+                ".*in eval mode at the start of training.*",  # averaged weights, teachers
             ):
                 warnings.filterwarnings("ignore", message)
             yield
