@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,7 +114,7 @@ class Codes:
                 names = set(file.keys())
                 wanted = {name for name in names if name in ("codes", "lengths") or name.startswith(EXTRAS)}
                 tensors = {name: file.get_tensor(name) for name in wanted}
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last two: odd dtypes
             raise MediaError(
                 path, f"not a readable safetensors file ({error})", "write it again with Codes.save"
             ) from error
@@ -124,13 +125,19 @@ class Codes:
                 f"version {metadata.get('version')!r}",
                 f"expected format {FORMAT!r}, version {VERSION!r}, as written by Codes.save",
             )
-        lengths = tensors.get("lengths")
         try:
             return cls(
-                torch.from_numpy(tensors["codes"].astype("int64")),
-                None if lengths is None else torch.from_numpy(lengths.astype("int64")),
+                _integers("codes", tensors["codes"]),
+                _integers("lengths", tensors["lengths"]) if "lengths" in tensors else None,
                 CodeSpec.from_dict(json.loads(metadata["spec"])) if "spec" in metadata else None,
                 {name[len(EXTRAS) :]: torch.from_numpy(tensors[name]) for name in sorted(wanted) if EXTRAS in name},
             )
-        except (AnyglotError, ValueError) as error:
+        except (AnyglotError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise MediaError(path, f"inconsistent content ({error})", "write it again with Codes.save") from error
+
+
+def _integers(name: str, array: np.ndarray) -> Tensor:
+    """As int64. Raises CodesError for other than integers from 0 to 2**63 - 1."""
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= int(array.min()) <= int(array.max()) < 2**63):
+        raise CodesError(f"{name} must be whole numbers from 0 on, found {array.dtype}")
+    return torch.from_numpy(array.astype("int64"))
