@@ -86,6 +86,8 @@ class LMConfig:
         hidden_size: width.
         num_layers: decoder layers.
         num_heads: attention heads.
+        tied: one matrix for input rows and output head.
+        codebook_rows: start the input rows of codes from their codebook entries, else at random (for `tied: false`).
         seq_len: ids per pack; longer documents are left out (and counted).
         batch_size: packs per step.
         max_steps: optimizer steps.
@@ -107,6 +109,8 @@ class LMConfig:
     hidden_size: int = 256
     num_layers: int = 6
     num_heads: int = 4
+    tied: bool = True
+    codebook_rows: bool = False
     seq_len: int = 384
     batch_size: int = 16
     max_steps: int = 2000
@@ -345,21 +349,26 @@ def train_lm(
         The model folder and the last training loss, which the folder keeps in `training.json`.
     """
     from anyglot_lm.data import TokenDataModule
-    from anyglot_lm.model import new_llama
+    from anyglot_lm.model import new_llama, start_from_codebooks
     from anyglot_lm.plan import build_plan
     from anyglot_lm.train import LitUnified, fit_lm
     from anyglot_lm.unified import UnifiedModel
     from anyglot_tokenizers.train import resolve_precision
 
     def new() -> PreTrainedModel:
-        return new_llama(
+        model = new_llama(
             vocabulary,
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             max_length=1024,
+            tied=config.tied,
             seed=seed,
         )
+        if config.codebook_rows:
+            entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
+            start_from_codebooks(model, vocabulary, entries, seed=seed)
+        return model
 
     def make(folder: Path) -> None:
         plan = build_plan(

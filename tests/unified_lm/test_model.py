@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from anyglot_lm.model import assert_no_leak, expand_vocabulary, hidden_states, new_llama
+from anyglot_lm.model import assert_no_leak, expand_vocabulary, hidden_states, new_llama, start_from_codebooks
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -125,3 +125,36 @@ def test_hidden_states_of_packed_rows() -> None:
         alone = hidden_states(model.base_model, ids[:1, 5:], positions[:1, 5:])
     assert packed.shape == (2, 8, 32)
     torch.testing.assert_close(packed[:1, 5:], alone, rtol=0, atol=1e-5)
+
+
+def test_untied_rows_are_larger_than_the_head() -> None:
+    model = new_llama(VOCABULARY, hidden_size=32, num_layers=1, num_heads=2, tied=False)
+    rows, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert rows is not head
+    assert 0.9 < rows.std().item() < 1.1 and head.std().item() < 0.1
+
+
+def test_rows_start_with_the_geometry_of_their_codebooks() -> None:
+    vocabulary = Vocabulary.build(
+        TEXT, BlockSpec("image", "i", 32, grid=(2, 2)), BlockSpec("speech", "s", 64, num_quantizers=2, pattern="frame_major")
+    )
+    model = new_llama(vocabulary, hidden_size=64, num_layers=1, num_heads=2, tied=False)
+    before = model.get_input_embeddings().weight.clone()
+    head = model.get_output_embeddings().weight.clone()
+    codebooks = torch.randn(3, 64, 16, generator=torch.Generator().manual_seed(0)) * 5 + 7
+    start_from_codebooks(model, vocabulary, {"speech": codebooks})
+    after = model.get_input_embeddings().weight
+    speech = vocabulary.block("speech")
+    changed = (after != before).any(1).nonzero()[:, 0]
+    assert changed.tolist() == list(range(speech.codebook_slice(0)[0], speech.codebook_slice(1)[1]))
+    assert torch.equal(model.get_output_embeddings().weight, head)
+    for index in range(2):
+        first, last = speech.codebook_slice(index)
+        rows = after[first:last].detach()
+        assert abs((rows.std() / before[first:last].std()).item() - 1) < 0.15
+        near, kept = torch.pdist(codebooks[index]), torch.pdist(rows)
+        assert float(torch.corrcoef(torch.stack([near, kept]))[0, 1]) > 0.6
+        lost = torch.pdist(before[first:last].detach())
+        assert abs(float(torch.corrcoef(torch.stack([near, lost]))[0, 1])) < 0.2
+    with pytest.raises(AnyglotError, match=r"speech.*needs \[2, 64\]"):
+        start_from_codebooks(model, vocabulary, {"speech": codebooks[:1]})

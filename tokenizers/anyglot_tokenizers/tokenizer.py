@@ -113,6 +113,12 @@ class Tokenizer(nn.Module, ABC):
         return CodeSpec(**self._spec_entries(), fingerprint=self.fingerprint)
 
     @property
+    def codebooks(self) -> Tensor | None:
+        """Entries of all codebooks, float32 `[K, C, D]`, or None where codes are not entries of such a table."""
+        entries = getattr(getattr(self, "quantizer", None), "codebooks", None)
+        return entries if isinstance(entries, Tensor) and entries.ndim == 3 else None
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are; encode and decode move their input here."""
         return next(self.parameters()).device

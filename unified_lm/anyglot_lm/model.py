@@ -1,12 +1,14 @@
 """Backbones: a small Llama from scratch, or any Hugging Face causal LM with its vocabulary expanded.
 
-`new_llama` and `expand_vocabulary` make models whose rows are those of a `Vocabulary`; `hidden_states` runs packed rows
-block-diagonally (`position_ids` restart, no attention mask, no cache) and `assert_no_leak` proves it for a backbone.
-Knows nothing about losses, data or decoding.
+`new_llama` and `expand_vocabulary` make models whose rows are those of a `Vocabulary`, `start_from_codebooks` gives the
+rows of codes the geometry of their codebooks; `hidden_states` runs packed rows block-diagonally (`position_ids`
+restart, no attention mask, no cache) and `assert_no_leak` proves it for a backbone. Knows nothing about losses, data or
+decoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,9 +26,10 @@ def new_llama(
     num_layers: int = 6,
     num_heads: int = 4,
     max_length: int = 1024,
+    tied: bool = True,
     seed: int = 0,
 ) -> LlamaForCausalLM:
-    """A randomly initialised Llama with tied embeddings and one row per id of `vocabulary`.
+    """A randomly initialised Llama with one row per id of `vocabulary`.
 
     Args:
         vocabulary: gives the number of rows and the pad, bos and eos ids.
@@ -34,6 +37,8 @@ def new_llama(
         num_layers: decoder layers.
         num_heads: attention heads, without grouping.
         max_length: longest sequence in ids.
+        tied: one matrix for input rows and output head. Input rows of their own start with deviation 1, as large as
+            what the layers add: Adam's steps then change them slowly, and they keep the geometry they start with.
         seed: of the initial weights; the global generator is left as it was.
     """
     config = LlamaConfig(
@@ -44,7 +49,7 @@ def new_llama(
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
         max_position_embeddings=max_length,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         use_cache=False,
         attn_implementation="sdpa",
         pad_token_id=vocabulary.controls["pad"],
@@ -53,7 +58,10 @@ def new_llama(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
+        if not tied:
+            nn.init.normal_(model.get_input_embeddings().weight)
+        return model
 
 
 def expand_vocabulary(model: PreTrainedModel, vocabulary: Vocabulary, *, noise: float = 1.0, seed: int = 0) -> None:
@@ -92,6 +100,53 @@ def expand_vocabulary(model: PreTrainedModel, vocabulary: Vocabulary, *, noise: 
             mean, std = weight[:old].float().mean(0), weight[:old].float().std(0)
             rows = mean + noise * std * torch.randn(vocabulary.size - old, weight.shape[1], generator=generator)
             weight[old:] = rows.to(weight.dtype)
+
+
+@torch.no_grad()
+def start_from_codebooks(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    codebooks: Mapping[str, Tensor],
+    *,
+    noise: float = 0.3,
+    seed: int = 0,
+) -> None:
+    """Start the input rows of codes from their codebook entries, in place: codes that sound or look alike start alike.
+
+    A code that training rarely meets, such as those of an unheard speaker, then means what its neighbours mean. An
+    entry, centred and scaled over its codebook, is projected by a random matrix (one per modality, so that the entries
+    of residual quantizers keep their geometry), brought to the spread of the rows as they are, and mixed with them.
+
+    Args:
+        model: with the rows of `vocabulary`; if tied, its head starts likewise.
+        vocabulary: says which rows are codes.
+        codebooks: by modality, `[K, C, d]`, as `Tokenizer.codebooks`; modalities without one keep their rows.
+        noise: share of the old rows in the new ones, 0 to 1 (the rest in quadrature).
+        seed: of the projections.
+
+    Raises:
+        AnyglotError: a codebook has fewer quantizers or another size than its block.
+    """
+    weight = model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)
+    for block in vocabulary.blocks:
+        if block.modality not in codebooks:
+            continue
+        entries_KCd = codebooks[block.modality].float().cpu()
+        if entries_KCd.shape[0] < block.num_quantizers or entries_KCd.shape[1] != block.codebook_size:
+            raise AnyglotError(
+                f"{block.modality}: the tokenizer has codebooks {list(entries_KCd.shape[:2])}, the vocabulary needs "
+                f"[{block.num_quantizers}, {block.codebook_size}]; take the tokenizer that made the vocabulary"
+            )
+        width = entries_KCd.shape[2]
+        projection_dD = torch.randn(width, weight.shape[1], generator=generator) / width**0.5
+        for index in range(block.num_quantizers):
+            first, last = block.codebook_slice(index)
+            entry_Cd = entries_KCd[index] - entries_KCd[index].mean(0)
+            row_CD = entry_Cd / entry_Cd.square().mean().sqrt().clamp(min=1e-8) @ projection_dD
+            old_CD = weight[first:last].float()
+            new_CD = (1 - noise**2) ** 0.5 * old_CD.std() * row_CD.to(old_CD.device) + noise * old_CD
+            weight[first:last] = new_CD.to(weight.dtype)
 
 
 def hidden_states(decoder: Any, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
