@@ -119,18 +119,23 @@ class QueryImageVQ(Tokenizer):
             self.decoder = nn.ModuleList(Block(width, heads) for _ in range(decoder_depth))
             self.patch_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * patch**2))
             if linear_dim:
-                sizes = self.num_patches * linear_dim, num_queries * codebook_dim
+                features, latents = self.num_patches * linear_dim, num_queries * codebook_dim
                 self.linear_in = nn.Linear(3 * patch**2, linear_dim)
-                self.linear_mix = nn.Linear(*sizes, bias=False)
-                self.linear_unmix = nn.Linear(*reversed(sizes), bias=False)
+                self.linear_mix = nn.Linear(features, latents, bias=False)
+                self.linear_unmix = nn.Linear(latents, features, bias=False)
                 self.linear_out = nn.Linear(linear_dim, 3 * patch**2)
-                for there, back in ((self.linear_in, self.linear_out), (self.linear_mix, self.linear_unmix)):
-                    nn.init.orthogonal_(there.weight)  # together a projection, which loses but does not distort
-                    back.weight.data.copy_(there.weight.T)
-                for head in (self.latent_out[1], self.patch_out[1]):
-                    head.weight.data.mul_(0.1)  # the transformers add to it, little at first
+                self._start_linear()
         self.register_buffer("mean_C11", torch.full((3, 1, 1), 0.5))
         self.register_buffer("deviation", torch.tensor(0.5))
+
+    @torch.no_grad()
+    def _start_linear(self) -> None:
+        """Start as the linear maps, which together project: they lose much but distort nothing."""
+        for there, back in ((self.linear_in, self.linear_out), (self.linear_mix, self.linear_unmix)):
+            nn.init.orthogonal_(there.weight)
+            back.weight.copy_(there.weight.T)
+        for name in ("latent_out.1.weight", "patch_out.1.weight"):
+            self.get_parameter(name).mul_(0.1)  # what the transformers add
 
     def _spec_entries(self) -> dict[str, Any]:
         return {
