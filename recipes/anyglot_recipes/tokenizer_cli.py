@@ -46,6 +46,25 @@ def add_parser(commands: Any) -> None:
         coder.add_argument("--num-quantizers", type=int, metavar="K", help="use only the first K codebooks")
         coder.set_defaults(run=run)
 
+    measure = actions.add_parser("eval", help="reconstruction, code usage, speed, miss rates, meaning; with a report")
+    measure.add_argument("tokenizer", help=WHICH)
+    measure.add_argument("media", nargs="+", help="files or folders the tokenizer was never trained on")
+    measure.add_argument("--out", metavar="DIR", help="write index.html, report.md and report.json with media here")
+    measure.add_argument("--num-quantizers", type=int, metavar="K", help="use only the first K codebooks")
+    measure.add_argument("--limit", type=int, metavar="N", help="measure N files, evenly spaced")
+    measure.add_argument(
+        "--labels", metavar="REGEX", help="on file names; its groups `label` and, to hold out, `group` feed the probe"
+    )
+    measure.add_argument(
+        "--recogniser", metavar="WHICH", help="for the word error rate: sphinx, or a folder or hub id (transformers)"
+    )
+    measure.add_argument(
+        "--speaker", metavar="WHICH", help="for speaker similarity: folder or hub id of an x-vector model"
+    )
+    measure.add_argument("--feature", metavar="WHICH", help="for LPIPS and rFID: folder or hub id of a vision model")
+    measure.add_argument("--json", action="store_true", help="print one JSON object")
+    measure.set_defaults(run=_eval)
+
     convert = actions.add_parser("convert", help="a publisher's pickled checkpoint, which you trust -> safetensors")
     convert.add_argument("checkpoint", help=".pt, .pth, .bin, .ckpt or .th file")
     convert.add_argument("--kind", required=True, help="snac, speechtokenizer, vqgan or encodec")
@@ -134,6 +153,12 @@ def _decode(arguments: argparse.Namespace) -> int:
         write_audio(arguments.output, media, spec.sample_rate)
     print(arguments.output, file=sys.stderr)
     return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from anyglot_tokenizers.evaluate import evaluate_command
+
+    return evaluate_command(arguments, open_tokenizer(arguments.tokenizer))
 
 
 def _convert(arguments: argparse.Namespace) -> int:
