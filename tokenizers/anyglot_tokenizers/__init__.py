@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.errors import ManifestError as ManifestError
     from anyglot_tokenizers.errors import MediaError as MediaError
     from anyglot_tokenizers.errors import UnsupportedError as UnsupportedError
+    from anyglot_tokenizers.evaluate import evaluate as evaluate
     from anyglot_tokenizers.image import ImageVQ as ImageVQ
     from anyglot_tokenizers.media import atomic_write as atomic_write
     from anyglot_tokenizers.media import read_audio as read_audio
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.media import write_audio as write_audio
     from anyglot_tokenizers.media import write_image as write_image
     from anyglot_tokenizers.quantize import ResidualQuantizer as ResidualQuantizer
+    from anyglot_tokenizers.quantizers import make_quantizer as make_quantizer
+    from anyglot_tokenizers.query import QueryImageVQ as QueryImageVQ
+    from anyglot_tokenizers.series import SeriesVQ as SeriesVQ
     from anyglot_tokenizers.spec import CodeSpec as CodeSpec
     from anyglot_tokenizers.tokenizer import Tokenizer as Tokenizer
     from anyglot_tokenizers.tokenizer import load as load
@@ -51,9 +55,13 @@ _HOMES = {
         "MediaError",
         "UnsupportedError",
     ),
+    "evaluate": ("evaluate",),
     "image": ("ImageVQ",),
     "media": ("atomic_write", "read_audio", "read_image", "write_audio", "write_image"),
     "quantize": ("ResidualQuantizer",),
+    "quantizers": ("make_quantizer",),
+    "query": ("QueryImageVQ",),
+    "series": ("SeriesVQ",),
     "spec": ("CodeSpec",),
     "tokenizer": ("Tokenizer", "load"),
     "train": ("LitTokenizer", "StepBatches", "TokenizerDataModule", "fit_tokenizer"),
