@@ -49,6 +49,13 @@ class Conv1d(nn.Module):
         return y_BC1T.permute(0, 2, 3, 1)[:, 0]
 
 
+    def add_to(self, x_BTC: Tensor, h_BTC: Tensor) -> Tensor:
+        """`x + self(h)` for a kernel of one, in place of x."""
+        if self.bias is not None:
+            x_BTC.add_(self.bias)
+        return x_BTC.baddbmm_(h_BTC, self.weight[:, :, 0].T.expand(len(x_BTC), -1, -1))
+
+
 class ConvTranspose1d(nn.Module):
     """`nn.ConvTranspose1d` over `[B, T, C]`, whose kernel is twice its stride, `[inputs, outputs, kernel]` the weight.
 

@@ -181,7 +181,7 @@ class DecoderBlock(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """A dilated convolution and a pointwise one, each after a Snake, added to the input."""
+    """A dilated convolution and a pointwise one, each after a Snake, added to the input in its place."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -191,9 +191,8 @@ class ResidualUnit(nn.Module):
         self.conv2 = Conv1d(width, width, 1)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        h_BTC = self.snake2(self.conv1(self.snake1(x_BTC)), inplace=True)
-        x_BTC = x_BTC.add_(self.conv2.bias)
-        return x_BTC.baddbmm_(h_BTC, self.conv2.weight[:, :, 0].T.expand(len(x_BTC), -1, -1))
+        h_BTC = self.conv1(self.snake1(x_BTC))
+        return self.conv2.add_to(x_BTC, self.snake2(h_BTC, inplace=True))
 
 
 class Quantizer(nn.Module):

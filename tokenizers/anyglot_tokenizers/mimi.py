@@ -279,16 +279,19 @@ def with_past(
 
 
 class ResidualUnit(nn.Module):
-    """A dilated convolution to fewer channels and a pointwise one back, added to the input."""
+    """A dilated convolution to fewer channels and a pointwise one back, added to the input in its place."""
 
     def __init__(self, settings: dict[str, Any], width: int, dilation: int) -> None:
         super().__init__()
         hidden, kernel = width // settings["compress"], settings["residual_kernel_size"]
-        inner, outer = CausalConv(width, hidden, kernel, dilation=dilation), CausalConv(hidden, width, 1)
-        self.block = nn.ModuleDict({"1": inner, "3": outer})
+        self.block = nn.ModuleDict(
+            {"1": CausalConv(width, hidden, kernel, dilation=dilation), "3": CausalConv(hidden, width, 1)}
+        )
 
     def forward(self, x_BTC: Tensor, memory: Memory) -> Tensor:
-        return self.block["3"](self.block["1"](x_BTC, memory), memory).add_(x_BTC)
+        pointwise = self.block["3"]
+        assert isinstance(pointwise, CausalConv)
+        return pointwise.conv.add_to(x_BTC, F.elu_(self.block["1"](x_BTC, memory)))
 
 
 class Seanet(nn.Module):
