@@ -34,12 +34,13 @@ class Dac(PublishedAudio):
     Args:
         model: the content of a DAC config.json, as transformers writes it.
         license: of the weights.
-        modality: name of the modality in the spec.
+        modality: name of the modality in the spec; "" = "speech" up to 24 kHz, "music" above.
     """
 
-    def __init__(self, *, model: dict[str, Any], license: str = "unknown", modality: str = "audio") -> None:
+    def __init__(self, *, model: dict[str, Any], license: str = "unknown", modality: str = "") -> None:
         settings = dac_settings(model)
-        super().__init__(model=settings, license=license, modality=modality)
+        usual = "speech" if settings["sampling_rate"] <= 24000 else "music"
+        super().__init__(model=settings, license=license, modality=modality or usual)
         self.sample_rate = settings["sampling_rate"]
         self.hop_length = math.prod(settings["downsampling_ratios"])
         self.num_quantizers, self.codebook_size = settings["n_codebooks"], settings["codebook_size"]

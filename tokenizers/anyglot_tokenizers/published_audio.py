@@ -43,7 +43,7 @@ class PublishedAudio(PublishedTokenizer):
     max_samples = 2**18
     """Samples that are computed at once, if the codec can: it bounds the memory."""
 
-    def __init__(self, *, model: dict[str, Any], license: str = "unknown", modality: str = "audio") -> None:
+    def __init__(self, *, model: dict[str, Any], license: str = "unknown", modality: str = "speech") -> None:
         super().__init__({"model": model, "license": license, "modality": modality})
         self.modality = modality
 
