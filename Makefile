@@ -12,6 +12,7 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' '-')
 STAMP := $(VENV)/installed-$(KEY)
+PEERS := $(VENV)/peers-$(KEY)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Two threads: the test models are far too small to gain from more, and several test runs may share one machine.
@@ -43,6 +44,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
+# Reference implementations and measures for tests and benchmarks. encodec and snac come without what they depend on:
+# encodec wants torchaudio, which does not load beside a CPU build of torch.
+$(PEERS): $(STAMP)
+	$(PIP) install -qq -c constraints.txt -e ".[eval]"
+	$(PIP) install -qq -c constraints.txt --no-deps encodec snac einops
+	@touch $@
+
 # flite gives the demo and the tests its four voices. Best effort: without it espeak-ng, which pip brings, speaks.
 speech:
 	@command -v flite >/dev/null 2>&1 || { \
@@ -68,11 +76,11 @@ lint: $(STAMP)
 	$(call section,import direction)
 	$(BIN)/lint-imports
 
-test: lint speech
+test: lint speech $(PEERS)
 	$(call section,tests)
 	$(PY) -m pytest
 
-bench: $(STAMP)
+bench: $(PEERS)
 	@for script in benchmarks/*.py; do \
 	  [ -e "$$script" ] || { echo "no benchmark yet"; break; }; \
 	  printf '\n== %s ==\n' "$$script"; $(PY) "$$script" || exit 1; done

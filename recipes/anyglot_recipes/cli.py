@@ -59,7 +59,10 @@ _EXTRAS = {
     "jsonargparse": "train",
     "scipy": "synth",
     "pocketsphinx": "judge",
-    "jiwer": "synth",
+    "jiwer": "eval",
+    "pesq": "eval",
+    "pystoi": "eval",
+    "visqol": "eval",
 }
 
 
