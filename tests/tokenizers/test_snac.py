@@ -194,6 +194,33 @@ def test_chunked_and_streamed_equal_whole(samples, chunk_codes):
     torch.testing.assert_close(torch.cat([*parts, stream.flush()], 2), audio, atol=1e-5, rtol=0)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 40), st.booleans())
+def test_long_items_are_computed_in_pieces(count, most, attention):
+    tokenizer = codec(ATTENTION if attention else SMALL)
+    media = sound(1, 1, count * HOP - 3)
+    codes = tokenizer.encode(media)
+    audio = tokenizer.decode(codes)
+    tokenizer.max_samples = most * HOP
+    assert torch.equal(tokenizer.encode(media).codes, codes.codes)
+    torch.testing.assert_close(tokenizer.decode(codes), audio, atol=1e-5, rtol=0)
+    assert len(list(tokenizer._pieces(1000))) > 10
+
+
+def test_pieces_need_their_context():
+    """The equality above is not empty."""
+
+    class Hasty(Snac):
+        def _reach(self):
+            return 0, 0, super()._reach()[2]
+
+    hasty = Hasty(model=SMALL)
+    hasty.load_state_dict(SNAC.state_dict())
+    hasty.max_samples = 5 * HOP
+    media = sound(1, 1, 90 * HOP)
+    assert not torch.equal(hasty.encode(media).codes, SNAC.encode(media).codes)
+
+
 def test_context_is_needed():
     """Samples as far away as the context says do reach a code: the equality above is not empty."""
     media, changed = sound(1, 1, 40 * HOP), sound(1, 1, 40 * HOP)

@@ -12,6 +12,7 @@ What differs from the original, and why:
   5, 6.)
 - T is ceil(samples / hop_length). The original also keeps what it codes of the silence that fills its last attention
   window.
+- Long items are computed piece by piece, with the same result, in memory bounded by `max_samples`.
 - Decoding is deterministic. The original multiplies fresh noise into the decoder at every call. Here there is none,
   unless `noise_seed` is set: then it is drawn from that seed, the same for every item.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -62,7 +64,8 @@ class Snac(PublishedAudio):
 
     Attributes:
         noise_seed: None = decode without noise; a whole number = with noise from this seed, scaled as in training. Not
-            part of the tokenizer's identity. With it there are no chunks, which would each begin the noise anew.
+            part of the tokenizer's identity. With it there are no chunks, which would each begin the noise anew, and
+            items are decoded at once.
     """
 
     noise_seed: int | None = None
@@ -92,24 +95,52 @@ class Snac(PublishedAudio):
             raise CheckpointError(f"weight norms of shapes that do not fit ({error}); is it another model?") from error
 
     def _spec_entries(self) -> dict[str, Any]:
-        context = None
-        if self.window is None and self.noise_seed is None:  # attention minds at what sample a chunk starts
-            encoder = encoder_context(self.encoder.modules(), self.frame_hop)
-            decoder = decoder_context(self.decoder.modules(), self.frame_hop)
-            frames = (max(encoder[0], decoder[0]), max(encoder[1], decoder[1]))
-            context = (math.ceil(frames[0] / self.coarsest), math.ceil(frames[1] / self.coarsest))
-        return {**super()._spec_entries(), "context": context}
+        # attention minds at what code a chunk starts, and noise would begin anew in every chunk
+        chunks = self.window is None and self.noise_seed is None
+        return {**super()._spec_entries(), "context": self._reach()[:2] if chunks else None}
+
+    def _reach(self) -> tuple[int, int, int]:
+        """(left, right) codes that a code or its samples depend on; chunks start at multiples of the third number."""
+        window = self.window or 1
+        encoder = encoder_context(self.encoder.modules(), self.frame_hop)
+        decoder = decoder_context(self.decoder.modules(), self.frame_hop)
+        left, right = (max(pair) + window - 1 for pair in zip(encoder, decoder, strict=True))  # latent frames
+        multiple = math.lcm(self.coarsest, window) // self.coarsest
+        return math.ceil(left / self.coarsest), math.ceil(right / self.coarsest), multiple
+
+    def _pieces(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """(start, first, last, end): codes first..last come from start..end, no more than memory is meant for."""
+        left, right, multiple = self._reach()
+        left = -(-left // multiple) * multiple
+        size = (
+            max(self.max_samples // self.hop_length - left - right, 2 * (left + right), multiple) // multiple * multiple
+        )
+        if count <= left + size + right:
+            size = -(-count // multiple) * multiple
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            yield max(first - left, 0), first, last, min(last + right, count)
 
     def _encode(self, x_BS: Tensor, num_quantizers: int) -> Tensor:
-        depth = self._depth(num_quantizers)
-        count = x_BS.shape[1] // self.hop_length
+        depth, hop = self._depth(num_quantizers), self.hop_length
         padded_to = self.frame_hop * math.lcm(self.coarsest, self.window or 1)
-        x_BS = F.pad(x_BS, (0, -x_BS.shape[1] % padded_to))
-        return self.quantizer.encode(self.encoder(x_BS[..., None]), depth)[..., :count]
+        parts = []
+        for start, first, last, end in self._pieces(x_BS.shape[1] // hop):
+            piece_BS = x_BS[:, start * hop : end * hop]
+            piece_BS = F.pad(piece_BS, (0, -piece_BS.shape[1] % padded_to))
+            codes_BKT = self.quantizer.encode(self.encoder(piece_BS[..., None]), depth)
+            parts.append(codes_BKT[:, :, first - start : last - start])
+        return torch.cat(parts, 2)
 
     def _decode(self, codes_BKN: Tensor) -> Tensor:
-        z_BLC = self.quantizer.decode(codes_BKN, self._depth(codes_BKN.shape[1]))
-        return self.decoder(z_BLC, self.noise_seed)[..., 0].tanh()
+        depth, count = self._depth(codes_BKN.shape[1]), codes_BKN.shape[2]
+        pieces = self._pieces(count) if self.noise_seed is None else [(0, 0, count, count)]
+        parts = []
+        for start, first, last, end in pieces:
+            z_BLC = self.quantizer.decode(codes_BKN[:, :, start:end], depth)
+            x_BS = self.decoder(z_BLC, self.noise_seed)[..., 0].tanh()
+            parts.append(x_BS[:, (first - start) * self.hop_length : (last - start) * self.hop_length])
+        return torch.cat(parts, 1)
 
     def _check_codes(self, codes_BKN: Tensor) -> None:
         super()._check_codes(codes_BKN)
