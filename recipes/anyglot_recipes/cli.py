@@ -59,7 +59,7 @@ _EXTRAS = {
     "jsonargparse": "train",
     "scipy": "synth",
     "pocketsphinx": "judge",
-    "jiwer": "eval",
+    "jiwer": "synth",
     "pesq": "eval",
     "pystoi": "eval",
     "visqol": "eval",

@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
 
     listed = actions.add_parser("list", help="published and shipped tokenizers, with rate, bitrate and licence")
     listed.add_argument("--json", action="store_true", help="print one JSON object")
+    listed.add_argument("--markdown", action="store_true", help="print the published ones as a Markdown table")
     listed.set_defaults(run=_list)
 
     info = actions.add_parser("info", help="the spec of one tokenizer, as JSON")
@@ -89,6 +90,9 @@ def _list(arguments: argparse.Namespace) -> int:
         published = [{**vars(e), "bitrate": e.bitrate, "commercial": is_commercial(e.license)} for e in CATALOG]
         print(json.dumps({"shipped": {k: s.to_dict() for k, s in shipped.items()}, "published": published}))
         return 0
+    if arguments.markdown:
+        print(published_table(), end="")
+        return 0
     line = "{:22s} {:8s} {:>6s} {:>8s} {:>10s} {:>7s}  {:14s} {}"
     print(line.format("name", "media", "Hz", "codes/s", "codebooks", "kbit/s", "licence", "load with"))
     for name, spec in shipped.items():
@@ -108,6 +112,25 @@ def _list(arguments: argparse.Namespace) -> int:
         )
     print("(!) not for commercial use, or not known")
     return 0
+
+
+def published_table() -> str:
+    """The catalogue of published tokenizers as a Markdown table, as in docs/tokenizers.md."""
+    from anyglot_tokenizers.catalog import CATALOG, is_commercial
+
+    lines = ["| name | media | rate | codes | bitrate | licence of the weights | from |", "|---" * 7 + "|"]
+    for e in CATALOG:
+        cells = [
+            e.name,
+            e.modality,
+            f"{e.sample_rate / 1000:g} kHz" if e.sample_rate else "",
+            (f"{e.frame_rate:.4g} a second x " if e.frame_rate else "") + f"{e.num_quantizers} of {e.codebook_size}",
+            f"{e.bitrate / 1000:.3g} kbit/s" if e.bitrate else "",
+            e.license if is_commercial(e.license) else f"{e.license} (warns)",
+            f"convert --kind {e.convert}" if e.convert else e.hub_id,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _info(arguments: argparse.Namespace) -> int:

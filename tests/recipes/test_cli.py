@@ -15,6 +15,7 @@ from anyglot_recipes.cli import main
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_image
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("demo", "train", "eval", "synth", "prepare", "generate", "tokenizer")
 
 
@@ -116,6 +117,8 @@ def test_tokenizer_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenizer", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(listed["shipped"]) + len(listed["published"]) + 1
+    assert main(["tokenizer", "list", "--markdown"]) == 0
+    assert capsys.readouterr().out in (ROOT / "docs" / "tokenizers.md").read_text(), "print the table again"
 
 
 def test_output_that_cannot_be_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
