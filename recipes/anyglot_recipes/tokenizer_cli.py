@@ -68,7 +68,8 @@ def add_parser(commands: Any) -> None:
 
     convert = actions.add_parser("convert", help="a publisher's pickled checkpoint, which you trust -> safetensors")
     convert.add_argument("checkpoint", help=".pt, .pth, .bin, .ckpt or .th file")
-    convert.add_argument("--kind", required=True, help="snac, speechtokenizer, vqgan or encodec")
+    convert.add_argument("--kind", help="snac, speechtokenizer, vqgan or encodec, where the file does not tell")
+    convert.add_argument("--license", default="unknown", help="of the weights, see anyglot tokenizer list")
     convert.add_argument("--config", help="the publisher's configuration file, where it has one")
     convert.add_argument("--out", required=True, metavar="DIR")
     convert.set_defaults(run=_convert)
@@ -187,6 +188,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from anyglot_tokenizers.convert import convert
 
-    tokenizer = convert(arguments.checkpoint, arguments.out, kind=arguments.kind, config=arguments.config)
+    tokenizer = convert(
+        arguments.checkpoint, arguments.out, kind=arguments.kind, config=arguments.config, license=arguments.license
+    )
     print(f"{arguments.out}: {type(tokenizer).__name__}", file=sys.stderr)
     return 0

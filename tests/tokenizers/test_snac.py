@@ -88,7 +88,9 @@ def test_spec():
     spec = Snac(model=SMALL, license="mit").spec
     assert spec.num_quantizers == 7 and spec.codebook_size == 32 and spec.hop_length == 24
     assert spec.modality == "speech" and spec.license == "mit" and not spec.causal and spec.context is not None
-    assert ATTENTIVE.spec.context is None and ATTENTIVE.spec.modality == "music"
+    assert (
+        ATTENTIVE.spec.context is not None and ATTENTIVE.spec.chunk_multiple == 2 and ATTENTIVE.spec.modality == "music"
+    )
     entries = Snac(model=PUBLISHED_24K)._spec_entries()
     assert entries["strides"] == (2048,) and entries["context"] == (3, 3)
     assert round(24000 / 2048 * 7 * 12) == 984  # bit/s, 0.98 kbps on the model card
@@ -178,18 +180,19 @@ def test_padding_never_changes_an_item(lengths, attention):
         assert not audio[row, :, samples:].any()
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 40 * HOP), st.integers(3, 30))
-def test_chunked_and_streamed_equal_whole(samples, chunk_codes):
+@settings(max_examples=16, deadline=None)
+@given(st.integers(1, 40 * HOP), st.integers(3, 30), st.booleans())
+def test_chunked_and_streamed_equal_whole(samples, chunk_codes, attention):
+    tokenizer = ATTENTIVE if attention else SNAC
     media = sound(2, 1, samples)
-    whole = SNAC.encode(media)
-    assert torch.equal(encode_chunked(SNAC, media, chunk_codes=chunk_codes).codes, whole.codes)
-    audio = SNAC.decode(whole)
-    torch.testing.assert_close(decode_chunked(SNAC, whole, chunk_codes=chunk_codes), audio, atol=1e-5, rtol=0)
-    stream = SNAC.stream(2)
+    whole = tokenizer.encode(media)
+    assert torch.equal(encode_chunked(tokenizer, media, chunk_codes=chunk_codes).codes, whole.codes)
+    audio = tokenizer.decode(whole)
+    torch.testing.assert_close(decode_chunked(tokenizer, whole, chunk_codes=chunk_codes), audio, atol=1e-5, rtol=0)
+    stream = tokenizer.stream(2)
     parts = [stream.encode(part).codes for part in media.split(chunk_codes * 7, 2)]
     assert torch.equal(torch.cat([*parts, stream.flush().codes], 2), whole.codes)
-    stream = SNAC.stream(2)
+    stream = tokenizer.stream(2)
     parts = [stream.decode(part) for part in whole.codes.split(chunk_codes, 2)]
     torch.testing.assert_close(torch.cat([*parts, stream.flush()], 2), audio, atol=1e-5, rtol=0)
 
@@ -228,13 +231,6 @@ def test_context_is_needed():
     different = (SNAC.encode(media).codes != SNAC.encode(changed).codes).any(1)[0].nonzero()[:, 0]
     left, right = SNAC.spec.context
     assert len(different) > 1 and different.min() >= 20 - right and different.max() <= 20 + left
-
-
-def test_attention_refuses_chunks():
-    with pytest.raises(UnsupportedError):
-        ATTENTIVE.stream()
-    with pytest.raises(UnsupportedError):
-        encode_chunked(ATTENTIVE, sound(1, 1, 100))
 
 
 def test_columns():

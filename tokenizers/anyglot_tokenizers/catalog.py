@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anyglot_tokenizers.errors import LicenseWarning
@@ -27,6 +28,21 @@ MODEL_TYPES = {
     "chameleon_vqgan": "anyglot_tokenizers.hf_image:ChameleonImage",
 }
 """`model_type` of a transformers config.json -> the class that reads it."""
+
+CONFIG_KEYS = {
+    "vq_strides": "anyglot_tokenizers.snac:Snac",
+    "semantic_dimension": "anyglot_tokenizers.speechtokenizer:SpeechTokenizer",
+    "encoder_ch_mult": "anyglot_tokenizers.vqgan:VQGAN",
+    "ddconfig": "anyglot_tokenizers.vqgan:VQGAN",
+}
+"""A key that only the config.json of this class has, for publishers who give no `model_type`."""
+
+
+def home_of(entries: Mapping[str, object]) -> str | None:
+    """`module:class` that reads a publisher's config.json, None where it is none that is known."""
+    if "model_type" in entries:
+        return MODEL_TYPES.get(str(entries["model_type"]))
+    return next((home for key, home in CONFIG_KEYS.items() if key in entries), None)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def encode_chunked(
     parts = []
     for first in range(0, total, chunk_codes):
         last = min(first + chunk_codes, total)
-        start = max(first - left, 0)
+        start = max(first - left, 0) // tokenizer.spec.chunk_multiple * tokenizer.spec.chunk_multiple
         window = media[:, :, start * hop : (last + right) * hop]
         rows = (counts > first).nonzero()[:, 0]
         got = tokenizer.encode(
@@ -90,7 +90,7 @@ def decode_chunked(tokenizer: Tokenizer, codes: Codes | Tensor, *, chunk_codes: 
     theirs = codes.spec if isinstance(codes, Codes) else None
     for first in range(0, total, chunk_codes):
         last = min(first + chunk_codes, total)
-        start = max(first - left, 0)
+        start = max(first - left, 0) // tokenizer.spec.chunk_multiple * tokenizer.spec.chunk_multiple
         window = ids[:, :, start : last + right]
         rows = (counts > first).nonzero()[:, 0]
         part = tokenizer.decode(Codes(window[rows], (counts[rows] - start).clamp(max=window.shape[2]), theirs))
@@ -188,6 +188,7 @@ class Stream:
         """Forget the input that no later code can depend on; `size` is the buffer's length per code."""
         assert self.buffer is not None
         self.done = until
-        drop = max(until - self.left - self.start, 0)
+        multiple = self.spec.chunk_multiple
+        drop = max(until - self.left - self.start, 0) // multiple * multiple
         self.buffer = self.buffer[:, :, drop * size :].clone() if drop else self.buffer
         self.start += drop

@@ -95,9 +95,9 @@ class Snac(PublishedAudio):
             raise CheckpointError(f"weight norms of shapes that do not fit ({error}); is it another model?") from error
 
     def _spec_entries(self) -> dict[str, Any]:
-        # attention minds at what code a chunk starts, and noise would begin anew in every chunk
-        chunks = self.window is None and self.noise_seed is None
-        return {**super()._spec_entries(), "context": self._reach()[:2] if chunks else None}
+        left, right, multiple = self._reach()
+        context = (left, right) if self.noise_seed is None else None  # noise would begin anew in every chunk
+        return {**super()._spec_entries(), "context": context, "chunk_multiple": multiple}
 
     def _reach(self) -> tuple[int, int, int]:
         """(left, right) codes that a code or its samples depend on; chunks start at multiples of the third number."""

@@ -26,6 +26,7 @@ class CodeSpec:
         channels: channels of the media.
         causal: whether a code depends on no later input.
         context: (left, right) codes that suffice for exact chunked encoding and decoding; None = unbounded.
+        chunk_multiple: chunks must start at a multiple of so many codes, where attention has windows of its own.
         license: licence of the weights.
         fingerprint: sha256 over configuration and weights; equal fingerprints mean equal tokenizers.
         fixed_grid: the grid where it does not depend on the input, such as `(32,)` for 32 queries; else empty.
@@ -41,6 +42,7 @@ class CodeSpec:
     channels: int = 1
     causal: bool = False
     context: tuple[int, int] | None = None
+    chunk_multiple: int = 1
     license: str = ""
     fingerprint: str = ""
     fixed_grid: tuple[int, ...] = ()
@@ -56,6 +58,8 @@ class CodeSpec:
             raise ManifestError(
                 f"code spec: axes {self.axes} need one positive stride (or null) each, got strides {self.strides}"
             )
+        if self.chunk_multiple < 1:
+            raise ManifestError(f"code spec: chunk_multiple {self.chunk_multiple} must be at least 1")
         if self.fixed_grid and (len(self.fixed_grid) != len(self.axes) or min(self.fixed_grid) < 1):
             raise ManifestError(f"code spec: fixed_grid {self.fixed_grid} needs one positive size per axis {self.axes}")
         if None in self.strides and not self.fixed_grid:

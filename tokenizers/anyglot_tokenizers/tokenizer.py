@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, license_of, warn_about
+from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, home_of, license_of, warn_about
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, MediaError, UnsupportedError
 from anyglot_tokenizers.media import atomic_write
@@ -39,7 +39,7 @@ WEIGHTS_FILE = "model.safetensors"
 PACKAGE = __name__.rpartition(".")[0]
 BEFORE_MODULES = {"ImageVQ": f"{PACKAGE}.image", "AudioCodec": f"{PACKAGE}.audio"}
 """Homes of the classes whose folders do not say their module."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".th")
 
 
 @dataclass
@@ -189,7 +189,7 @@ class Tokenizer(nn.Module, ABC):
         fingerprint.
         """
         folder, entries, license = _locate(name_or_path, revision)
-        if "model_type" in entries:
+        if _is_published(entries):
             return cls._from_published(folder, entries, license)
         _check_config(entries, folder)
         found = _find_class(entries, folder)
@@ -341,7 +341,7 @@ def _locate(name_or_path: str | os.PathLike[str], revision: str | None) -> tuple
     try:
         folder = Path(hf_hub_download(name, CONFIG_FILE, revision=revision)).parent
         entries = _read_config(folder)
-        if "model_type" in entries:
+        if _is_published(entries):
             folder = _published_class(entries, folder).fetch(name, revision)
         else:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
@@ -413,13 +413,18 @@ def _find_class(entries: dict[str, Any], folder: Path) -> type[Tokenizer]:
     return Tokenizer._classes[name]
 
 
+def _is_published(entries: dict[str, Any]) -> bool:
+    return "format" not in entries and ("model_type" in entries or home_of(entries) is not None)
+
+
 def _published_class(entries: dict[str, Any], folder: Path) -> type[PublishedTokenizer]:
     """The class for a publisher's config.json."""
-    kind = str(entries["model_type"])
-    if kind not in MODEL_TYPES:
+    home = home_of(entries)
+    if home is None:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: model_type {kind!r} is not a known tokenizer; known are {sorted(MODEL_TYPES)}"
+            f"{folder / CONFIG_FILE}: model_type {entries.get('model_type')!r} is not a known tokenizer; "
+            f"known are {sorted(MODEL_TYPES)}"
         )
-    module, _, name = MODEL_TYPES[kind].partition(":")
+    module, _, name = home.partition(":")
     found: type[PublishedTokenizer] = getattr(importlib.import_module(module), name)
     return found

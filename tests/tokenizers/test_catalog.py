@@ -1,0 +1,60 @@
+"""The catalogue: every entry leads to a class, licences are judged right, and folders find their class."""
+
+import importlib
+import json
+import warnings
+
+import pytest
+
+from anyglot_tokenizers import CheckpointError, LicenseWarning, load
+from anyglot_tokenizers.catalog import CATALOG, CONFIG_KEYS, MODEL_TYPES, home_of, is_commercial, warn_about
+from anyglot_tokenizers.published import PublishedTokenizer
+
+
+def test_every_home_is_a_published_tokenizer():
+    for home in {*(entry.home for entry in CATALOG), *MODEL_TYPES.values(), *CONFIG_KEYS.values()}:
+        module, _, name = home.partition(":")
+        assert issubclass(getattr(importlib.import_module(module), name), PublishedTokenizer)
+
+
+def test_entries_are_unique_and_say_how_to_get_them():
+    assert len({entry.name for entry in CATALOG}) == len(CATALOG)
+    assert all(entry.hub_id or entry.convert for entry in CATALOG)
+    assert all(entry.sample_rate is None or entry.bitrate for entry in CATALOG)
+
+
+@pytest.mark.parametrize("license", ["mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "deepseek"])
+def test_commercial(license):
+    assert is_commercial(license)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_about("x", license)
+
+
+@pytest.mark.parametrize("license", ["", "unknown", "cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "chameleon-research-license"])
+def test_not_commercial(license):
+    assert not is_commercial(license)
+    with pytest.warns(LicenseWarning, match="licence"):
+        warn_about("x", license)
+
+
+def test_homes():
+    assert home_of({"model_type": "mimi", "ddconfig": {}}) == MODEL_TYPES["mimi"]
+    assert home_of({"vq_strides": [4, 2, 1]}) == CONFIG_KEYS["vq_strides"]
+    assert home_of({"model_type": "bert"}) is None
+    assert home_of({}) is None
+
+
+@pytest.mark.parametrize("entries", [{"model_type": "bert"}, {"model_type": ["x"]}, {"vq_strides": 3}, [], {}])
+def test_other_folders_are_refused_in_one_line(tmp_path, entries):
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_refused_and_the_way_out_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"vq_strides": [4, 2, 1]}))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    with pytest.raises(CheckpointError, match="anyglot tokenizer convert"):
+        load(tmp_path)
