@@ -3,42 +3,59 @@
 Log-mel frames -> ConvNeXt blocks -> strided fold -> residual quantizer -> unfold -> ConvNeXt blocks ->
 inverse-STFT head. The decoder is Vocos (Siuzdak, arXiv 2306.00814), the codec built around it follows
 WavTokenizer (Ji et al., arXiv 2408.16532). All frame-rate work happens at 50 to 100 Hz, which is what makes
-it usable on a CPU.
+it usable on a CPU. Stereo is coded jointly: spectra of left, right, mid and side go in (what is where, and how alike
+the sides are), mid and side come out.
 
-Alignment: frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and synthesis alike, so T frames mean
-exactly T * hop samples. Padding: everything beyond an item's end is zero before every convolution, which is what an
-item meets when it is alone; so neighbours in a batch never change its codes. This file holds no losses and reads no
-files.
+Alignment: T frames mean exactly T * hop samples. Frame t is centred on samples [t * hop, (t + 1) * hop) in analysis and
+synthesis alike; in a causal codec its analysis window ends with that hop and its synthesis window begins with it, so
+codes and audio up to a hop depend on nothing after it. Padding: everything beyond an item's end is zero before every
+convolution, which is what an item meets when it is alone; so neighbours in a batch never change its codes. Audio longer
+than `max_samples` is encoded and decoded in chunks, with the same result. This file holds no losses, reads no files and
+knows no teacher: it only offers what the first codebook gave (`learn_from`).
 
-Shapes: B items, S samples, T frames, N codes (N = T / stride), M mels, F = n_fft / 2 + 1 bins, C channels, K
-quantizers.
+Shapes: B items, C channels (hidden channels inside blocks), S samples, T frames, N codes (N = T / stride), M mels,
+F bins, W samples of a window, K quantizers, V views (left, right, mid and side).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.chunks import decode_chunked, encode_chunked
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CodesError, MediaError
-from anyglot_tokenizers.quantize import ResidualQuantizer
+from anyglot_tokenizers.quantizers import make_quantizer
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
 
+if TYPE_CHECKING:
+    from anyglot_tokenizers.semantic import Distillation
+
 KERNEL = 7  # of the depthwise convolutions, frames
+ADDED = {"channels": 1, "causal": False, "quantizer": "rvq", "semantic_dim": 0}
+"""Options younger than the first checkpoints: left out of the configuration, and so of the fingerprint, by default."""
+
+
+@dataclass
+class AudioReconstruction(Reconstruction):
+    """With further losses, weighted: all are to be added to the loss of a training step."""
+
+    extra_losses: dict[str, Tensor] = field(default_factory=dict)
 
 
 class AudioCodec(Tokenizer):
-    """Audio float32 `[B, 1, samples]` at `sample_rate` to codes int64 `[B, K, ceil(samples / hop_length)]`.
+    """Audio float32 `[B, channels, samples]` at `sample_rate` to codes int64 `[B, K, ceil(samples / hop_length)]`.
 
     Args:
         modality: name of the modality in the spec, `"speech"` or `"music"`.
         sample_rate: Hz.
-        n_fft: analysis and synthesis window, samples.
+        n_fft: analysis and synthesis window, samples (in a causal codec, the analysis window).
         hop: samples between frames.
         stride: frames per code; `hop_length = hop * stride` samples per code.
         num_mels: mel bands of the input.
@@ -48,14 +65,23 @@ class AudioCodec(Tokenizer):
         num_quantizers: K.
         codebook_size: entries per codebook.
         codebook_dim: latent dims.
-        dropout: see `ResidualQuantizer`.
-        stage_steps: see `ResidualQuantizer`.
+        dropout: see `make_quantizer`.
+        stage_steps: see `make_quantizer`.
         seed: of the initial weights.
         license: of the weights.
+        channels: 1 or 2.
+        quantizer: kind, see `make_quantizer`.
+        causal: codes and decoded audio never depend on later input; streams then lag by no more than a hop.
+        semantic_dim: dims of a teacher's features that the first codebook learns to predict (see `learn_from`);
+            0 = none.
     """
+
+    max_samples = 2**20
+    """Samples of a batch that are computed at once; a longer one goes through in chunks."""
 
     mel_FM: Tensor
     window: Tensor
+    synthesis_window: Tensor
 
     def __init__(
         self,
@@ -76,32 +102,43 @@ class AudioCodec(Tokenizer):
         stage_steps: int = 50,
         seed: int = 0,
         license: str = "apache-2.0",
+        channels: int = 1,
+        quantizer: str = "rvq",
+        causal: bool = False,
+        semantic_dim: int = 0,
     ) -> None:
-        super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
-        if min(sample_rate, n_fft, hop, stride) < 1 or (n_fft - hop) % 2 or n_fft < 2 * hop:
-            raise ValueError(
-                f"need n_fft >= 2 * hop and n_fft - hop even, got n_fft {n_fft}, hop {hop}, stride {stride}"
-            )
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__({name: value for name, value in options.items() if ADDED.get(name, ...) != value})
+        if min(sample_rate, n_fft, hop, stride) < 1 or n_fft % 2 or (n_fft - hop) % 2 or n_fft < 2 * hop:
+            raise ValueError(f"need n_fft >= 2 * hop, both even, got n_fft {n_fft}, hop {hop}, stride {stride}")
+        if channels not in (1, 2) or semantic_dim < 0:
+            raise ValueError(f"need 1 or 2 channels and semantic_dim >= 0, got {channels}, {semantic_dim}")
         self.modality = modality
         self.sample_rate = sample_rate
         self.n_fft, self.hop, self.stride = n_fft, hop, stride
         self.hop_length = hop * stride
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.channels, self.causal = channels, causal
+        window, synthesis_window = low_delay_windows(n_fft, hop) if causal else (torch.hann_window(n_fft),) * 2
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("synthesis_window", synthesis_window, persistent=False)
         self.register_buffer("mel_FM", mel_filters(n_fft, num_mels, sample_rate), persistent=False)
+        self.distillation: Distillation | None = None
         with seeded(seed):
-            self.encoder = Backbone(num_mels, dim, encoder_depth)
+            self.encoder = Backbone(num_mels if channels == 1 else 4 * num_mels, dim, encoder_depth, causal)
             self.fold = nn.Linear(dim * stride, codebook_dim)
-            self.quantizer = ResidualQuantizer(
-                codebook_dim, num_quantizers, codebook_size, dropout=dropout, stage_steps=stage_steps
+            self.quantizer = make_quantizer(
+                quantizer, codebook_dim, num_quantizers, codebook_size, dropout=dropout, stage_steps=stage_steps
             )
             self.unfold = nn.Linear(codebook_dim, dim * stride)
-            self.decoder = Backbone(dim, dim, decoder_depth)
-            self.head = nn.Linear(dim, n_fft + 2)
+            self.decoder = Backbone(dim, dim, decoder_depth, causal)
+            self.head = nn.Linear(dim, channels * 2 * (len(synthesis_window) // 2 + 1))
             nn.init.normal_(self.head.weight, std=0.02)
+            if semantic_dim:
+                self.semantic = nn.Linear(codebook_dim, semantic_dim)
 
     def _spec_entries(self) -> dict[str, Any]:
         # frames that reach a code: the depthwise kernels and the analysis window; likewise back to samples
-        overlap = math.ceil((self.n_fft - self.hop) / 2 / self.hop)
+        overlap = math.ceil((self.n_fft - self.hop) / (1 if self.causal else 2) / self.hop)
         reach = max(self.encoder.reach, self.decoder.reach) + overlap
         context = math.ceil(reach / self.stride) + 1
         return {
@@ -110,9 +147,9 @@ class AudioCodec(Tokenizer):
             "axes": ("time",),
             "strides": (self.hop_length,),
             "sample_rate": self.sample_rate,
-            "channels": 1,
-            "causal": False,
-            "context": (context, context),
+            "channels": self.channels,
+            "causal": self.causal,
+            "context": (context, 0 if self.causal else context),
             "license": self.config["license"],
         }
 
@@ -123,39 +160,71 @@ class AudioCodec(Tokenizer):
         The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or
         misshapen audio.
         """
-        media = check_media("audio batch", media, "float32[batch, 1, samples]", 3, 1).to(self.device)
+        media = check_media("audio batch", media, "float32[batch, channels, samples]", 3, self.channels)
         lengths = self._checked_lengths(media, lengths)
+        most, chunk_codes = self._most_codes(len(media))
+        if media.shape[2] > most * self.hop_length:
+            return encode_chunked(self, media, lengths, num_quantizers=num_quantizers, chunk_codes=chunk_codes)
         with full_precision(self.device):
-            z_BND, valid_BN = self._encode(media[:, 0], lengths)
+            z_BND, valid_BN = self._encode(media.to(self.device), lengths.to(self.device))
             codes_BKN = self.quantizer.encode(z_BND.transpose(1, 2), num_quantizers)
         return Codes(codes_BKN * valid_BN[:, None], valid_BN.sum(1), self.spec)
 
     @torch.no_grad()
     def decode(self, codes: Codes | Tensor) -> Tensor:
-        """Audio float32 `[B, 1, N * hop_length]` of codes `[B, k, N]`, any k <= K.
+        """Audio float32 `[B, channels, N * hop_length]` of codes `[B, k, N]`, any k <= K.
 
         Silence beyond an item's length.
         """
         self._check_origin(codes)
         lengths = codes.lengths if isinstance(codes, Codes) else None
-        codes_BKN = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
+        codes_BKN = codes.codes if isinstance(codes, Codes) else codes
         if codes_BKN.ndim != 3 or codes_BKN.shape[2] == 0:
             raise CodesError(f"audio codes must be [batch, quantizers, time >= 1], got {list(codes_BKN.shape)}")
         batch, _, count = codes_BKN.shape
+        most, chunk_codes = self._most_codes(batch)
+        if count > most:
+            return decode_chunked(self, codes, chunk_codes=chunk_codes).to(self.device)
         positions = torch.arange(count, device=self.device)
         ends = torch.full((batch,), count, device=self.device) if lengths is None else lengths.to(self.device)
         with full_precision(self.device):
-            q_BND = self.quantizer.decode(codes_BKN).transpose(1, 2)
-            x_BS = self._decode(q_BND, positions < ends[:, None])
-        return x_BS[:, None].clamp(-1, 1)
+            q_BND = self.quantizer.decode(codes_BKN.to(self.device)).transpose(1, 2)
+            return self._decode(q_BND, positions < ends[:, None]).clamp(-1, 1)
 
-    def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
-        """Reconstruct with gradients, `[B, 1, ceil(samples / hop_length) * hop_length]`, not clamped."""
+    def forward(self, media: Tensor, lengths: Tensor | None = None) -> AudioReconstruction:
+        """Reconstruct with gradients, `[B, channels, ceil(samples / hop_length) * hop_length]`, not clamped."""
         lengths = self._checked_lengths(media, lengths)
-        z_BND, valid_BN = self._encode(media[:, 0], lengths)
+        z_BND, valid_BN = self._encode(media, lengths)
         q_BDN, codes_BKN, commit, stats = self.quantizer(z_BND.transpose(1, 2), mask=valid_BN)
-        x_BS = self._decode(q_BDN.transpose(1, 2), valid_BN)
-        return Reconstruction(x_BS[:, None], codes_BKN, commit, stats)
+        x_BCS = self._decode(q_BDN.transpose(1, 2), valid_BN)
+        extra_losses = {}
+        if self.distillation is not None and self.training:
+            with torch.autocast(media.device.type, enabled=False):
+                z_BND = z_BND.float()
+                first_BND = self.quantizer.decode(codes_BKN[:, :1]).transpose(1, 2)
+                first_BND = torch.where(stats["usage"][0] > 0, first_BND, z_BND)  # the codebook may not have started
+                guess_BNE = self.semantic(z_BND + (first_BND - z_BND).detach())
+            extra_losses["semantic"] = self.distillation(guess_BNE, media, lengths, self)
+        return AudioReconstruction(x_BCS, codes_BKN, commit, stats, extra_losses)
+
+    def learn_from(self, distillation: Distillation | None) -> None:
+        """From now on `forward` in training also gives `extra_losses["semantic"]`, weighted, to be added to the loss.
+
+        The teacher is no part of this module: it is neither saved nor trained. Raises ValueError if its features are
+        not `semantic_dim` wide.
+        """
+        if distillation is not None and distillation.teacher.dim != self.config.get("semantic_dim", 0):
+            raise ValueError(
+                f"the teacher's features have {distillation.teacher.dim} dims, "
+                f"this codec was built with semantic_dim {self.config.get('semantic_dim', 0)}"
+            )
+        self.distillation = distillation
+
+    def _most_codes(self, batch: int) -> tuple[int, int]:
+        """Codes per item that are computed at once, by `max_samples`, and how many of them are not context."""
+        context = sum(self._spec_entries()["context"])
+        most = max(self.max_samples // (batch * self.hop_length), 8 * context)
+        return most, most - context
 
     def _checked_lengths(self, media: Tensor, lengths: Tensor | None) -> Tensor:
         batch, _, samples = media.shape
@@ -175,64 +244,107 @@ class AudioCodec(Tokenizer):
             )
         return lengths.to(media.device)
 
-    def _encode(self, x_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, x_BCS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents `[B, N, D]` and validity `[B, N]`."""
-        batch, samples = x_BS.shape
+        batch, _, samples = x_BCS.shape
         count = -(-samples // self.hop_length)
-        x_BS = x_BS * (torch.arange(samples, device=x_BS.device) < lengths_B[:, None])
-        x_BS = F.pad(x_BS, (0, count * self.hop_length - samples))
-        valid_BN = torch.arange(count, device=x_BS.device) * self.hop_length < lengths_B[:, None]
+        x_BCS = x_BCS * (torch.arange(samples, device=x_BCS.device) < lengths_B[:, None])[:, None]
+        x_BCS = F.pad(x_BCS, (0, count * self.hop_length - samples))
+        valid_BN = torch.arange(count, device=x_BCS.device) * self.hop_length < lengths_B[:, None]
         frames_BT1 = valid_BN.repeat_interleave(self.stride, 1)[..., None]
-        h_BTC = self.encoder(self._log_mel(x_BS), frames_BT1)
+        h_BTC = self.encoder(self._log_mel(x_BCS), frames_BT1)
         return self.fold(h_BTC.reshape(batch, count, -1)), valid_BN
 
     def _decode(self, q_BND: Tensor, valid_BN: Tensor) -> Tensor:
-        """Waveform `[B, N * hop_length]`, float32, zero where not valid."""
+        """Waveform `[B, channels, N * hop_length]`, float32, zero where not valid."""
         batch, count, _ = q_BND.shape
         frames_BT1 = valid_BN.repeat_interleave(self.stride, 1)[..., None]
         h_BTC = self.decoder(self.unfold(q_BND).reshape(batch, count * self.stride, -1), frames_BT1)
-        x_BS = self._synthesise(self.head(h_BTC), frames_BT1)
-        return x_BS * valid_BN.repeat_interleave(self.hop_length, 1)
+        x_BCS = self._synthesise(self.head(h_BTC), frames_BT1)
+        x_BCS = x_BCS if self.channels == 1 else left_right(x_BCS)
+        return x_BCS * valid_BN.repeat_interleave(self.hop_length, 1)[:, None]
 
-    def _log_mel(self, x_BS: Tensor) -> Tensor:
-        """Log-mel frames `[B, T, M]`, roughly in [-1, 2]."""
-        with torch.autocast(x_BS.device.type, enabled=False):
-            margin = (self.n_fft - self.hop) // 2
-            frames_BTn = F.pad(x_BS.float(), (margin, margin)).unfold(1, self.n_fft, self.hop)
-            power_BTF = torch.fft.rfft(frames_BTn * self.window).abs()
-            return ((power_BTF @ self.mel_FM).clamp(min=1e-3).log() + 3) / 4
+    def _log_mel(self, x_BCS: Tensor) -> Tensor:
+        """Log-mel frames `[B, T, M]`, roughly in [-1, 2]; of stereo `[B, T, 4 * M]`: left, right, mid, side."""
+        with torch.autocast(x_BCS.device.type, enabled=False):
+            before = (self.n_fft - self.hop) // (1 if self.causal else 2)
+            frames_BCTW = F.pad(x_BCS.float(), (before, self.n_fft - self.hop - before)).unfold(2, self.n_fft, self.hop)
+            spectra_BVTF = torch.fft.rfft(frames_BCTW * self.window)
+            if self.channels == 2:
+                spectra_BVTF = torch.cat([spectra_BVTF, mid_side(spectra_BVTF)], 1)
+            mel_BVTM = ((spectra_BVTF.abs() @ self.mel_FM).clamp(min=1e-3).log() + 3) / 4
+            return mel_BVTM.transpose(1, 2).flatten(2)
 
     def _synthesise(self, h_BTn: Tensor, frames_BT1: Tensor) -> Tensor:
-        """Vocos head: magnitude and phase -> windowed frames -> overlap-add, divided by the window's own overlap."""
+        """Vocos head: magnitudes and phases -> windowed frames -> overlap-add, `[B, channels, T * hop]`."""
         with torch.autocast(h_BTn.device.type, enabled=False):
-            magnitude_BTF, phase_BTF = h_BTn.float().chunk(2, dim=-1)
-            magnitude_BTF = magnitude_BTF.clamp(max=6.0).exp() * frames_BT1
-            frames_BTn = torch.fft.irfft(torch.polar(magnitude_BTF, phase_BTF), n=self.n_fft) * self.window
-            count = frames_BTn.shape[1]
-            weight_BnT = self.window.square()[:, None] * frames_BT1.float().transpose(1, 2)
-            x_BS = self._overlap_add(frames_BTn.transpose(1, 2), count)
-            return x_BS / self._overlap_add(weight_BnT, count).clamp(min=1e-6)
+            h_BCTn = h_BTn.float().unflatten(2, (self.channels, -1)).transpose(1, 2)
+            magnitude_BCTF, phase_BCTF = h_BCTn.chunk(2, dim=-1)
+            magnitude_BCTF = magnitude_BCTF.clamp(max=6.0).exp() * frames_BT1[:, None]
+            size = len(self.synthesis_window)
+            frames_BCTW = torch.fft.irfft(torch.polar(magnitude_BCTF, phase_BCTF), n=size) * self.synthesis_window
+            x_BCS = overlap_add(frames_BCTW, self.hop)
+            if self.causal:  # the windows themselves add up to one
+                return x_BCS[..., : frames_BT1.shape[1] * self.hop]
+            overlap_B1S = overlap_add(self.window.square() * frames_BT1[:, None], self.hop)
+            margin = (size - self.hop) // 2
+            inner = slice(margin, margin + frames_BT1.shape[1] * self.hop)
+            return x_BCS[..., inner] / overlap_B1S[..., inner].clamp(min=1e-6)
 
-    def _overlap_add(self, frames_BnT: Tensor, count: int) -> Tensor:
-        margin = (self.n_fft - self.hop) // 2
-        size = (count - 1) * self.hop + self.n_fft
-        x_BS = F.fold(frames_BnT, (1, size), (1, self.n_fft), stride=(1, self.hop))[:, 0, 0]
-        return x_BS[:, margin : size - margin]
+
+def mid_side(pair_BC: Tensor) -> Tensor:
+    """Half sum and half difference of left and right, `[B, 2, ...]`; `left_right` is the inverse."""
+    left_B, right_B = pair_BC.unbind(1)
+    return torch.stack([(left_B + right_B) / 2, (left_B - right_B) / 2], 1)
+
+
+def left_right(pair_BC: Tensor) -> Tensor:
+    """Left and right of mid and side, `[B, 2, ...]`."""
+    mid_B, side_B = pair_BC.unbind(1)
+    return torch.stack([mid_B + side_B, mid_B - side_B], 1)
+
+
+def overlap_add(frames_BCTW: Tensor, hop: int) -> Tensor:
+    """Sum of frames laid `hop` samples apart, `[B, C, (T - 1) * hop + W]` (rounded up to whole hops).
+
+    Hop-sized pieces of all frames are added at once, earliest piece first: many times faster than `F.fold` and, on
+    the CPU, equal to it bit for bit.
+    """
+    size = frames_BCTW.shape[3]
+    pieces = -(-size // hop)
+    pieces_BCTph = F.pad(frames_BCTW, (0, pieces * hop - size)).unflatten(3, (pieces, hop))
+    total: Tensor | float = 0.0
+    for piece in range(pieces):
+        total = total + F.pad(pieces_BCTph[:, :, :, piece], (0, 0, piece, pieces - 1 - piece))
+    assert isinstance(total, Tensor)
+    return total.flatten(2)
+
+
+def low_delay_windows(n_fft: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Windows of a causal codec, for analysis `[n_fft]` (ends with the hop) and synthesis (begins with it).
+
+    The analysis window rises slowly and falls within half a hop, so that the newest samples count. Synthesis windows
+    last a hop and a half and cross-fade over half a hop: a frame says all of its own hop, and extrapolates little.
+    """
+    fade = hop // 2
+    fall = torch.cos((torch.arange(fade) + 0.5) * (math.pi / 2 / fade)).square()
+    rise = torch.sin((torch.arange(n_fft - fade) + 0.5) * (math.pi / 2 / (n_fft - fade))).square()
+    return torch.cat([rise, fall]), torch.cat([1 - fall, torch.ones(hop - fade), fall])
 
 
 class Backbone(nn.Module):
     """Depthwise-separable embedding, ConvNeXt blocks, final norm: `[B, T, inputs]` to `[B, T, dim]`.
 
-    `reach` is how many frames to each side can influence a frame.
+    `reach` is how many frames to each side (causal: before it) can influence a frame.
     """
 
-    def __init__(self, inputs: int, dim: int, depth: int) -> None:
+    def __init__(self, inputs: int, dim: int, depth: int, causal: bool = False) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, dim)
         self.norm_in = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 1 / max(depth, 1)) for _ in range(depth))
+        self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 1 / max(depth, 1), causal) for _ in range(depth))
         self.norm_out = nn.LayerNorm(dim)
-        self.reach = depth * (KERNEL // 2)
+        self.reach = depth * (KERNEL - 1 if causal else KERNEL // 2)
 
     def forward(self, x_BTC: Tensor, valid_BT1: Tensor) -> Tensor:
         h_BTC = self.norm_in(self.embed(x_BTC))
@@ -244,16 +356,17 @@ class Backbone(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then a pointwise MLP, with a scaled residual (Liu et al., arXiv 2201.03545)."""
 
-    def __init__(self, dim: int, scale: float) -> None:
+    def __init__(self, dim: int, scale: float, causal: bool = False) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(dim, dim, KERNEL, padding=KERNEL // 2, groups=dim)
+        self.depthwise = nn.Conv1d(dim, dim, KERNEL, padding=KERNEL - 1 if causal else KERNEL // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, 3 * dim)
         self.down = nn.Linear(3 * dim, dim)
         self.scale = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x_BTC: Tensor, valid_BT1: Tensor) -> Tensor:
-        h_BTC = self.depthwise((x_BTC * valid_BT1).transpose(1, 2)).transpose(1, 2)
+        h_BCT = self.depthwise((x_BTC * valid_BT1).transpose(1, 2))  # a causal one gives KERNEL - 1 frames too many
+        h_BTC = h_BCT[:, :, : x_BTC.shape[1]].transpose(1, 2)
         return x_BTC + self.scale * self.down(F.gelu(self.up(self.norm(h_BTC))))
 
 
