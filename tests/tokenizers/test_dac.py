@@ -229,11 +229,12 @@ def test_folders_that_do_not_fit(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_halves_give_the_same(folder):
-    compiled, plain, media = load(folder), load(folder), sound(1, 1, 50 * HOP)
+def test_compiled_halves_give_the_same():
+    model = {"encoder_hidden_size": 4, "decoder_hidden_size": 8, "downsampling_ratios": [3], "n_codebooks": 2}
+    compiled, plain, media = Dac(model=model), Dac(model=model), sound(1, 1, 300)
     compiled.encoder.compile(dynamic=True)
     compiled.decoder.compile(dynamic=True)
-    for hops in (50, 23):
-        codes = compiled.encode(media[:, :, : hops * HOP])
-        assert torch.equal(codes.codes, plain.encode(media[:, :, : hops * HOP]).codes)
-        torch.testing.assert_close(compiled.decode(codes), plain.decode(codes.codes), atol=2e-5, rtol=0)
+    for samples in (300, 99):
+        codes = compiled.encode(media[:, :, :samples])
+        assert torch.equal(codes.codes, plain.encode(media[:, :, :samples]).codes)
+        torch.testing.assert_close(compiled.decode(codes.codes), plain.decode(codes.codes), atol=1e-6, rtol=0)

@@ -187,6 +187,7 @@ def mimi_settings(model: dict[str, Any]) -> dict[str, Any]:
     settings["rope_theta"] = float(rope.get("rope_theta", model.get("rope_theta", 10000.0)))
     settings["norm_eps"] = float(model.get("norm_eps", 1e-5))
     frame_rate = model.get("frame_rate", model.get("_frame_rate"))  # transformers reads the one and writes the other
+    frames = math.ceil(settings["sampling_rate"] / math.prod(ratios))  # per second, in the transformers
     settings["frame_rate"] = float(
         settings["sampling_rate"] / math.prod(ratios) / 2 if frame_rate is None else frame_rate
     )
@@ -197,7 +198,7 @@ def mimi_settings(model: dict[str, Any]) -> dict[str, Any]:
     for name, value in same.items():
         if (model.get(name) or value) != value:
             raise ValueError(f"{name} must be {value} beside the other entries, got {model[name]}")
-    if not 0 < settings["frame_rate"] <= settings["sampling_rate"] / math.prod(ratios) / 2 or math.prod(ratios) > 2**16:
+    if not 2 <= frames / max(settings["frame_rate"], 1e-9) < 17 or math.prod(ratios) > 2**16:
         raise ValueError(f"impossible frame_rate {settings['frame_rate']} (Hz) beside upsampling_ratios {ratios}")
     if settings["num_semantic_quantizers"] >= settings["num_quantizers"] or dim % (2 * heads):
         raise ValueError("impossible num_semantic_quantizers or num_attention_heads")

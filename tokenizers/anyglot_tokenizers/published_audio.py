@@ -65,7 +65,7 @@ class PublishedAudio(PublishedTokenizer):
         try:
             with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
                 tokenizer = cls(model=entries, license=license)
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(
                 f"{folder / CONFIG_FILE}: does not describe a {cls.__name__} ({error}); download it again"
             ) from error
