@@ -1,6 +1,7 @@
 """Folders of media: what is found, left out, held out, cached; and the pictures of the run folder."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -45,6 +46,8 @@ def test_pictures_are_found_fitted_and_split(pictures, tmp_path):
     assert shapes["deep/0.png"] == (16, 16, 3) and shapes["wide.png"] == (16, 32, 3)  # at most twice as long
     batch = StepBatches(train, batch_size=4, crop=16)[0]
     assert batch["media"].shape == (4, 3, 16, 16)
+    sent = pickle.dumps(train)
+    assert len(sent) < 5000 and torch.equal(pickle.loads(sent)[1], train[1])
 
 
 def test_pictures_small_enough_are_kept_as_they_are(pictures, tmp_path):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,12 @@ class FolderMedia:
         self.channels = 3 if is_image else items[0].shape[0]
         self.fingerprint = hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest()
         self._dtype = np.dtype(np.uint8 if is_image else np.int16)
+        self._path = path
         self._bytes = np.memmap(path, mode="c")  # copy-on-write: torch wants writable memory, nobody writes
+
+    def __reduce__(self) -> Any:
+        """Another process maps the file again, instead of being sent its content."""
+        return FolderMedia, (self._path, self.items, self.is_image)
 
     def __len__(self) -> int:
         return len(self.items)

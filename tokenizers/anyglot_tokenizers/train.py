@@ -296,8 +296,9 @@ def validate(
                 end = media.shape[-1] if lengths is None else int(lengths[index])
                 shown.append((target[index, ..., :end].cpu(), output[index, ..., :end].cpu()))
     metrics = {name: total / max(count, 1) for name, total in sums.items()}
-    for name, values in code_statistics(counts_KC).items():
-        metrics |= {f"{name}/{index}": float(value) for index, value in enumerate(values)}
+    for index, size in enumerate(tokenizer.spec.codebook_sizes):
+        statistics = code_statistics(counts_KC[index : index + 1, :size])
+        metrics |= {f"{name}/{index}": float(value) for name, value in statistics.items()}
     return metrics, shown
 
 
