@@ -19,7 +19,8 @@ from anyglot_tokenizers import (
     write_image,
 )
 from anyglot_tokenizers import evaluate as evaluation
-from anyglot_tokenizers.evaluate import Clock, evaluate
+from anyglot_tokenizers.clock import Clock
+from anyglot_tokenizers.evaluate import evaluate
 from anyglot_tokenizers.misses import Bfloat16Layers, miss_rates
 from anyglot_tokenizers.report import markdown, write_report
 from anyglot_tokenizers.tokenizer import Tokenizer

@@ -44,9 +44,9 @@ class Codes:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.codes.ndim < 3 or self.codes.dtype != torch.int64:
+        if self.codes.ndim < 3 or self.codes.shape[1] == 0 or self.codes.dtype != torch.int64:
             raise CodesError(
-                f"codes must be int64[batch, quantizers, *grid], got {self.codes.dtype}{list(self.codes.shape)}"
+                f"codes must be int64[batch, quantizers >= 1, *grid], got {self.codes.dtype}{list(self.codes.shape)}"
             )
         if self.lengths is not None:
             if self.lengths.shape != self.codes.shape[:1] or self.lengths.dtype != torch.int64:

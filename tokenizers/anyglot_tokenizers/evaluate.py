@@ -3,21 +3,19 @@
 `evaluate` gives one JSON-able dictionary; with `out` it also writes a report with pictures and players (`report.py`).
 Everything follows from the tokenizer's spec: images, speech, other audio, plain series, encode-only tokenizers (code
 statistics only). Whatever cannot be measured is counted with its reason, never turned into a score. The measures are in
-`metrics.py`, `misses.py` and `probe.py`; this file only applies them.
+`metrics.py`, `measures.py`, `misses.py`, `probe.py` and `clock.py`; this file only applies them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyglot_tokenizers import metrics
+from anyglot_tokenizers.clock import Clock
 from anyglot_tokenizers.errors import AnyglotError, MediaError
+from anyglot_tokenizers.measures import Features, Recogniser, SpeakerOf, measures_for
 from anyglot_tokenizers.media import PathLike, read_audio, read_image
-from anyglot_tokenizers.metrics import CodeCounter, MapsOf, MissingExtra, Unmeasurable, interval
+from anyglot_tokenizers.metrics import CodeCounter, MapsOf
 from anyglot_tokenizers.misses import miss_rates
 from anyglot_tokenizers.probe import bag_of_codes, linear_probe
 from anyglot_tokenizers.spec import CodeSpec
@@ -42,11 +41,6 @@ MAX_SECONDS = 600.0  # of one sound
 MISS_ITEMS = 8
 PROBE_ITEMS = 2000
 PROBE_PARTS = 3  # histograms over time, so that the probe knows a little of the order
-
-Recogniser = Callable[[Tensor, int], str]
-"""Audio float32 `[1, samples]` and its rate in Hz to text."""
-SpeakerOf = Callable[[Tensor, int], Tensor]
-"""Audio float32 `[1, samples]` and its rate in Hz to an embedding of the voice, `[D]`."""
 
 
 def evaluate(
@@ -95,7 +89,7 @@ def evaluate(
         raise AnyglotError(f"{len(texts)} texts for {len(found)} media; give one each, and files instead of folders")
     chosen = _spaced(len(found), limit)
     features = Features(feature)
-    table = _table(spec, recogniser, speaker, features, texts)
+    table = measures_for(spec, recogniser, speaker, features, texts)
     counter = CodeCounter(spec.codebook_sizes[:num_quantizers])
     clock = Clock(tokenizer.device)
     failures: list[dict[str, str]] = []
@@ -105,8 +99,8 @@ def evaluate(
     for place, index in enumerate(chosen):
         name = _name(found[index], index)
         try:
-            medium = _read(found[index], tokenizer)
-            if place == 0:  # the first call pays for allocations and caches
+            medium = read_medium(found[index], tokenizer)
+            if not items:  # the first call pays for allocations and caches
                 _coded(tokenizer, medium, num_quantizers, Clock(tokenizer.device))
             codes, output = _coded(tokenizer, medium, num_quantizers, clock)
         except AnyglotError as error:
@@ -217,8 +211,8 @@ def _name(entry: Path | Tensor, index: int) -> str:
     return f"item {index}" if isinstance(entry, Tensor) else f"{entry.parent.name}/{entry.name}"
 
 
-def _read(entry: Path | Tensor, tokenizer: Tokenizer) -> Tensor:
-    """One medium as the tokenizer takes it: at its rate, or cropped to sides that its factor divides."""
+def read_medium(entry: Path | Tensor, tokenizer: Tokenizer) -> Tensor:
+    """One medium as the tokenizer takes it: at its rate; cropped to sides that its factor divides, or to its size."""
     spec = tokenizer.spec
     if spec.sample_rate is not None:
         if isinstance(entry, Tensor):
@@ -228,12 +222,22 @@ def _read(entry: Path | Tensor, tokenizer: Tokenizer) -> Tensor:
         if isinstance(entry, Tensor):
             return entry
         raise MediaError(entry, f"no reader for modality {spec.modality!r}", "give tensors")
-    side = tokenizer.config.get("image_size") if spec.fixed_grid else None
-    image = entry if isinstance(entry, Tensor) else read_image(entry, size=None if side is None else int(side))
+    image = entry if isinstance(entry, Tensor) else read_image(entry)
+    if isinstance(entry, Path) and spec.fixed_grid:
+        return _resized(image, *tokenizer.config["image_size"])
     if spec.fixed_grid or image.ndim != 3:
         return image
     down, across = (stride or 1 for stride in spec.strides)
     return image[:, : image.shape[1] // down * down, : image.shape[2] // across * across]
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    """The largest centred window of that aspect, resized (bicubic, antialiased) to `height` x `width`."""
+    share = min(image.shape[1] / height, image.shape[2] / width)
+    down, across = (max(round(share * side), 1) for side in (height, width))
+    top, left = (image.shape[1] - down) // 2, (image.shape[2] - across) // 2
+    window = image[None, :, top : top + down, left : left + across]
+    return F.interpolate(window, (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def _coded(
@@ -255,248 +259,13 @@ def _aligned(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return output[window].float().cpu(), target[window].float().cpu()
 
 
-# Measures
-
-Measure = Callable[[Tensor, Tensor, int], float | tuple[float, float]]
-"""Output, target and the item's index to a score, or to (score, weight)."""
-
-
-@dataclass
-class Metric:
-    """One measure over a set: its scores, and why some items have none."""
-
-    name: str
-    unit: str
-    better: str
-    measure: Measure
-    note: str = ""
-    values: list[float] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    missing: str = ""
-
-    def score(self, output: Tensor, target: Tensor, index: int) -> float | None:
-        """Measure one item, or count why not."""
-        try:
-            if self.missing:
-                raise MissingExtra(self.missing)
-            found = self.measure(output, target, index)
-            value, weight = found if isinstance(found, tuple) else (found, 1.0)
-            if not abs(value) < float("inf"):
-                raise Unmeasurable(f"the score is {value}")
-        except Unmeasurable as error:
-            self.missing = str(error) if isinstance(error, MissingExtra) else ""
-            self.reasons[str(error)] += 1
-            return None
-        self.values.append(value)
-        self.weights.append(weight)
-        return value
-
-    def row(self) -> dict[str, Any]:
-        """Mean with its 95 % bootstrap interval (from 2 items on), and skipped items by reason."""
-        n = len(self.values)
-        mean, low, high = interval(self.values, self.weights) if n else (None, None, None)
-        return {
-            "unit": self.unit,
-            "better": self.better,
-            "n": n,
-            "mean": mean,
-            "low": low if n > 1 else None,
-            "high": high if n > 1 else None,
-            "skipped": sum(self.reasons.values()),
-            "reasons": dict(self.reasons),
-            "note": self.note,
-        }
-
-
-class Features:
-    """LPIPS item by item and the Frechet distance of the whole set, both on one network's feature maps."""
-
-    def __init__(self, network: MapsOf | None) -> None:
-        self.network = network
-        self.outputs: list[Tensor] = []
-        self.targets: list[Tensor] = []
-
-    def distance(self, output: Tensor, target: Tensor, index: int) -> float:
-        """LPIPS of one item; remembers its features, averaged over positions."""
-        if self.network is None:
-            raise MissingExtra("no feature network was given")
-        with torch.no_grad():
-            found = [_ask("the feature network", self.network, image[None]) for image in (output, target)]
-        maps = [[maps] if isinstance(maps, Tensor) else list(maps) for maps in found]
-        for kept, last in zip((self.outputs, self.targets), maps, strict=True):
-            kept.append(last[-1][0].flatten(1).mean(1) if last[-1].ndim > 2 else last[-1][0])
-        return metrics.perceptual_distance(*maps)
-
-    def frechet_row(self, spec: CodeSpec) -> dict[str, dict[str, Any]]:
-        """`frechet`, for images: a distance of the whole set and so without an interval."""
-        if spec.sample_rate is not None or spec.axes == ("time",):
-            return {}
-
-        def distance(output: Tensor, target: Tensor, index: int) -> float:
-            if self.network is None:
-                raise MissingExtra("no feature network was given")
-            return metrics.frechet_distance(torch.stack(self.outputs), torch.stack(self.targets))
-
-        note = "rFID if the network is Inception; not comparable between networks, image counts or sizes"
-        metric = Metric("frechet", "", "lower", distance, note)
-        metric.score(torch.empty(0), torch.empty(0), 0)
-        return {"frechet": metric.row() | ({"n": len(self.outputs)} if metric.values else {})}
-
-
-def _table(
-    spec: CodeSpec,
-    recogniser: Recogniser | None,
-    speaker: SpeakerOf | None,
-    features: Features,
-    texts: Sequence[str] | None,
-) -> list[Metric]:
-    """The measures that fit a spec."""
-
-    def plain(measure: Callable[[Tensor, Tensor], float]) -> Measure:
-        return lambda output, target, index: measure(output, target)
-
-    if spec.sample_rate is None:
-        if spec.axes == ("time",):
-            return [Metric("snr", "dB", "higher", plain(metrics.snr))]
-        return [
-            Metric("psnr", "dB", "higher", plain(metrics.psnr)),
-            Metric("ssim", "", "higher", plain(metrics.ssim), "11 x 11 Gaussian window"),
-            Metric("lpips", "", "lower", features.distance, "on the feature network given, even weights"),
-        ]
-    rate = spec.sample_rate
-
-    def at_rate(measure: Callable[..., float], **options: Any) -> Measure:
-        return lambda output, target, index: measure(output, target, rate, **options)
-
-    def heard(audio: Tensor) -> str:
-        if recogniser is None:
-            raise MissingExtra("no recogniser was given")
-        return str(_ask("the recogniser", recogniser, audio.mean(0, keepdim=True), rate))
-
-    def wer(output: Tensor, target: Tensor, index: int) -> tuple[float, float]:
-        errors, words = metrics.word_errors(heard(output), heard(target) if texts is None else texts[index])
-        return errors / words, float(words)
-
-    def voice(output: Tensor, target: Tensor, index: int) -> float:
-        if speaker is None:
-            raise MissingExtra("no speaker encoder was given")
-        one, other = (
-            _ask("the speaker encoder", speaker, audio.mean(0, keepdim=True), rate).flatten()
-            for audio in (output, target)
-        )
-        return float(F.cosine_similarity(one.double(), other.double(), dim=0))
-
-    audiotools = {"scales": metrics.AUDIOTOOLS_SCALES, "power": 2.0, "magnitude_weight": 1.0}
-    found = [
-        Metric("si_sdr", "dB", "higher", plain(metrics.si_sdr)),
-        Metric(
-            *("mel", "", "lower", at_rate(metrics.mel_distance)),
-            f"sum over 7 scales, windows 32 to 2048 with 5 to 320 mels, log10 (the loss of DAC), at {rate} Hz",
-        ),
-        Metric(
-            *("mel_audiotools", "", "lower", at_rate(metrics.mel_distance, **audiotools)),
-            f"2 scales, windows 2048 and 512 with 150 and 80 mels, power (the tables of DAC), at {rate} Hz",
-        ),
-    ]
-    if spec.modality not in ("speech", "audio"):
-        return [*found, Metric("visqol", "MOS", "higher", at_rate(metrics.visqol, mode="audio"), "audio mode, 48 kHz")]
-    source = "against its own reading of the original" if texts is None else "against the given texts"
-    return [
-        *found,
-        *([Metric("pesq_wb", "MOS", "higher", at_rate(metrics.pesq, mode="wb"), "16 kHz")] if rate >= 16000 else []),
-        Metric("pesq_nb", "MOS", "higher", at_rate(metrics.pesq, mode="nb"), "8 kHz"),
-        Metric("stoi", "", "higher", at_rate(metrics.stoi)),
-        Metric("visqol", "MOS", "higher", at_rate(metrics.visqol, mode="speech"), metrics.visqol_note()),
-        Metric("f0_correlation", "", "higher", at_rate(metrics.f0_correlation), "YIN, frames voiced in both"),
-        Metric("wer", "", "lower", wer, f"{source}; weighted by words"),
-        Metric("speaker_similarity", "", "higher", voice, "cosine of voice embeddings"),
-    ]
-
-
-def _ask(who: str, network: Callable[..., Any], *arguments: Any) -> Any:
-    """Call what the user gave. Whatever it raises (too short for it, say) makes this item unmeasurable."""
-    try:
-        return network(*arguments)
-    except Exception as error:
-        raise Unmeasurable(f"{who} failed: {type(error).__name__}: {error}") from error
-
-
-# Cost, speed, meaning
-
-
-class Clock:
-    """Time of computing and peak memory, per kind of work: `with clock("encode"): ...`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.peak_mib: dict[str, float] = {}
-        self.codes = self.positions = self.units = self.items = 0
-
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        before = reset_peak(self.device)
-        started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[kind] += time.perf_counter() - started
-        growth = (peak_bytes(self.device) - before) / 2**20
-        self.peak_mib[kind] = max(self.peak_mib.get(kind, 0.0), growth)
-
-    def count(self, codes: Tensor, medium: Tensor) -> None:
-        """Note an item's codes `[K, *grid]` and samples or pixels."""
-        self.items += 1
-        self.codes += codes.numel()
-        self.positions += codes[0].numel()
-        self.units += medium[0].numel()
-
-    def row(self, spec: CodeSpec) -> dict[str, Any]:
-        """Items one at a time: seconds, codes per second, real-time factor (audio; below 1 is faster), memory."""
-        found: dict[str, Any] = {"items": self.items}
-        for kind, seconds in self.seconds.items():
-            found[f"{kind}_seconds"] = seconds
-            found[f"{kind}_tokens_per_second"] = self.codes / seconds
-            if spec.sample_rate is not None:
-                found[f"{kind}_real_time_factor"] = seconds * spec.sample_rate / self.units
-            found[f"{kind}_peak_mib"] = self.peak_mib[kind]
-        return found
-
-
-def reset_peak(device: torch.device) -> int:
-    """Start to watch memory; returns the bytes in use. On a GPU what torch holds, else this process's resident set."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets VmHWM back to VmRSS
-        return _status("VmRSS")
-    except OSError:
-        return peak_bytes(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most bytes in use since `reset_peak` (without Linux's /proc: since the process started)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        return _status("VmHWM")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _status(entry: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
+# Cost and meaning
 
 
 def _cost(spec: CodeSpec, counter: CodeCounter, clock: Clock) -> dict[str, Any]:
     """Bits as stored (log2 of the codebook sizes) and as an ideal entropy coder with these frequencies would need."""
     rows = counter.rows()
-    stored = sum(torch.tensor(row["codebook_size"]).double().log2().item() for row in rows)
+    stored = sum(math.log2(row["codebook_size"]) for row in rows)
     coded = sum(row["entropy"] for row in rows)
     cost: dict[str, Any] = {"tokens_per_item": clock.codes / clock.items, "bits_per_position": [stored, coded]}
     per_unit = clock.positions / clock.units
@@ -532,7 +301,7 @@ def _probe(
             skipped["no label in the path"] += 1
             continue
         try:
-            codes = tokenizer.encode(_read(entry, tokenizer)[None], num_quantizers=num_quantizers).item(0)
+            codes = tokenizer.encode(read_medium(entry, tokenizer)[None], num_quantizers=num_quantizers).item(0)
         except AnyglotError as error:
             skipped[str(error)] += 1
             continue
