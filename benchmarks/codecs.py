@@ -6,7 +6,7 @@ reports the peak memory of the process.
 
 A codec is one function that returns a `Case`; add it to `CASES`.
 
-    python benchmarks/codecs.py [encodec_24khz ...] [--quick] [--hour] [--threads 2]
+    python benchmarks/codecs.py [encodec_24khz ...] [--quick] [--compiled] [--hour] [--threads 2]
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import json
 import re
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import transformers
 from torch import Tensor
 
-from anyglot_tokenizers import Codes
+from anyglot_tokenizers import Codes, LicenseWarning
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 
@@ -76,7 +78,7 @@ def encodec_24khz() -> Case:
     torch.manual_seed(0)
     theirs = transformers.EncodecModel(transformers.EncodecConfig()).eval()
     books = [layer.codebook.embed for layer in theirs.quantizer.layers]
-    fill_codebooks(books, theirs.encoder(0.1 * torch.randn(1, 1, 24000 * 30))[0].T)
+    fill_codebooks(books, theirs.encoder(0.1 * torch.randn(1, 1, 24000 * 10))[0].T)
     ours = Encodec(model=theirs.config.to_dict()).eval()
     ours.read_tensors(theirs.state_dict(), "transformers")
 
@@ -117,7 +119,65 @@ def package_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-CASES: dict[str, Callable[[], Case]] = {"encodec_24khz": encodec_24khz}
+def dac_24khz() -> Case:
+    """DAC 24 kHz at 6 kbit/s (8 of 32 codebooks), against transformers."""
+    from anyglot_tokenizers.dac import Dac
+
+    torch.manual_seed(0)
+    config = transformers.DacConfig(downsampling_ratios=[2, 4, 5, 8], n_codebooks=32, sampling_rate=24000)
+    theirs = transformers.DacModel(config).eval()
+    for weights in (weights for weights in theirs.parameters() if weights.ndim == 3 and weights.shape[0] > 1):
+        torch.nn.init.kaiming_normal_(weights, nonlinearity="linear").mul_(0.5)
+
+    def encode(audio: Tensor, mask: Tensor | None) -> Tensor:
+        return theirs.encode(whole_hops(audio, 320), 8).audio_codes
+
+    def decode(codes: Tensor) -> Tensor:  # theirs stops 8 samples short of a whole hop
+        return whole_hops(theirs.decode(audio_codes=codes).audio_values, 320)
+
+    return Case(published(Dac, theirs, ("encoder", "decoder")), [Peer("transformers", encode, decode, bar=1.6)], 8)
+
+
+def mimi() -> Case:
+    """Mimi at 1.1 kbit/s (8 of 32 codebooks), against transformers."""
+    from anyglot_tokenizers.mimi import Mimi
+
+    torch.manual_seed(0)
+    theirs = transformers.MimiModel(transformers.MimiConfig()).eval()
+    latents_BCN = theirs.encoder(0.1 * torch.randn(1, 1, 24000 * 60)).latents
+    for half in (
+        theirs.quantizer.semantic_residual_vector_quantizer,
+        theirs.quantizer.acoustic_residual_vector_quantizer,
+    ):
+        fill_codebooks([layer.codebook.embed_sum for layer in half.layers], half.input_proj(latents_BCN)[0].T)
+
+    def encode(audio: Tensor, mask: Tensor | None) -> Tensor:
+        return theirs.encode(whole_hops(audio, 1920), num_quantizers=8).audio_codes
+
+    def decode(codes: Tensor) -> Tensor:
+        return theirs.decode(codes).audio_values
+
+    peer = Peer("transformers", encode, decode, bar=1.2)
+    return Case(published(Mimi, theirs, ("encoder", "decoder")), [peer], 8)
+
+
+def published(kind: type[Tokenizer], model: transformers.PreTrainedModel, parts: Sequence[str]) -> dict[str, Tokenizer]:
+    """Our tokenizer of a model's weights, plain and with these parts compiled."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", LicenseWarning)
+        model.save_pretrained(folder)
+        ours = {label: kind.from_pretrained(folder) for label in ("ours", "ours compiled")}
+    for part in parts:
+        getattr(ours["ours compiled"], part).compile(dynamic=True)
+    return ours
+
+
+def whole_hops(audio: Tensor, hop: int) -> Tensor:
+    """Padded with silence to whole hops, as transformers' feature extractors do."""
+    return torch.nn.functional.pad(audio, (0, -audio.shape[-1] % hop))
+
+
+CASES: dict[str, Callable[[], Case]] = {"encodec_24khz": encodec_24khz, "dac_24khz": dac_24khz, "mimi": mimi}
 
 
 def seconds_of(run: Callable[[], object], runs: int) -> list[float]:
@@ -229,6 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is named")
     parser.add_argument("--quick", action="store_true", help="two short clips, one run")
+    parser.add_argument("--compiled", action="store_true", help="also ours with torch.compile, where a case has it")
     parser.add_argument("--hour", action="store_true", help="one hour of audio instead")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -236,6 +297,8 @@ def main() -> None:
     ratios: dict[str, float] = {}
     for name in given.cases or CASES:
         case = CASES[name]()
+        if not given.compiled:
+            case.ours = {label: ours for label, ours in case.ours.items() if not label.endswith("compiled")}
         print(f"{name}: {case.num_quantizers} codebooks, {given.threads} threads, float32")
         ratios |= hour(name, case) if given.hour else compare(name, case, given.quick)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -207,7 +207,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
             )
         tokenizers[block.modality] = tokenizer
         if spec.sample_rate is None and block.grid is not None:
-            image_sizes |= {cells * stride for cells, stride in zip(block.grid, spec.strides, strict=True)}
+            image_sizes |= {cells * (stride or 1) for cells, stride in zip(block.grid, spec.strides, strict=True)}
     if len(image_sizes) > 1:
         raise ManifestError(f"{folder}: takes images of several sizes {sorted(image_sizes)}; use prepare() for each")
     report = prepare(

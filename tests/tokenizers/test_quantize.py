@@ -227,7 +227,7 @@ import torch, torch.distributed as distributed, torch.multiprocessing as process
 from anyglot_tokenizers.quantizers import KINDS, make_quantizer
 
 FOLDER = sys.argv[1]
-TIMEOUT = datetime.timedelta(seconds=60)
+TIMEOUT = datetime.timedelta(seconds=300)
 
 
 def build():
@@ -307,7 +307,7 @@ if __name__ == "__main__":
 def run_processes(folder, name):
     script = folder / "train.py"
     script.write_text(PROCESSES)
-    done = subprocess.run([sys.executable, str(script), str(folder), name], capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, str(script), str(folder), name], capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     return [torch.load(folder / f"{name}{rank}.pt") for rank in (0, 1)]
 

@@ -198,7 +198,7 @@ def test_lfq_codes_are_those_of_the_library(num_quantizers):
 
 
 def test_lfq_loss_is_that_of_the_library():
-    quantizer = build("lfq", 6, 1, entropy_weight=0.3, diversity=0.7)
+    quantizer = build("lfq", 6, 1, entropy_weight=0.3, diversity=0.7, inverse_temperature=1.0)
     peer = LFQ(
         dim=6, codebook_size=64, entropy_loss_weight=0.3, commitment_loss_weight=1.0, diversity_gamma=0.7
     ).train()

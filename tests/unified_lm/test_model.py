@@ -136,7 +136,9 @@ def test_untied_rows_are_larger_than_the_head() -> None:
 
 def test_rows_start_with_the_geometry_of_their_codebooks() -> None:
     vocabulary = Vocabulary.build(
-        TEXT, BlockSpec("image", "i", 32, grid=(2, 2)), BlockSpec("speech", "s", 64, num_quantizers=2, pattern="frame_major")
+        TEXT,
+        BlockSpec("image", "i", 32, grid=(2, 2)),
+        BlockSpec("speech", "s", 64, num_quantizers=2, pattern="frame_major"),
     )
     model = new_llama(vocabulary, hidden_size=64, num_layers=1, num_heads=2, tied=False)
     before = model.get_input_embeddings().weight.clone()

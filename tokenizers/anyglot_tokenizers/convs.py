@@ -48,7 +48,6 @@ class Conv1d(nn.Module):
         y_BC1T = F.conv2d(x_BC1T, self.weight[:, :, None], self.bias, stride, padding, dilation)
         return y_BC1T.permute(0, 2, 3, 1)[:, 0]
 
-
     def add_to(self, x_BTC: Tensor, h_BTC: Tensor) -> Tensor:
         """`x + self(h)` for a kernel of one, in place of x."""
         if self.bias is not None:

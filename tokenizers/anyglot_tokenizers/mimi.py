@@ -366,9 +366,10 @@ class Transformer(nn.Module):
         self.theta = settings["rope_theta"]
 
     def forward(self, x_BTC: Tensor, memory: Memory) -> Tensor:
-        first = int(memory.get(self, torch.tensor(0)))
-        memory[self] = torch.tensor(first + x_BTC.shape[1])
-        positions_T = torch.arange(first, first + x_BTC.shape[1], device=x_BTC.device)
+        positions_T = torch.arange(x_BTC.shape[1], device=x_BTC.device)
+        if self in memory:
+            positions_T = positions_T + memory[self]
+        memory[self] = positions_T[-1] + 1
         exponent_D = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=x_BTC.device) / self.head_dim
         angles_TD = (positions_T[:, None].float() * (1.0 / self.theta**exponent_D)).repeat(1, 2)
         cos_TD, sin_TD = angles_TD.cos(), angles_TD.sin()

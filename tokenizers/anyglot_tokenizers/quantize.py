@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from anyglot_tokenizers.errors import CodesError
 
-DISTANCE_BYTES = 2**25  # distances held at once; beyond it rows are searched in chunks
+CACHE_BYTES = 2**22  # distances searched at once on a CPU: in its cache, twice as fast as from memory
+DEVICE_BYTES = 2**28  # and elsewhere, to bound memory
 ONE_HOT_BYTES = 2**28  # a training step whose one-hot matrix is larger leaves the library's path
 
 
@@ -412,7 +413,7 @@ class ResidualQuantizer(Quantizer):
         return entry_Rd, code_R
 
 
-def nearest(x_Md: Tensor, embed_Cd: Tensor, half_C: Tensor, max_bytes: int = DISTANCE_BYTES) -> Tensor:
+def nearest(x_Md: Tensor, embed_Cd: Tensor, half_C: Tensor, max_bytes: int | None = None) -> Tensor:
     """Index of the entry nearest to each row, int64 `[M]`.
 
     argmin |e|^2 / 2 - x.e, which orders entries as the distance does; one matrix product, no one-hot. Rows are searched
@@ -422,8 +423,10 @@ def nearest(x_Md: Tensor, embed_Cd: Tensor, half_C: Tensor, max_bytes: int = DIS
         x_Md: rows, float32.
         embed_Cd: entries, float32.
         half_C: half the squared norms of the entries.
-        max_bytes: of distances held at once.
+        max_bytes: of distances held at once; None = what suits the device.
     """
+    if max_bytes is None:
+        max_bytes = CACHE_BYTES if x_Md.device.type == "cpu" else DEVICE_BYTES
     rows = max(1, max_bytes // (4 * len(embed_Cd)))
     if len(x_Md) <= rows:
         return torch.addmm(half_C, x_Md, embed_Cd.T, alpha=-1).argmin(1)

@@ -170,7 +170,7 @@ class LookupFreeQuantizer(FiniteScalarQuantizer):
         *,
         entropy_weight: float = 0.1,
         diversity: float = 1.0,
-        inverse_temperature: float = 1.0,
+        inverse_temperature: float = 10.0,
         dropout: float = 0.0,
     ) -> None:
         bits = codebook_size.bit_length() - 1

@@ -246,15 +246,17 @@ class Conv(Layer):
             y_BTO = torch.addmm(self.bias, self._activated(x_BTI).flatten(0, 1), self.weight[:, 0].T)
             return self._normalised(y_BTO.view(*x_BTI.shape[:2], -1))
         batch, time, _ = x_BTI.shape
-        padded_BTI = x_BTI.new_empty(batch, self.left + time + self.right, self.inputs)
+        right = self.right if lengths_B is not None else self._lacking(time)
+        padded_BTI = x_BTI.new_empty(batch, self.left + time + right, self.inputs)
         body_BTI = padded_BTI[:, self.left : self.left + time]
         self._activated(x_BTI, body_BTI)
-        if lengths_B is None and time > max(self.left, self.right):
-            padded_BTI[:, : self.left] = body_BTI[:, 1 : self.left + 1].flip(1)
-            padded_BTI[:, self.left + time :] = body_BTI[:, time - 1 - self.right : time - 1].flip(1)
-        else:
+        if lengths_B is not None or time <= max(self.left, right):
             ends_B = torch.full((batch,), time, device=x_BTI.device) if lengths_B is None else lengths_B
-            self._reflect(padded_BTI, ends_B)
+            self._reflect(padded_BTI, ends_B, right)
+        else:
+            padded_BTI[:, : self.left] = body_BTI[:, 1 : self.left + 1].flip(1)
+            if right:
+                padded_BTI[:, self.left + time :] = body_BTI[:, time - 1 - right : time - 1].flip(1)
         y_BTO = convolve(padded_BTI, self.weight, self.bias, self.stride, self.dilation)
         return self._normalised(y_BTO[:, : -(-time // self.stride)])
 
@@ -263,12 +265,16 @@ class Conv(Layer):
             return elu(x_BTI, torch.empty_like(x_BTI) if out_BTI is None else out_BTI)
         return x_BTI if out_BTI is None else out_BTI.copy_(x_BTI)
 
-    def _reflect(self, padded_BTI: Tensor, ends_B: Tensor) -> None:
+    def _lacking(self, time: Any) -> Any:
+        """Rows that the last window of items of so many rows (int, or int64 tensor) lacks on the right."""
+        return (-(-time // self.stride) - 1) * self.stride + self.span - self.left - time
+
+    def _reflect(self, padded_BTI: Tensor, ends_B: Tensor, right: int) -> None:
         """Pad each item at its own ends; one that is shorter than its padding is first continued with zeros."""
         device, ends_B1 = padded_BTI.device, ends_B[:, None]
-        needed_B1 = ((self.out_lengths(ends_B1) - 1) * self.stride + self.span - self.left - ends_B1).clamp(self.left)
-        whole_B1 = torch.where(ends_B1 > needed_B1, ends_B1, needed_B1 + 1)
-        before_P, after_P = torch.arange(-self.left, 0, device=device), torch.arange(self.right, device=device)
+        most_B1 = self._lacking(ends_B1).clamp(min=self.left)
+        whole_B1 = torch.where(ends_B1 > most_B1, ends_B1, most_B1 + 1)
+        before_P, after_P = torch.arange(-self.left, 0, device=device), torch.arange(right, device=device)
         into_BP = torch.cat([before_P.expand(len(ends_B), -1), ends_B1 + after_P], 1)
         from_BP = torch.where(into_BP < whole_B1, into_BP.abs(), 2 * (whole_B1 - 1) - into_BP)
         known_BP = (from_BP >= 0) & (from_BP < ends_B1)

@@ -42,12 +42,12 @@ class CodeSpec:
     channels: int = 1
     causal: bool = False
     context: tuple[int, int] | None = None
-    chunk_multiple: int = 1
     license: str = ""
     fingerprint: str = ""
     fixed_grid: tuple[int, ...] = ()
     decodes: bool = True
     extras: tuple[str, ...] = ()
+    chunk_multiple: int = 1
 
     def __post_init__(self) -> None:
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:

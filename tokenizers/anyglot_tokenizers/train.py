@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +42,7 @@ from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics
+from anyglot_tokenizers.quiet import quiet
 from anyglot_tokenizers.tokenizer import Tokenizer, seeded
 
 __all__ = [
@@ -492,7 +490,7 @@ def fit_tokenizer(
     if held_out is not None:  # before `_Last`, so that a checkpoint knows the figures of its own step
         measured = StepBatches(held_out, batch_size=batch_size, crop=crop)
         own.insert(1, _Validation(folder, measured, validate_every, validate_items))
-    with _quiet(), torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -584,24 +582,3 @@ def _saved_step(path: Path, settings: dict[str, Any]) -> int:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's notes on hardware, workers and log folders."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",
-                ".*resuming from a checkpoint.*",
-                ".*Experiment logs directory.*",
-                ".*LeafSpec.*",
-                ".*in eval mode at the start of training.*",  # averaged weights, teachers
-            ):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -381,11 +381,13 @@ class UnifiedModel:
         return read_image(path, size=_image_size(block, spec.strides, path))
 
 
-def _image_size(block: Block, strides: tuple[int, ...], path: str | os.PathLike[str]) -> int | None:
+def _image_size(block: Block, strides: tuple[int | None, ...], path: str | os.PathLike[str]) -> int | None:
     """Pixels per side where the vocabulary fixes a square grid, else None (the file's own size)."""
     if block.grid is None or len(block.grid) != len(strides):
         return None
-    sides = {cells * stride for cells, stride in zip(block.grid, strides, strict=True)}
+    sides = {cells * stride for cells, stride in zip(block.grid, strides, strict=True) if stride}
+    if not sides:
+        return None
     if len(sides) > 1:
         raise MediaError(
             path, f"the model takes images of {block.grid} codes", "crop the image and pass it as a tensor"
