@@ -250,6 +250,21 @@ def test_images(tmp_path):
         assert bare["metrics"][name]["reasons"] == {"no feature network was given": 1}
 
 
+def test_images_of_a_fixed_size(tmp_path):
+    """A file is cut to the aspect and resized; a tensor must have the size already."""
+    from anyglot_tokenizers.query import QueryImageVQ
+
+    options = {"image_size": (16, 24), "patch": 8, "width": 32, "heads": 2, "encoder_depth": 1, "decoder_depth": 1}
+    tokenizer = QueryImageVQ(**options, num_queries=6, codebook_size=16, codebook_dim=8).eval()
+    image = torch.zeros(3, 40, 90)
+    image[:, :, 15:75] = 1.0  # what is left of it in the aspect of 3 to 2
+    write_image(tmp_path / "a.png", image)
+    result = evaluate(tokenizer, [tmp_path / "a.png", torch.rand(3, 16, 24), torch.rand(3, 16, 16)], out=tmp_path)
+    assert len(result["items"]) == 2 and [failure["item"] for failure in result["failures"]] == ["item 2"]
+    assert result["cost"]["tokens_per_item"] == 6 * len(result["codes"])
+    assert (read_image(tmp_path / result["samples"][0]["original"]["picture"]) == 1).all()
+
+
 def test_frechet_row_is_the_distance_of_pooled_features():
     from anyglot_tokenizers.metrics import frechet_distance
 
