@@ -65,7 +65,8 @@ SHOWN = 8  # reconstructions written each time
 class LitTokenizer(L.LightningModule):
     """Trains any `Tokenizer` to reconstruct: `ImageLoss` or `SpectralLoss` by modality, plus commitment.
 
-    To these come the adversary's losses and what the tokenizer itself asks for (`Reconstruction.extra_losses`).
+    To these come the adversary's losses and what the tokenizer itself asks for: `extra_losses` of its reconstruction,
+    a dict of losses already weighted, where it has one (`AudioReconstruction`).
     `MuonAdamW`, linear warm-up, cosine to zero at `max_steps`, gradients clipped to a norm of 1.
 
     Args:
