@@ -6,7 +6,7 @@ reports the peak memory of the process.
 
 A codec is one function that returns a `Case`; add it to `CASES`.
 
-    python benchmarks/codecs.py [encodec_24khz ...] [--quick] [--compiled] [--hour] [--threads 2]
+    python benchmarks/codecs.py [encodec_24khz ...] [--quick] [--runs 5] [--compiled] [--hour] [--threads 2]
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def seconds_of(run: Callable[[], object], runs: int) -> list[float]:
     return seconds
 
 
-def compare(name: str, case: Case, quick: bool) -> dict[str, float]:
+def compare(name: str, case: Case, quick: bool, runs: int) -> dict[str, float]:
     """Check and time a codec; prints its rows, returns the ratios."""
     ours = next(iter(case.ours.values()))
     rate, count = ours.spec.sample_rate or 1, case.num_quantizers
@@ -202,7 +202,6 @@ def compare(name: str, case: Case, quick: bool) -> dict[str, float]:
     audio *= mask[:, None]
     clips = [audio[row : row + 1, :, :length] for row, length in enumerate(lengths.tolist())]
     total = float(lengths.sum()) / rate
-    runs = 1 if quick else 5
     codes = ours.encode(audio, lengths, num_quantizers=count)
     alone = [codes.item(row)[None] for row in range(len(clips))]
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
@@ -288,7 +287,8 @@ def hour(name: str, case: Case) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is named")
-    parser.add_argument("--quick", action="store_true", help="two short clips, one run")
+    parser.add_argument("--quick", action="store_true", help="two short clips instead of eight up to 15 s")
+    parser.add_argument("--runs", type=int, default=5, help="measured after one to warm up; the median counts")
     parser.add_argument("--compiled", action="store_true", help="also ours with torch.compile, where a case has it")
     parser.add_argument("--hour", action="store_true", help="one hour of audio instead")
     parser.add_argument("--threads", type=int, default=2)
@@ -300,7 +300,7 @@ def main() -> None:
         if not given.compiled:
             case.ours = {label: ours for label, ours in case.ours.items() if not label.endswith("compiled")}
         print(f"{name}: {case.num_quantizers} codebooks, {given.threads} threads, float32")
-        ratios |= hour(name, case) if given.hour else compare(name, case, given.quick)
+        ratios |= hour(name, case) if given.hour else compare(name, case, given.quick, given.runs)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps({"benchmark": "codecs", "ratios": ratios, "versions": versions}))
 
