@@ -175,7 +175,7 @@ def test_fsq_codes_are_those_of_the_library(num_quantizers, levels):
     x = latents(4, 50, 7) * 3
     quantized, codes = peer(x)
     assert torch.equal(quantizer.encode(x.transpose(1, 2)), codes.long().permute(0, 2, 1))
-    assert torch.allclose(quantizer.decode(codes.permute(0, 2, 1)), quantized.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(quantizer.decode(codes.long().permute(0, 2, 1)), quantized.transpose(1, 2), atol=1e-6)
 
 
 def test_fsq_uses_its_levels_evenly():
@@ -194,7 +194,7 @@ def test_lfq_codes_are_those_of_the_library(num_quantizers):
     x = latents(4, 50, 6)
     quantized, codes, _ = peer(x.flip(2))  # the library's first dim is the highest bit
     assert torch.equal(quantizer.encode(x.transpose(1, 2)), codes.long().permute(0, 2, 1))
-    assert torch.allclose(quantizer.decode(codes.permute(0, 2, 1)), quantized.flip(2).transpose(1, 2), atol=1e-6)
+    assert torch.allclose(quantizer.decode(codes.long().permute(0, 2, 1)), quantized.flip(2).transpose(1, 2), atol=1e-6)
 
 
 def test_lfq_loss_is_that_of_the_library():

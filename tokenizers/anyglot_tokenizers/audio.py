@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_audio, check_lengths
 from anyglot_tokenizers.chunks import decode_chunked, encode_chunked
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CodesError, MediaError
 from anyglot_tokenizers.quantizers import make_quantizer
-from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 if TYPE_CHECKING:
     from anyglot_tokenizers.semantic import Distillation
@@ -111,6 +111,8 @@ class AudioCodec(Tokenizer):
         super().__init__({name: value for name, value in options.items() if ADDED.get(name, ...) != value})
         if min(sample_rate, n_fft, hop, stride) < 1 or n_fft % 2 or (n_fft - hop) % 2 or n_fft < 2 * hop:
             raise ValueError(f"need n_fft >= 2 * hop, both even, got n_fft {n_fft}, hop {hop}, stride {stride}")
+        if n_fft * num_mels > 2**24:
+            raise ValueError(f"n_fft {n_fft} times num_mels {num_mels} is more than {2**24}")
         if channels not in (1, 2) or semantic_dim < 0:
             raise ValueError(f"need 1 or 2 channels and semantic_dim >= 0, got {channels}, {semantic_dim}")
         self.modality = modality
@@ -160,8 +162,7 @@ class AudioCodec(Tokenizer):
         The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or
         misshapen audio.
         """
-        media = check_media("audio batch", media, "float32[batch, channels, samples]", 3, self.channels)
-        lengths = self._checked_lengths(media, lengths)
+        media, lengths = check_audio(media, lengths, self.channels)
         most, chunk_codes = self._most_codes(len(media))
         if media.shape[2] > most * self.hop_length:
             return encode_chunked(self, media, lengths, num_quantizers=num_quantizers, chunk_codes=chunk_codes)
@@ -176,24 +177,19 @@ class AudioCodec(Tokenizer):
 
         Silence beyond an item's length.
         """
-        self._check_origin(codes)
-        lengths = codes.lengths if isinstance(codes, Codes) else None
-        codes_BKN = codes.codes if isinstance(codes, Codes) else codes
-        if codes_BKN.ndim != 3 or codes_BKN.shape[2] == 0:
-            raise CodesError(f"audio codes must be [batch, quantizers, time >= 1], got {list(codes_BKN.shape)}")
+        codes_BKN, lengths_B = self._unpack(codes)
         batch, _, count = codes_BKN.shape
         most, chunk_codes = self._most_codes(batch)
         if count > most:
             return decode_chunked(self, codes, chunk_codes=chunk_codes).to(self.device)
         positions = torch.arange(count, device=self.device)
-        ends = torch.full((batch,), count, device=self.device) if lengths is None else lengths.to(self.device)
         with full_precision(self.device):
-            q_BND = self.quantizer.decode(codes_BKN.to(self.device)).transpose(1, 2)
-            return self._decode(q_BND, positions < ends[:, None]).clamp(-1, 1)
+            q_BND = self.quantizer.decode(codes_BKN).transpose(1, 2)
+            return self._decode(q_BND, positions < lengths_B.to(self.device)[:, None]).clamp(-1, 1)
 
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> AudioReconstruction:
         """Reconstruct with gradients, `[B, channels, ceil(samples / hop_length) * hop_length]`, not clamped."""
-        lengths = self._checked_lengths(media, lengths)
+        lengths = check_lengths("audio batch", lengths, media).to(media.device)
         z_BND, valid_BN = self._encode(media, lengths)
         q_BDN, codes_BKN, commit, stats = self.quantizer(z_BND.transpose(1, 2), mask=valid_BN)
         x_BCS = self._decode(q_BDN.transpose(1, 2), valid_BN)
@@ -225,24 +221,6 @@ class AudioCodec(Tokenizer):
         context = sum(self._spec_entries()["context"])
         most = max(self.max_samples // (batch * self.hop_length), 8 * context)
         return most, most - context
-
-    def _checked_lengths(self, media: Tensor, lengths: Tensor | None) -> Tensor:
-        batch, _, samples = media.shape
-        if lengths is None:
-            return torch.full((batch,), samples, dtype=torch.int64, device=media.device)
-        if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-            raise MediaError(
-                "audio batch",
-                f"lengths are {lengths.dtype}{list(lengths.shape)}",
-                f"need int64[{batch}], in samples",
-            )
-        if int(lengths.min()) < 1 or int(lengths.max()) > samples:
-            raise MediaError(
-                "audio batch",
-                f"lengths {lengths.tolist()[:8]} leave 1..{samples}",
-                "drop empty items, in samples",
-            )
-        return lengths.to(media.device)
 
     def _encode(self, x_BCS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Latents `[B, N, D]` and validity `[B, N]`."""

@@ -1,4 +1,4 @@
-"""A limit on what a config may build: not much more than the weight files beside it hold.
+"""A limit on what a config may build: not much more than the weights beside it hold.
 
 A damaged or hostile `config.json` could otherwise ask for terabytes, or for millions of layers, before anyone sees
 that the weights do not fit. This file knows no tokenizers.
@@ -6,9 +6,8 @@ that the weights do not fit. This file knows no tokenizers.
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,31 +21,23 @@ from anyglot_tokenizers.errors import CheckpointError
 
 
 @contextmanager
-def bounded_by(folder: Path) -> Iterator[None]:
-    """Inside, this thread cannot build many more weights than the safetensors files in `folder` hold.
+def bounded_by(tensors: Mapping[str, Tensor], folder: Path) -> Iterator[None]:
+    """Inside, this thread cannot build modules with many more weights than `tensors`, those of `folder`.
 
-    The room above that is for what is not saved: averages, windows, weights that are folded later. Raises
-    CheckpointError before memory is touched, since a module registers its weights before it fills them.
+    Counts parameters and buffers as modules register them. Build under `torch.device("meta")` as well, which
+    allocates nothing: other modules may fill their weights first. The room above is for what is not saved: averages,
+    windows, tables of implicit codebooks. Raises CheckpointError.
     """
-    from safetensors import SafetensorError, safe_open
-
-    held, count = 0, 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError):
-            continue  # whoever reads the weights will say so
-        held, count = held + sum(map(math.prod, shapes)), count + len(shapes)
-    most, many, thread = 4 * held + 2**24, 4 * count + 2000, threading.get_ident()
+    room = 4 * sum(tensor.numel() for tensor in tensors.values()) + 2**25
+    places, thread = 4 * len(tensors) + 2000, threading.get_ident()
 
     def spend(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal most, many
+        nonlocal room, places
         if tensor is not None and threading.get_ident() == thread:
-            most, many = most - tensor.numel(), many - 1
-            if most < 0 or many < 0:
+            room, places = room - tensor.numel(), places - 1
+            if room < 0 or places < 0:
                 raise CheckpointError(
-                    f"{folder}: the weights do not fit the config, which asks for far more than the files hold"
+                    f"{folder}: the weights do not fit the config, which asks for far more than they hold"
                 )
 
     hooks = [register_module_parameter_registration_hook(spend), register_module_buffer_registration_hook(spend)]

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from anyglot_tokenizers.checks import AUDIO, check_audio, check_count, check_media
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CodesError, MediaError, UnsupportedError
 
 if TYPE_CHECKING:
     from anyglot_tokenizers.tokenizer import Tokenizer
+
+MOST_ITEMS = 2**20  # in a stream
 
 
 def context_of(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -50,27 +53,26 @@ def encode_chunked(
 
     Raises:
         UnsupportedError: the tokenizer's context is unbounded.
+        MediaError: audio or lengths do not fit.
+        CodesError: num_quantizers or chunk_codes is impossible.
     """
     left, right = context_of(tokenizer)
-    if media.ndim != 3 or media.numel() == 0:
-        raise MediaError("audio batch", f"shape {list(media.shape)} does not fit", "need [batch, channels, samples]")
-    hop = tokenizer.spec.hop_length
-    lengths = torch.full((len(media),), media.shape[2]) if lengths is None else lengths.cpu()
-    counts = -(-lengths // hop)
-    total = -(-media.shape[2] // hop)
-    parts = []
-    for first in range(0, total, chunk_codes):
+    _check_chunk(chunk_codes)
+    spec = tokenizer.spec
+    media, lengths = check_audio(media, lengths, spec.channels)
+    used, lengths, hop = check_count(num_quantizers, spec.num_quantizers), lengths.cpu(), spec.hop_length
+    counts, total = -(-lengths // hop), -(-media.shape[2] // hop)
+    codes = torch.zeros(len(media), used, total, dtype=torch.int64, device=tokenizer.device)
+    for first in range(0, int(counts.max()), chunk_codes):
         last = min(first + chunk_codes, total)
-        start = max(first - left, 0) // tokenizer.spec.chunk_multiple * tokenizer.spec.chunk_multiple
+        start = max(first - left, 0) // spec.chunk_multiple * spec.chunk_multiple
         window = media[:, :, start * hop : (last + right) * hop]
         rows = (counts > first).nonzero()[:, 0]
-        got = tokenizer.encode(
-            window[rows], (lengths[rows] - start * hop).clamp(max=window.shape[2]), num_quantizers=num_quantizers
-        ).codes[:, :, first - start : last - start]
-        part = got.new_zeros(len(media), got.shape[1], last - first)
-        part[rows.to(got.device), :, : got.shape[2]] = got
-        parts.append(part)
-    return Codes(torch.cat(parts, 2), counts.to(parts[0].device), tokenizer.spec)
+        part = tokenizer.encode(
+            window[rows], (lengths[rows] - start * hop).clamp(max=window.shape[2]), num_quantizers=used
+        )
+        codes[rows, :, first:last] = part.codes[:, :, first - start : last - start]
+    return Codes(codes, counts.to(codes.device), spec)
 
 
 def decode_chunked(tokenizer: Tokenizer, codes: Codes | Tensor, *, chunk_codes: int = 1000) -> Tensor:
@@ -78,26 +80,29 @@ def decode_chunked(tokenizer: Tokenizer, codes: Codes | Tensor, *, chunk_codes: 
 
     Raises:
         UnsupportedError: the tokenizer's context is unbounded.
+        CodesError: the codes do not fit, or chunk_codes is impossible.
+        FingerprintError: the codes are of another tokenizer.
     """
     left, right = context_of(tokenizer)
-    ids = codes.codes if isinstance(codes, Codes) else codes
-    if ids.ndim != 3 or ids.shape[2] == 0:
-        raise CodesError(f"audio codes must be [batch, quantizers, time >= 1], got {list(ids.shape)}")
+    _check_chunk(chunk_codes)
+    ids, counts = tokenizer._unpack(codes)
     spec, total = tokenizer.spec, ids.shape[2]
-    lengths = codes.lengths.cpu() if isinstance(codes, Codes) and codes.lengths is not None else None
-    counts = torch.full((len(ids),), total) if lengths is None else lengths
     audio = torch.zeros(len(ids), spec.channels, total * spec.hop_length)
-    theirs = codes.spec if isinstance(codes, Codes) else None
-    for first in range(0, total, chunk_codes):
+    for first in range(0, int(counts.max()), chunk_codes):
         last = min(first + chunk_codes, total)
-        start = max(first - left, 0) // tokenizer.spec.chunk_multiple * tokenizer.spec.chunk_multiple
+        start = max(first - left, 0) // spec.chunk_multiple * spec.chunk_multiple
         window = ids[:, :, start : last + right]
         rows = (counts > first).nonzero()[:, 0]
-        part = tokenizer.decode(Codes(window[rows], (counts[rows] - start).clamp(max=window.shape[2]), theirs))
+        part = tokenizer.decode(Codes(window[rows], (counts[rows] - start).clamp(max=window.shape[2])))
         audio[rows, :, first * spec.hop_length : last * spec.hop_length] = part[
             :, :, (first - start) * spec.hop_length : (last - start) * spec.hop_length
         ].cpu()
     return audio
+
+
+def _check_chunk(chunk_codes: int) -> None:
+    if not isinstance(chunk_codes, int) or chunk_codes < 1:
+        raise CodesError(f"chunk_codes {chunk_codes} must be a whole number, at least 1")
 
 
 class Stream:
@@ -107,18 +112,30 @@ class Stream:
     by the right context (and the rest of a hop). All items of the batch advance together.
 
     Args:
-        tokenizer: with bounded `spec.context`; never changed.
+        tokenizer: never changed.
         batch_size: items.
         num_quantizers: use only the first so many.
+        context: (left, right) codes that suffice; None = as the tokenizer's spec has it.
 
     Raises:
         UnsupportedError: the tokenizer's context is unbounded.
+        MediaError: batch_size is impossible.
+        CodesError: num_quantizers is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, batch_size: int = 1, *, num_quantizers: int | None = None) -> None:
-        self.left, self.right = context_of(tokenizer)
-        self.tokenizer, self.batch_size, self.num_quantizers = tokenizer, batch_size, num_quantizers
-        self.spec = tokenizer.spec
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        batch_size: int = 1,
+        *,
+        num_quantizers: int | None = None,
+        context: tuple[int, int] | None = None,
+    ) -> None:
+        self.left, self.right = context or context_of(tokenizer)
+        if batch_size not in range(1, MOST_ITEMS + 1):
+            raise MediaError("stream", f"batch_size {batch_size} is outside 1..{MOST_ITEMS}", "open several streams")
+        self.tokenizer, self.batch_size, self.spec = tokenizer, batch_size, tokenizer.spec
+        self.num_quantizers = check_count(num_quantizers, self.spec.num_quantizers)
         self.way = ""
         self.buffer: Tensor | None = None  # input from code number `start` on
         self.start = 0
@@ -126,15 +143,15 @@ class Stream:
 
     def encode(self, media: Tensor) -> Codes:
         """The codes `[batch, k, new]` that became certain with these further samples `[batch, channels, samples]`."""
-        self._go("encode", media)
+        media = check_media("audio chunk", media, AUDIO, 3, self.spec.channels, empty=True)
+        self._go("encode", media.to(self.tokenizer.device))
         assert self.buffer is not None
         ready = self.start + self.buffer.shape[2] // self.spec.hop_length - self.right
         return self._encode(max(ready, self.done))
 
     def decode(self, codes: Codes | Tensor) -> Tensor:
         """The audio `[batch, channels, new samples]` that became certain with these further codes `[batch, k, n]`."""
-        ids = codes.codes if isinstance(codes, Codes) else codes
-        self._go("decode", ids)
+        self._go("decode", self.tokenizer._unpack(codes, empty=True)[0])
         assert self.buffer is not None
         return self._decode(max(self.start + self.buffer.shape[2] - self.right, self.done))
 
@@ -152,24 +169,18 @@ class Stream:
             raise UnsupportedError(
                 f"this stream has {'ended' if self.way == 'ended' else 'gone the other way'}; open another"
             )
-        if chunk.ndim != 3 or len(chunk) != self.batch_size:
-            raise (
-                MediaError(
-                    "audio chunk",
-                    f"shape {list(chunk.shape)} does not fit",
-                    f"need [{self.batch_size}, channels, samples]",
-                )
-                if way == "encode"
-                else CodesError(f"codes must be [{self.batch_size}, quantizers, n], got {list(chunk.shape)}")
-            )
+        if len(chunk) != self.batch_size:
+            problem = f"the stream has {self.batch_size} items, now come {len(chunk)}"
+            raise CodesError(problem) if way == "decode" else MediaError("audio chunk", problem, "give all of them")
+        if self.buffer is not None and self.buffer.shape[1] != chunk.shape[1]:
+            raise CodesError(f"the stream began with {self.buffer.shape[1]} quantizers, now come {chunk.shape[1]}")
         self.way = way
         self.buffer = chunk.clone() if self.buffer is None else torch.cat([self.buffer, chunk], 2)
 
     def _encode(self, until: int) -> Codes:
-        count = self.num_quantizers or self.spec.num_quantizers
         assert self.buffer is not None
         if until == self.done:
-            return Codes(torch.zeros(self.batch_size, count, 0, dtype=torch.int64), None, self.spec)
+            return self._no_codes()
         codes = self.tokenizer.encode(self.buffer, num_quantizers=self.num_quantizers).codes
         codes = codes[:, :, self.done - self.start : until - self.start]
         self._advance(until, self.spec.hop_length)
@@ -179,10 +190,17 @@ class Stream:
         hop = self.spec.hop_length
         assert self.buffer is not None
         if until == self.done:
-            return torch.zeros(self.batch_size, self.spec.channels, 0)
+            return self._no_audio()
         audio = self.tokenizer.decode(self.buffer)[:, :, (self.done - self.start) * hop : (until - self.start) * hop]
         self._advance(until, 1)
         return audio
+
+    def _no_codes(self) -> Codes:
+        none = torch.zeros(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=self.tokenizer.device)
+        return Codes(none, None, self.spec)
+
+    def _no_audio(self) -> Tensor:
+        return torch.zeros(self.batch_size, self.spec.channels, 0, device=self.tokenizer.device)
 
     def _advance(self, until: int, size: int) -> None:
         """Forget the input that no later code can depend on; `size` is the buffer's length per code."""

@@ -44,6 +44,8 @@ class Codes:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.codes, Tensor):
+            raise CodesError(f"codes must be a tensor, got {type(self.codes).__name__}")
         if self.codes.ndim < 3 or self.codes.shape[1] == 0 or self.codes.dtype != torch.int64:
             raise CodesError(
                 f"codes must be int64[batch, quantizers >= 1, *grid], got {self.codes.dtype}{list(self.codes.shape)}"

@@ -162,7 +162,8 @@ def decoder_context(layers: Iterable[nn.Module], hop: int) -> tuple[int, int]:
 def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace the parts of weight-normed weights (Salimans & Kingma, arXiv 1602.07868) by the weights themselves.
 
-    Knows both spellings, `weight_g` and `weight_v`, and those of `torch.nn.utils.parametrizations`.
+    Knows both spellings, `weight_g` and `weight_v`, and those of `torch.nn.utils.parametrizations`. Raises ValueError
+    for a part that is no scale, one number for each index of one axis.
     """
     folded = dict(tensors)
     for scale, direction in (
@@ -173,6 +174,9 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             stem = name.removesuffix(scale)
             if f"{stem}{direction}" in folded:
                 g, v = folded.pop(name).float(), folded.pop(f"{stem}{direction}").float()
+                scales = ([size if at == axis else 1 for at, size in enumerate(v.shape)] for axis in range(v.ndim))
+                if list(g.shape) not in scales:
+                    raise ValueError(f"{name} is {list(g.shape)}, {stem}{direction} is {list(v.shape)}")
                 dims = [dim for dim, size in enumerate(g.shape) if size == 1]
                 folded[f"{stem}weight"] = v * (g / v.square().sum(dims, keepdim=True).sqrt())
     return folded

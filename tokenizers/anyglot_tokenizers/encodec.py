@@ -24,12 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.bounds import bounded_by
+from anyglot_tokenizers.checks import check_audio, check_count
 from anyglot_tokenizers.chunks import Stream
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CheckpointError, CodesError, MediaError, UnsupportedError
+from anyglot_tokenizers.errors import CheckpointError, CodesError, UnsupportedError
 from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
 from anyglot_tokenizers.seanet import Conv, Convs, Decoder, Encoder, Layer, Recurrent, Shape, State, Weights
-from anyglot_tokenizers.tokenizer import CONFIG_FILE, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import CONFIG_FILE, full_precision, seeded
 
 WINDOW = 150  # frames that the convolutions see at a time
 ROUND = 2**21  # numbers between convolutions and LSTM at a time, over the items; bounds the memory
@@ -95,7 +97,7 @@ class Encodec(PublishedTokenizer):
             self.encoder, self.decoder, self.quantizer = Encoder(shape), Decoder(shape), Codebooks(shape)
         if (count := sum(parameter.numel() for parameter in self.parameters())) > MAX_PARAMETERS:
             raise ValueError(f"the config asks for {count} parameters, more than {MAX_PARAMETERS}")
-        self.to_empty(device="cpu").requires_grad_(False)
+        self.to_empty(device=torch.empty(0).device).requires_grad_(False)
         with seeded(seed):
             for name, parameter in self.named_parameters():
                 inputs = parameter.shape[1:].numel() if name.endswith("weight") else parameter.shape[-2:].numel() // 4
@@ -108,11 +110,13 @@ class Encodec(PublishedTokenizer):
     @classmethod
     def from_published(cls, folder: Path, entries: dict[str, Any], *, license: str) -> Self:
         """Read config.json and safetensors of transformers' `EncodecModel` (see `PublishedTokenizer`)."""
+        tensors = read_safetensors(folder)
         try:
-            tokenizer = cls(model=entries, license=license)
+            with bounded_by(tensors, folder):
+                tokenizer = cls(model=entries, license=license)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: not a config of an EnCodec model ({error})") from error
-        tokenizer.read_tensors(read_safetensors(folder), str(folder))
+        tokenizer.read_tensors(tensors, str(folder))
         return tokenizer.eval()
 
     def read_tensors(self, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -159,10 +163,9 @@ class Encodec(PublishedTokenizer):
 
         Raises MediaError for empty, non-finite or misshapen audio, CodesError for num_quantizers outside 1..K.
         """
-        form = "float32[batch, channels, samples]"
-        media_BCS = check_media("audio batch", media, form, 3, self.shape.audio_channels).to(self.device)
-        lengths_B = self._checked_lengths(media_BCS, lengths)
-        used = self.quantizer.checked_count(num_quantizers)
+        media_BCS, lengths_B = check_audio(media, lengths, self.shape.audio_channels)
+        media_BCS, lengths_B = media_BCS.to(self.device), lengths_B.to(self.device)
+        used = check_count(num_quantizers, self.shape.num_quantizers)
         counts = [self.num_codes(length) for length in lengths_B.tolist()]
         codes_BKN = torch.zeros(len(counts), used, max(counts), dtype=torch.int64, device=self.device)
         extras: dict[str, Tensor] = {}
@@ -183,12 +186,9 @@ class Encodec(PublishedTokenizer):
 
         `samples` is N * hop; at 48 kHz 47,520 for each segment but the last. Not clamped, as published.
         """
-        self._check_origin(codes)
-        codes_BKN = self.quantizer.checked(codes.codes if isinstance(codes, Codes) else codes).to(self.device)
+        codes_BKN, lengths_B = self._unpack(codes)
         batch, _, total = codes_BKN.shape
-        given = codes.lengths if isinstance(codes, Codes) else None
-        counts = [total] * batch if given is None else given.tolist()
-        hop = self.shape.hop
+        counts, hop = lengths_B.tolist(), self.shape.hop
         with full_precision(self.device):
             if self.shape.segment:
                 return self._decode_segments(codes_BKN, counts, codes.extras if isinstance(codes, Codes) else {})
@@ -238,6 +238,8 @@ class Encodec(PublishedTokenizer):
             y_BTO = fitted(encoder.front, x_BCS.transpose(1, 2), lengths_B[rows] - low * hop)
             y_BTO = y_BTO[:, start - offset - low : stop - offset - low]
             h_TBO[start - begin : start - begin + y_BTO.shape[1], rows] = y_BTO.transpose(0, 1)
+        over_TB1 = (torch.arange(begin, end, device=h_TBO.device)[:, None] >= counts_B)[..., None]
+        h_TBO = torch.where(over_TB1, h_TBO[:, :1], h_TBO)  # on zeros an LSTM fades into denormal numbers, which are slow
         first, y_BTO = carry.advance(h_TBO, encoder.recurrent, encoder.last.left + encoder.last.right)
         from_frame = max(begin - encoder.last.right, 0)
         ids_BKN = torch.zeros(len(items_B), used, end - from_frame, dtype=torch.int64, device=self.device)
@@ -351,18 +353,6 @@ class Encodec(PublishedTokenizer):
                     weights_BS[item, into] += triangle_S[: size * hop]
         return audio_BCS / weights_BS.clamp(min=1e-9)[:, None]
 
-    def _checked_lengths(self, media_BCS: Tensor, lengths: Tensor | None) -> Tensor:
-        batch, _, samples = media_BCS.shape
-        if lengths is None:
-            return torch.full((batch,), samples, dtype=torch.int64, device=self.device)
-        if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-            found = f"lengths are {lengths.dtype}{list(lengths.shape)}"
-            raise MediaError("audio batch", found, f"need int64[{batch}], in samples")
-        if int(lengths.min()) < 1 or int(lengths.max()) > samples:
-            found = f"lengths {lengths.tolist()[:8]} leave 1..{samples}"
-            raise MediaError("audio batch", found, "drop empty items, in samples")
-        return lengths.to(self.device)
-
 
 class Codebooks(nn.Module):
     """Residual vector quantizer to use, not to train: K codebooks, each for what the ones before it left over."""
@@ -387,15 +377,6 @@ class Codebooks(nn.Module):
             self._norms = version, self.embed_KED.square().sum(2) / 2
         return self._norms[1]
 
-    def checked_count(self, num_quantizers: int | None) -> int:
-        """How many to use, None = all. Raises CodesError."""
-        most = len(self.embed_KED)
-        if num_quantizers is None:
-            return most
-        if not 1 <= num_quantizers <= most:
-            raise CodesError(f"num_quantizers {num_quantizers} is outside 1..{most}")
-        return num_quantizers
-
     def encode(self, z_BND: Tensor, count: int) -> Tensor:
         """Nearest entries of the first `count` codebooks, int64 `[B, count, N]`: argmin |e|^2 / 2 - z.e."""
         rest_MD = z_BND.flatten(0, 1).clone()
@@ -404,20 +385,6 @@ class Codebooks(nn.Module):
             ids.append(torch.addmm(half_E, rest_MD, embed_ED.T, alpha=-1).argmin(1))
             rest_MD.sub_(F.embedding(ids[-1], embed_ED))
         return torch.stack(ids).view(count, *z_BND.shape[:2]).transpose(0, 1)
-
-    def checked(self, codes_BKN: Tensor) -> Tensor:
-        """Codes as int64 `[B, k, N]`. Raises CodesError if they are not codes of the first k <= K codebooks."""
-        most, size = self.embed_KED.shape[:2]
-        if codes_BKN.ndim != 3 or not 1 <= codes_BKN.shape[1] <= most or codes_BKN.numel() == 0:
-            found = list(codes_BKN.shape)
-            raise CodesError(f"codes of shape {found} do not fit: need [batch, 1..{most} quantizers, time >= 1]")
-        if codes_BKN.is_floating_point() or codes_BKN.is_complex() or codes_BKN.dtype == torch.bool:
-            raise CodesError(f"codes must be integers, got {codes_BKN.dtype}")
-        codes_BKN = codes_BKN.long()
-        low, high = (int(value) for value in torch.aminmax(codes_BKN))
-        if low < 0 or high >= size:
-            raise CodesError(f"code {low if low < 0 else high} is outside 0..{size - 1}; is this another tokenizer's?")
-        return codes_BKN
 
     def decode(self, codes_BKN: Tensor) -> Tensor:
         """Sum of the entries, `[B, N, D]`."""
@@ -434,50 +401,32 @@ class EncodecStream(Stream):
         UnsupportedError: the model codes segments by themselves (48 kHz).
     """
 
+    tokenizer: Encodec
+
     def __init__(self, tokenizer: Encodec, batch_size: int = 1, *, num_quantizers: int | None = None) -> None:
         if tokenizer.shape.segment:
             raise UnsupportedError("EnCodec at 48 kHz codes whole segments of 1 s; encode does so in bounded memory")
-        if batch_size < 1:
-            raise MediaError("stream", f"batch_size {batch_size} is not positive", "need at least 1")
-        tokenizer.quantizer.checked_count(num_quantizers)
-        self.tokenizer: Encodec = tokenizer
-        self.batch_size, self.num_quantizers, self.spec = batch_size, num_quantizers, tokenizer.spec
         encoder, decoder = tokenizer.encoder, tokenizer.decoder
-        self.right = max(encoder.front.reach[1] + encoder.last.right, decoder.first.right + decoder.back.reach[1])
+        right = max(encoder.front.reach[1] + encoder.last.right, decoder.first.right + decoder.back.reach[1])
+        super().__init__(tokenizer, batch_size, num_quantizers=num_quantizers, context=(0, right))
         self.head = {  # frames that must be there before the first is certain: padding mirrors them
             "encode": max(encoder.front.reach[0], encoder.last.left) + 1,
             "decode": max(decoder.first.left, decoder.back.reach[0]) + 1,
         }
-        self.way, self.buffer, self.start, self.done = "", None, 0, 0
         self.carry = Carry()
         self.items_B = torch.arange(batch_size, device=tokenizer.device)
 
-    def encode(self, media: Tensor) -> Codes:
-        """The codes `[batch, k, new]` that became certain with these further samples `[batch, channels, samples]`."""
-        channels = self.spec.channels
-        media = check_media("audio chunk", media, "float32[batch, channels, samples]", 3, channels)
-        return super().encode(media.to(self.tokenizer.device))
-
-    def decode(self, codes: Codes | Tensor) -> Tensor:
-        """The audio `[batch, channels, new samples]` that became certain with these further codes `[batch, k, n]`."""
-        self.tokenizer._check_origin(codes)
-        ids = self.tokenizer.quantizer.checked(codes.codes if isinstance(codes, Codes) else codes)
-        if self.buffer is not None and self.way == "decode" and self.buffer.shape[1] != ids.shape[1]:
-            raise CodesError(f"the stream began with {self.buffer.shape[1]} quantizers, now come {ids.shape[1]}")
-        return super().decode(ids.to(self.tokenizer.device))
-
     @torch.no_grad()
     def _encode(self, until: int) -> Codes:
-        used, encoder = self.tokenizer.quantizer.checked_count(self.num_quantizers), self.tokenizer.encoder
+        encoder = self.tokenizer.encoder
         assert self.buffer is not None
         end = until if self.way == "ended" else until + encoder.last.right
         if until == self.done or (self.way != "ended" and end < self.head["encode"]):
-            empty = torch.zeros(self.batch_size, used, 0, dtype=torch.int64, device=self.buffer.device)
-            return Codes(empty, None, self.spec)
+            return self._no_codes()
         lengths_B = torch.full((self.batch_size,), self.buffer.shape[2], device=self.buffer.device)
         with full_precision(self.buffer.device):
             start, ids_BKN = self.tokenizer.encode_step(
-                self.carry, self.buffer, self.items_B, lengths_B, self.start, end, used
+                self.carry, self.buffer, self.items_B, lengths_B, self.start, end, self.num_quantizers
             )
         ids_BKN = ids_BKN[:, :, self.done - start : until - start]
         self._forget(until, encoder.front.reach[0], self.spec.hop_length)
@@ -489,7 +438,7 @@ class EncodecStream(Stream):
         assert self.buffer is not None
         end = until if self.way == "ended" else until + decoder.back.reach[1]
         if until == self.done or (self.way != "ended" and end < self.head["decode"]):
-            return torch.zeros(self.batch_size, self.spec.channels, 0, device=self.buffer.device)
+            return self._no_audio()
         counts_B = torch.full((self.batch_size,), self.buffer.shape[2], device=self.buffer.device)
         with full_precision(self.buffer.device):
             start, audio_BCS = self.tokenizer.decode_step(

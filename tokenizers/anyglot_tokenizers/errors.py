@@ -12,6 +12,9 @@ from os import PathLike
 class AnyglotError(Exception):
     """Base of all errors caused by the input, the configuration or the environment."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # what others' errors say, quoted in ours, may have many lines
+
 
 class MediaError(AnyglotError):
     """A media file or array that cannot be used.

@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyglot_tokenizers.bounds import bounded_by
+from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import AnyglotError, CheckpointError, CodesError, MediaError, UnsupportedError
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, UnsupportedError
 from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
-from anyglot_tokenizers.tokenizer import CONFIG_FILE, WEIGHTS_FILE, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import CONFIG_FILE, WEIGHTS_FILE, full_precision, seeded
 
 INDEX_FILE = "model.safetensors.index.json"
 MARK = "quantize.embedding.weight"  # the codebook: whatever comes before it in a name is the prefix of all tensors
@@ -81,7 +83,7 @@ class PublishedImageVQ(PublishedTokenizer):
         tensors = read_safetensors(folder, _prefix(_names(folder), folder))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(cls.unused)}
         try:
-            with torch.device("meta"):  # shapes alone: a config that does not fit the weights takes no memory
+            with bounded_by(tensors, folder), torch.device("meta"):  # a config that does not fit takes no memory
                 tokenizer = cls(model=entries, license=license)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -131,9 +133,8 @@ class PublishedImageVQ(PublishedTokenizer):
 
         Raises MediaError for wrong sizes, ranges, and lengths (images have none).
         """
-        if num_quantizers not in (None, 1):
-            raise CodesError(f"num_quantizers {num_quantizers}: {type(self).__name__} has 1")
-        x_BCHW = self._checked(media, lengths).to(self.device)
+        check_count(num_quantizers, 1)
+        x_BCHW = check_images(media, lengths, factor=self.factor).to(self.device)
         with full_precision(self.device):
             codes_Bhw = self._encode(x_BCHW * 2 - 1)
         return Codes(codes_Bhw[:, None], None, self.spec)
@@ -146,19 +147,9 @@ class PublishedImageVQ(PublishedTokenizer):
         """
         if not self.decodes:
             raise UnsupportedError(f"{type(self).__name__} only encodes: its publisher gave no decoder")
-        self._check_origin(codes)
-        codes_B1hw = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
-        if codes_B1hw.ndim != 4 or codes_B1hw.shape[1] != 1 or codes_B1hw.numel() == 0:
-            raise CodesError(f"image codes must be [batch, 1, height, width], got {list(codes_B1hw.shape)}")
-        if codes_B1hw.is_floating_point() or codes_B1hw.dtype == torch.bool:
-            raise CodesError(f"codes must be integers, got {codes_B1hw.dtype}")
-        low, high = (int(value) for value in torch.aminmax(codes_B1hw))
-        if low < 0 or high >= self.codebook_size:
-            raise CodesError(
-                f"code {low if low < 0 else high} is outside 0..{self.codebook_size - 1}; is this another tokenizer's?"
-            )
+        codes_B1hw, _ = self._unpack(codes)
         with full_precision(self.device):
-            return (self._decode(codes_B1hw[:, 0].long()) / 2 + 0.5).clamp(0, 1)
+            return (self._decode(codes_B1hw[:, 0]) / 2 + 0.5).clamp(0, 1)
 
     @abstractmethod
     def _encode(self, x_BCHW: Tensor) -> Tensor:
@@ -167,24 +158,6 @@ class PublishedImageVQ(PublishedTokenizer):
     def _decode(self, codes_Bhw: Tensor) -> Tensor:
         """Pixels, nearly all in [-1, 1]."""
         raise NotImplementedError
-
-    def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            raise MediaError("image batch", "lengths were given", "images of a batch share one size; pass no lengths")
-        media = check_media("image batch", media, "float32[batch, 3, height, width] in [0, 1]", 4, 3)
-        height, width = media.shape[2:]
-        if height % self.factor or width % self.factor:
-            raise MediaError(
-                "image batch",
-                f"size {height}x{width} is not divisible by {self.factor}",
-                "resize or crop, see read_image(size=)",
-            )
-        low, high = (float(value) for value in torch.aminmax(media))
-        if low < -0.1 or high > 1.1:
-            raise MediaError(
-                "image batch", f"values span {low:.3g}..{high:.3g}", "scale images to [0, 1] (bytes: divide by 255)"
-            )
-        return media
 
 
 class Emu3Image(PublishedImageVQ):

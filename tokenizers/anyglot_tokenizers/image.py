@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_images
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CodesError, MediaError
 from anyglot_tokenizers.quantizers import make_quantizer
-from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 ADDED = {"quantizer": "rvq", "quantizer_options": {}}
 """Options younger than the first checkpoints: left out of the configuration, and so of the fingerprint, by default."""
@@ -128,7 +128,7 @@ class ImageVQ(Tokenizer):
 
         Raises MediaError for wrong sizes, ranges, and lengths (images have none).
         """
-        x_BCHW = self._checked(media, lengths).to(self.device)
+        x_BCHW = check_images(media, lengths, factor=self.factor).to(self.device)
         with full_precision(self.device):
             z_BDhw = self._latents(x_BCHW)
             codes_BKN = self.quantizer.encode(z_BDhw.flatten(2), num_quantizers)
@@ -137,10 +137,7 @@ class ImageVQ(Tokenizer):
     @torch.no_grad()
     def decode(self, codes: Codes | Tensor) -> Tensor:
         """Images float32 `[B, 3, H, W]` in [0, 1] of codes `[B, k, h, w]`, any k <= K."""
-        self._check_origin(codes)
-        codes_BKhw = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
-        if codes_BKhw.ndim != 4:
-            raise CodesError(f"image codes must be [batch, quantizers, height, width], got {list(codes_BKhw.shape)}")
+        codes_BKhw, _ = self._unpack(codes)
         with full_precision(self.device):
             z_BDN = self.quantizer.decode(codes_BKhw.flatten(2))
             x_BCHW = self._pixels(z_BDN.unflatten(2, codes_BKhw.shape[2:]))
@@ -171,26 +168,6 @@ class ImageVQ(Tokenizer):
     def _pixels(self, z_BDhw: Tensor) -> Tensor:
         x_BCHW = (self.decoder(z_BDhw) + self.linear_out(z_BDhw)).float()
         return x_BCHW * self.deviation + self.mean_C11
-
-    def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            raise MediaError("image batch", "lengths were given", "images of a batch share one size; pass no lengths")
-        media = check_media("image batch", media, "float32[batch, 3, height, width] in [0, 1]", 4, 3)
-        height, width = media.shape[2:]
-        if height % self.factor or width % self.factor:
-            raise MediaError(
-                "image batch",
-                f"size {height}x{width} is not divisible by {self.factor}",
-                "resize or crop, see read_image(size=)",
-            )
-        low, high = (float(value) for value in torch.aminmax(media))
-        if low < -0.1 or high > 1.1:
-            raise MediaError(
-                "image batch",
-                f"values span {low:.3g}..{high:.3g}",
-                "scale images to [0, 1] (bytes: divide by 255)",
-            )
-        return media
 
 
 class ResidualBlock(nn.Module):

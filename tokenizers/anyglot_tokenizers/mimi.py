@@ -26,7 +26,7 @@ from anyglot_tokenizers.chunks import Stream
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.convs import Codebooks, Conv1d, ConvTranspose1d, fold_weight_norm
 from anyglot_tokenizers.published_audio import PublishedAudio, check_sizes
-from anyglot_tokenizers.tokenizer import check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import full_precision, seeded
 
 Memory = dict[nn.Module, Tensor]
 """What the layers of a stream keep of their past input; empty at its start. One for each way."""
@@ -126,25 +126,22 @@ class MimiStream(Stream):
 
     @torch.no_grad()
     def _encode(self, until: int) -> Codes:
-        used = self.num_quantizers or self.spec.num_quantizers
         count, hop = until - self.done, self.spec.hop_length
         if not count:
-            return Codes(torch.zeros(self.batch_size, used, 0, dtype=torch.int64), None, self.spec)
-        x_BCS = check_media("audio chunk", self._take(count * hop), "float32[batch, 1, samples]", 3, 1)
-        x_BS = F.pad(x_BCS[:, 0], (0, count * hop - x_BCS.shape[2])).to(self.tokenizer.device)
+            return self._no_codes()
+        x_BCS = self._take(count * hop)
+        x_BS = F.pad(x_BCS[:, 0], (0, count * hop - x_BCS.shape[2]))
         with full_precision(x_BS.device):
-            codes_BKN = self.tokenizer._encode(x_BS, used, self.memory)
+            codes_BKN = self.tokenizer._encode(x_BS, self.num_quantizers, self.memory)
         self.done = self.start = until
         return Codes(codes_BKN, None, self.spec)
 
     @torch.no_grad()
     def _decode(self, until: int) -> Tensor:
         if until == self.done:
-            return torch.zeros(self.batch_size, 1, 0)
-        codes_BKN = self._take(until - self.done)
-        self.tokenizer._check_codes(codes_BKN)
+            return self._no_audio()
         with full_precision(self.tokenizer.device):
-            x_BS = self.tokenizer._decode(codes_BKN.to(self.tokenizer.device), self.memory)
+            x_BS = self.tokenizer._decode(self._take(until - self.done), self.memory)
         self.done = self.start = until
         return x_BS[:, None]
 

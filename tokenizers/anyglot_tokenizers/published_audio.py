@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyglot_tokenizers.checks import check_audio, check_count
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.convs import fold_weight_norm
-from anyglot_tokenizers.errors import CheckpointError, CodesError, MediaError
+from anyglot_tokenizers.errors import CheckpointError
 from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
-from anyglot_tokenizers.tokenizer import CONFIG_FILE, check_media, full_precision
+from anyglot_tokenizers.tokenizer import CONFIG_FILE, full_precision
 
 
 class PublishedAudio(PublishedTokenizer):
@@ -56,7 +57,7 @@ class PublishedAudio(PublishedTokenizer):
         """Audio `[B, N * hop_length]`."""
 
     def _published_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The publisher's tensors under our names."""
+        """The publisher's tensors under our names. Raises what torch does where shapes do not fit."""
         return fold_weight_norm(tensors)
 
     @classmethod
@@ -69,7 +70,13 @@ class PublishedAudio(PublishedTokenizer):
             raise CheckpointError(
                 f"{folder / CONFIG_FILE}: does not describe a {cls.__name__} ({error}); download it again"
             ) from error
-        found = tokenizer._published_weights(read_safetensors(folder))
+        tensors = read_safetensors(folder)
+        try:
+            found = tokenizer._published_weights(tensors)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: weights of shapes that do not fit ({error}); download them again"
+            ) from error
         wanted = tokenizer.state_dict()
         misfits = [name for name, tensor in wanted.items() if name not in found or found[name].shape != tensor.shape]
         if misfits or set(found) - set(wanted):
@@ -104,12 +111,9 @@ class PublishedAudio(PublishedTokenizer):
         The last partial hop of an item is filled with silence. Raises MediaError for empty, non-finite or misshapen
         audio, CodesError for an impossible number of quantizers.
         """
-        media = check_media("audio batch", media, "float32[batch, 1, samples]", 3, 1)
-        lengths = _checked_lengths(media, lengths)
-        used = self.num_quantizers if num_quantizers is None else num_quantizers
-        if not 1 <= used <= self.num_quantizers:
-            raise CodesError(f"num_quantizers {used} is outside 1..{self.num_quantizers}")
-        counts = (lengths + self.hop_length - 1) // self.hop_length
+        media, lengths = check_audio(media, lengths, 1)
+        used = check_count(num_quantizers, self.num_quantizers)
+        counts = (lengths.cpu() + self.hop_length - 1) // self.hop_length
         total = -(-media.shape[2] // self.hop_length)
         codes_BKN = torch.zeros(len(media), used, total, dtype=torch.int64, device=self.device)
         with full_precision(self.device):
@@ -128,17 +132,12 @@ class PublishedAudio(PublishedTokenizer):
         Silence beyond an item's length. Raises CodesError for codes that do not fit, FingerprintError for those of
         another tokenizer.
         """
-        self._check_origin(codes)
-        lengths = codes.lengths if isinstance(codes, Codes) else None
-        codes_BKN = codes.codes if isinstance(codes, Codes) else codes
-        self._check_codes(codes_BKN)
+        codes_BKN, counts = self._unpack(codes)
         batch, _, total = codes_BKN.shape
-        counts = torch.full((batch,), total) if lengths is None else lengths.cpu()
         x_BS = torch.zeros(batch, total * self.hop_length, device=self.device)
         with full_precision(self.device):
             for rows, count in self._groups(counts):
-                part_BKN = codes_BKN[rows, :, :count].to(self.device)
-                x_BS[rows, : count * self.hop_length] = self._decode(part_BKN)
+                x_BS[rows, : count * self.hop_length] = self._decode(codes_BKN[rows, :, :count])
         return x_BS[:, None]
 
     def _groups(self, counts: Tensor) -> Iterator[tuple[Tensor, int]]:
@@ -148,20 +147,6 @@ class PublishedAudio(PublishedTokenizer):
             for part in rows.split(max(self.max_samples // (count * self.hop_length), 1)):
                 yield part, count
 
-    def _check_codes(self, codes_BKN: Tensor) -> None:
-        if codes_BKN.ndim != 3 or not 1 <= codes_BKN.shape[1] <= self.num_quantizers or 0 in codes_BKN.shape:
-            raise CodesError(
-                f"codes of shape {list(codes_BKN.shape)} do not fit: "
-                f"need [batch, 1..{self.num_quantizers} quantizers, time >= 1]"
-            )
-        if codes_BKN.dtype != torch.int64:
-            raise CodesError(f"codes must be int64, got {codes_BKN.dtype}")
-        low, high = (int(value) for value in torch.aminmax(codes_BKN))
-        if low < 0 or high >= self.codebook_size:
-            raise CodesError(
-                f"code {low if low < 0 else high} is outside 0..{self.codebook_size - 1}; is this another tokenizer's?"
-            )
-
 
 def check_sizes(settings: Mapping[str, Any], **most: int) -> None:
     """Raises ValueError unless entries are whole numbers in 1..most (2**16 if not said), or lists of up to 16 such."""
@@ -169,18 +154,3 @@ def check_sizes(settings: Mapping[str, Any], **most: int) -> None:
         numbers, high = value if isinstance(value, list) else [value], most.get(name, 2**16)
         if not 1 <= len(numbers) <= 16 or not all(type(number) is int and 1 <= number <= high for number in numbers):
             raise ValueError(f"{name} must be whole numbers in 1..{high}, got {str(value)[:80]}")
-
-
-def _checked_lengths(media: Tensor, lengths: Tensor | None) -> Tensor:
-    batch, _, samples = media.shape
-    if lengths is None:
-        return torch.full((batch,), samples)
-    if lengths.shape != (batch,) or lengths.dtype != torch.int64:
-        raise MediaError(
-            "audio batch", f"lengths are {lengths.dtype}{list(lengths.shape)}", f"need int64[{batch}], in samples"
-        )
-    if int(lengths.min()) < 1 or int(lengths.max()) > samples:
-        raise MediaError(
-            "audio batch", f"lengths {lengths.tolist()[:8]} leave 1..{samples}", "drop empty items, in samples"
-        )
-    return lengths.cpu()

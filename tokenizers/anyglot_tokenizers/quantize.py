@@ -22,10 +22,11 @@ import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyglot_tokenizers.errors import CodesError
+from anyglot_tokenizers.checks import check_count, check_ids
 
 CACHE_BYTES = 2**22  # distances searched at once on a CPU: in its cache, twice as fast as from memory
 DEVICE_BYTES = 2**28  # and elsewhere, to bound memory
+MOST = 1024  # quantizers
 ONE_HOT_BYTES = 2**28  # a training step whose one-hot matrix is larger leaves the library's path
 
 
@@ -55,9 +56,9 @@ class Quantizer(nn.Module, ABC):
     ) -> None:
         super().__init__()
         codebook_dim = dim if codebook_dim is None else codebook_dim
-        if min(dim, num_quantizers, codebook_dim) < 1 or codebook_size < 2:
+        if min(dim, num_quantizers, codebook_dim) < 1 or num_quantizers > MOST or codebook_size < 2:
             raise ValueError(
-                "need dim, num_quantizers, codebook_dim >= 1 and codebook_size >= 2: "
+                f"need dim, codebook_dim >= 1, num_quantizers in 1..{MOST} and codebook_size >= 2: "
                 f"{dim}, {num_quantizers}, {codebook_dim}, {codebook_size}"
             )
         if not 0.0 <= dropout <= 1.0:
@@ -99,7 +100,7 @@ class Quantizer(nn.Module, ABC):
             needs); statistics of this batch: `perplexity` `[k]`, `usage` (fraction of codes met) `[k]`, `counts`
             `[k, C]`.
         """
-        num_used = self._num_used(num_quantizers)
+        num_used = check_count(num_quantizers, self.num_quantizers)
         with torch.autocast(x_BDN.device.type, enabled=False):
             batch, grid = x_BDN.shape[0], x_BDN.shape[2:]
             x_MD = self._rows(x_BDN)
@@ -119,31 +120,17 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def encode(self, x_BDN: Tensor, num_quantizers: int | None = None) -> Tensor:
         """Nearest codes, int64 `[B, k, *grid]`. The same in training and eval mode; changes no state."""
-        num_used = self._num_used(num_quantizers)
+        num_used = check_count(num_quantizers, self.num_quantizers)
         with torch.autocast(x_BDN.device.type, enabled=False):
             codes_KM = self._assign(self.project_in(self._rows(x_BDN)), num_used)
             return codes_KM.reshape(num_used, len(x_BDN), *x_BDN.shape[2:]).transpose(0, 1).contiguous()
 
     def decode(self, codes_BKN: Tensor) -> Tensor:
-        """Sum of the entries, float32 `[B, D, *grid]`, for codes `[B, k, *grid]` of the first k <= K quantizers.
+        """Sum of the entries, float32 `[B, D, *grid]`, for codes int64 `[B, k, *grid]` of the first k <= K quantizers.
 
         Raises CodesError for more than K quantizers or ids out of range.
         """
-        if codes_BKN.ndim < 3 or not 1 <= codes_BKN.shape[1] <= self.num_quantizers:
-            raise CodesError(
-                f"codes of shape {list(codes_BKN.shape)} do not fit: "
-                f"need [batch, 1..{self.num_quantizers} quantizers, positions]"
-            )
-        if codes_BKN.is_floating_point() or codes_BKN.dtype == torch.bool:
-            raise CodesError(f"codes must be integers, got {codes_BKN.dtype}")
-        codes_BKN = codes_BKN.long()
-        if codes_BKN.numel():
-            low, high = (int(value) for value in torch.aminmax(codes_BKN))
-            if low < 0 or high >= self.codebook_size:
-                raise CodesError(
-                    f"code {low if low < 0 else high} is outside 0..{self.codebook_size - 1}; "
-                    "is this another tokenizer's?"
-                )
+        check_ids(codes_BKN, self.codebook_sizes, None, empty=True)
         with torch.autocast(codes_BKN.device.type, enabled=False):
             total = torch.zeros((), device=codes_BKN.device)
             for index in range(codes_BKN.shape[1]):
@@ -193,13 +180,6 @@ class Quantizer(nn.Module, ABC):
         if keeps:
             self._tables[index] = [(source, source._version) for source in sources], embed_Cd, half_C
         return embed_Cd, half_C
-
-    def _num_used(self, num_quantizers: int | None) -> int:
-        if num_quantizers is None:
-            return self.num_quantizers
-        if not 1 <= num_quantizers <= self.num_quantizers:
-            raise CodesError(f"num_quantizers {num_quantizers} is outside 1..{self.num_quantizers}")
-        return num_quantizers
 
     def _rows(self, x_BDN: Tensor) -> Tensor:
         return x_BDN.float().flatten(2).transpose(1, 2).reshape(-1, self.dim)

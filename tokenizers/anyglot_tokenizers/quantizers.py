@@ -95,9 +95,15 @@ class FiniteScalarQuantizer(Quantizer):
         levels = levels_of(codebook_size) if levels is None else list(levels)
         if not levels or min(levels) < 2 or math.prod(levels) != codebook_size:
             raise ValueError(f"levels {levels} must be 2 or more each, with codebook_size {codebook_size} as product")
+        if codebook_size * len(levels) > 2**25:
+            raise ValueError(
+                f"a table of {codebook_size} codes of {len(levels)} levels is too large; use more quantizers"
+            )
         super().__init__(dim, num_quantizers, codebook_size, codebook_dim=len(levels), dropout=dropout)
         self.register_buffer("levels", torch.tensor(levels, dtype=torch.float32), persistent=False)
-        self.layer = FSQ(levels, preserve_symmetry=True, bound_hard_clamp=True)
+        with torch.device("cpu"):  # it cannot be made for "meta"
+            layer = FSQ(levels, preserve_symmetry=True, bound_hard_clamp=True)
+        self.layer = layer.to(torch.empty(0).device)
 
     def _quantize(
         self, x_Md: Tensor, item_M: Tensor, batch: int, num_used: int

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_images
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CodesError, MediaError
+from anyglot_tokenizers.errors import CodesError
 from anyglot_tokenizers.quantizers import make_quantizer
-from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 
 class QueryImageVQ(Tokenizer):
@@ -154,7 +155,7 @@ class QueryImageVQ(Tokenizer):
 
         Raises MediaError for other sizes, ranges, and lengths (images have none).
         """
-        x_BCHW = self._checked(media, lengths).to(self.device)
+        x_BCHW = check_images(media, lengths, size=self.image_size).to(self.device)
         with full_precision(self.device):
             return Codes(self.quantizer.encode(self._latents(x_BCHW), num_quantizers), None, self.spec)
 
@@ -164,19 +165,11 @@ class QueryImageVQ(Tokenizer):
 
         n is N, or with `causal` any n <= N; so may be the lengths of `Codes`, item by item.
         """
-        self._check_origin(codes)
-        lengths = codes.lengths if isinstance(codes, Codes) else None
-        codes_BKN = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
-        if codes_BKN.ndim != 3 or not 1 <= codes_BKN.shape[2] <= self.num_queries:
+        codes_BKN, count_B = self._unpack(codes)
+        count, shortest = codes_BKN.shape[2], int(count_B.min())
+        if shortest < 1 or count > self.num_queries or (shortest < self.num_queries and not self.causal):
             raise CodesError(
-                f"codes must be [batch, quantizers, {self.num_queries} queries], got {list(codes_BKN.shape)}"
-            )
-        count = codes_BKN.shape[2]
-        count_B = torch.full((len(codes_BKN),), count) if lengths is None else lengths.cpu()
-        shortest = int(count_B.min()) if len(count_B) else count
-        if shortest < 1 or (shortest < self.num_queries and not self.causal):
-            raise CodesError(
-                f"codes of {shortest} queries; need "
+                f"codes of {shortest}..{count} queries; need "
                 + (f"1..{self.num_queries}" if self.causal else f"all {self.num_queries}: the order has no meaning")
             )
         with full_precision(self.device):
@@ -244,24 +237,6 @@ class QueryImageVQ(Tokenizer):
         rows = self.image_size[0] // self.patch
         x_BCHW = F.pixel_shuffle(x_BPC.float().transpose(1, 2).unflatten(2, (rows, -1)), self.patch)
         return x_BCHW * self.deviation + self.mean_C11
-
-    def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            raise MediaError("image batch", "lengths were given", "images of a batch share one size; pass no lengths")
-        height, width = self.image_size
-        media = check_media("image batch", media, f"float32[batch, 3, {height}, {width}] in [0, 1]", 4, 3)
-        if media.shape[2:] != self.image_size:
-            raise MediaError(
-                "image batch",
-                f"size {media.shape[2]}x{media.shape[3]} is not {height}x{width}",
-                "resize or crop, see read_image(size=); queries are of one size",
-            )
-        low, high = (float(value) for value in torch.aminmax(media))
-        if low < -0.1 or high > 1.1:
-            raise MediaError(
-                "image batch", f"values span {low:.3g}..{high:.3g}", "scale images to [0, 1] (bytes: divide by 255)"
-            )
-        return media
 
 
 class Block(nn.Module):

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_audio, check_count
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CodesError, MediaError
+from anyglot_tokenizers.errors import MediaError
 from anyglot_tokenizers.quantize import ResidualQuantizer
-from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 REACH = 32.0  # means go up to sinh(32) = 4e13 units, scales from exp(-32) to exp(32) units
 
@@ -42,6 +43,8 @@ class SeriesVQ(Tokenizer):
         super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         if min(patch, channels, digits) < 1:
             raise ValueError(f"need patch, channels, digits >= 1, got {patch}, {channels}, {digits}")
+        if channels > 2**12 or digits > 62 or codebook_size**digits > 2**62:
+            raise ValueError(f"{channels} channels or means in {codebook_size}^{digits} steps are too many")
         self.modality, self.patch, self.channels, self.size = "series", patch, channels, codebook_size
         self.digits, self.heads, self.total = digits, channels * (digits + 1), channels * (digits + 1) + shapes
         with seeded(seed):
@@ -60,31 +63,24 @@ class SeriesVQ(Tokenizer):
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
         """Codes of series of `lengths` int64 `[B]` samples; a last partial patch is filled with the last sample."""
-        if num_quantizers is not None and not 1 <= num_quantizers <= self.total:
-            raise CodesError(f"num_quantizers {num_quantizers} is outside 1..{self.total}")
+        used = check_count(num_quantizers, self.total)
         with full_precision(self.device):
             head_BHN, shape_BNO, real_BS = self._split(media.to(self.device), lengths)
             shape_BKN = self.shapes.encode(self.embed(shape_BNO).mT)
-        codes_BKN, valid_BN = torch.cat([head_BHN, shape_BKN], 1)[:, :num_quantizers], real_BS[:, :: self.patch]
+        codes_BKN, valid_BN = torch.cat([head_BHN, shape_BKN], 1)[:, :used], real_BS[:, :: self.patch]
         return Codes(codes_BKN * valid_BN[:, None], valid_BN.sum(1), self.spec)
 
     @torch.no_grad()
     def decode(self, codes: Codes | Tensor) -> Tensor:
         """Series float32 `[B, C, N * patch]` of codes `[B, k, N]`, any k <= K; zeros beyond a series' end."""
-        self._check_origin(codes)
-        ids_BKN = (codes.codes if isinstance(codes, Codes) else codes).to(self.device)
-        wrong = ids_BKN.ndim != 3 or not 1 <= ids_BKN.shape[1] <= self.total or ids_BKN.is_floating_point()
-        if wrong or not ids_BKN.numel() or int(ids_BKN.min()) < 0 or int(ids_BKN.max()) >= self.size:
-            raise CodesError(f"need ids 0..{self.size - 1} [batch, 1..{self.total} quantizers, time >= 1]")
+        ids_BKN, lengths_B = self._unpack(codes)
         head_BHN, shape_BKN = ids_BKN[:, : self.heads], ids_BKN[:, self.heads :]
         head_BHN = F.pad(head_BHN, (0, 0, 0, self.heads - head_BHN.shape[1]), value=self.size // 2)  # unknown: middle
         with full_precision(self.device):
             plain_BDN = torch.zeros(len(ids_BKN), self.shapes.dim, ids_BKN.shape[2], device=self.device)
             x_BCS = self._join(head_BHN, self.shapes.decode(shape_BKN) if shape_BKN.numel() else plain_BDN)
-        if isinstance(codes, Codes) and codes.lengths is not None:
-            ends_B11 = codes.lengths.to(self.device)[:, None, None] * self.patch
-            x_BCS = x_BCS * (torch.arange(x_BCS.shape[2], device=self.device) < ends_B11)
-        return x_BCS
+        ends_B11 = lengths_B.to(self.device)[:, None, None] * self.patch
+        return x_BCS * (torch.arange(x_BCS.shape[2], device=self.device) < ends_B11)
 
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Reconstruct with gradients, `[B, C, N * patch]`, zeros beyond a series' end."""
@@ -100,12 +96,8 @@ class SeriesVQ(Tokenizer):
 
     def _split(self, media: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of means and scales `[B, H, N]`, scaled patches `[B, N, C P]`, which samples are real `[B, N P]`."""
-        x_BCS = check_media("series batch", media, "float32[batch, channels, samples]", 3, self.channels)
-        batch, _, samples = x_BCS.shape
-        ends_B = torch.full((batch,), samples) if lengths is None else lengths
-        if ends_B.shape != (batch,) or ends_B.dtype != torch.int64 or ends_B.min() < 1 or ends_B.max() > samples:
-            raise MediaError("series batch", f"lengths are {lengths}", f"need int64[{batch}] in 1..{samples}")
-        at_S = torch.arange(-(-samples // self.patch) * self.patch, device=x_BCS.device)
+        x_BCS, ends_B = check_audio(media, lengths, self.channels, "series batch")
+        at_S = torch.arange(-(-x_BCS.shape[2] // self.patch) * self.patch, device=x_BCS.device)
         ends_B1 = ends_B.to(x_BCS.device)[:, None]
         source_BCS = torch.minimum(at_S, ends_B1 - 1)[:, None].expand(-1, self.channels, -1)
         x_BCNP = x_BCS.gather(2, source_BCS).unflatten(2, (-1, self.patch))

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyglot_tokenizers.checks import check_media
 from anyglot_tokenizers.errors import CodesError, ManifestError, MediaError
 from anyglot_tokenizers.series import SeriesLoss, SeriesVQ
-from anyglot_tokenizers.tokenizer import check_media
 
 
 class SeriesText:

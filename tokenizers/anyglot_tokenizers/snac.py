@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.convs import (
     Conv1d,
     ConvTranspose1d,
@@ -39,7 +40,7 @@ from anyglot_tokenizers.convs import (
     encoder_context,
     fold_weight_norm,
 )
-from anyglot_tokenizers.errors import CheckpointError, CodesError
+from anyglot_tokenizers.errors import CodesError
 from anyglot_tokenizers.published_audio import PublishedAudio, check_sizes
 from anyglot_tokenizers.quantize import nearest
 from anyglot_tokenizers.tokenizer import seeded
@@ -88,11 +89,7 @@ class Snac(PublishedAudio):
         self.requires_grad_(False).eval()
 
     def _published_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("rel_pos.inv_freq")}
-        try:
-            return fold_weight_norm(kept)
-        except (RuntimeError, IndexError) as error:
-            raise CheckpointError(f"weight norms of shapes that do not fit ({error}); is it another model?") from error
+        return fold_weight_norm({name: x for name, x in tensors.items() if not name.endswith("rel_pos.inv_freq")})
 
     def _spec_entries(self) -> dict[str, Any]:
         left, right, multiple = self._reach()
@@ -142,9 +139,10 @@ class Snac(PublishedAudio):
             parts.append(x_BS[:, (first - start) * self.hop_length : (last - start) * self.hop_length])
         return torch.cat(parts, 1)
 
-    def _check_codes(self, codes_BKN: Tensor) -> None:
-        super()._check_codes(codes_BKN)
+    def _unpack(self, codes: Codes | Tensor, *, empty: bool = False) -> tuple[Tensor, Tensor]:
+        codes_BKN, counts_B = super()._unpack(codes, empty=empty)
         self._depth(codes_BKN.shape[1])
+        return codes_BKN, counts_B
 
     def _depth(self, columns: int) -> int:
         """How many codebooks so many columns are. Raises CodesError where the last is not complete."""

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_audio, check_count
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.convs import Codebooks, Conv1d, ConvTranspose1d, Snake, fold_weight_norm
-from anyglot_tokenizers.errors import CheckpointError, CodesError, MediaError
+from anyglot_tokenizers.errors import CheckpointError
 from anyglot_tokenizers.published_audio import PublishedAudio, check_sizes
-from anyglot_tokenizers.tokenizer import check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import full_precision, seeded
 
 KERNEL = 7  # of the first and last convolution of encoder and decoder
 EMBED = "quantizer.vq.layers.{}._codebook.embed"
@@ -53,13 +54,9 @@ class SpeechTokenizer(PublishedAudio):
         self.requires_grad_(False).eval()
 
     def _published_weights(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        try:
-            folded = fold_weight_norm(tensors)
-        except (RuntimeError, IndexError) as error:
-            raise CheckpointError(f"weight norms of shapes that do not fit ({error}); is it another model?") from error
         kept = {
             name.replace(".conv.conv.", ".conv.").replace(".convtr.convtr.", ".conv."): tensor
-            for name, tensor in folded.items()
+            for name, tensor in fold_weight_norm(tensors).items()
             if not name.startswith("transform.") and not name.endswith(TRAINING)
         }
         books = [kept.pop(name) for name in map(EMBED.format, range(len(kept))) if name in kept]
@@ -73,17 +70,9 @@ class SpeechTokenizer(PublishedAudio):
 
         Raises MediaError for empty, non-finite or misshapen audio, CodesError for an impossible number of quantizers.
         """
-        media = check_media("audio batch", media, "float32[batch, 1, samples]", 3, 1)
-        lengths = torch.full((len(media),), media.shape[2]) if lengths is None else lengths.cpu()
-        if lengths.shape != (len(media),) or lengths.dtype != torch.int64:
-            what = f"lengths are {lengths.dtype}{list(lengths.shape)}"
-            raise MediaError("audio batch", what, f"need int64[{len(media)}], in samples")
-        if int(lengths.min()) < 1 or int(lengths.max()) > media.shape[2]:
-            what = f"lengths {lengths.tolist()[:8]} leave 1..{media.shape[2]}"
-            raise MediaError("audio batch", what, "drop empty items, in samples")
-        used = self.num_quantizers if num_quantizers is None else num_quantizers
-        if not 1 <= used <= self.num_quantizers:
-            raise CodesError(f"num_quantizers {used} is outside 1..{self.num_quantizers}")
+        media, lengths = check_audio(media, lengths, 1)
+        lengths = lengths.cpu()
+        used = check_count(num_quantizers, self.num_quantizers)
         counts = -(-lengths // self.hop_length)
         total = -(-media.shape[2] // self.hop_length)
         codes_BKT = torch.zeros(len(media), used, total, dtype=torch.int64, device=self.device)

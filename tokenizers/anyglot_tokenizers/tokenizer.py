@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from anyglot_tokenizers.bounds import bounded_by
 from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, home_of, license_of, warn_about
+from anyglot_tokenizers.checks import check_ids
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, MediaError, UnsupportedError
+from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, UnsupportedError
 from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.spec import CodeSpec
 
@@ -99,13 +101,22 @@ class Tokenizer(nn.Module, ABC):
     def fit_statistics(self, media: Tensor) -> None:
         """Adapt input scaling to typical media before the first training step; nothing by default."""
 
-    def _check_origin(self, codes: Codes | Tensor) -> None:
-        """Raises FingerprintError for codes that say they are of another tokenizer."""
-        theirs = codes.spec.fingerprint if isinstance(codes, Codes) and codes.spec is not None else ""
+    def _unpack(self, codes: Codes | Tensor, *, empty: bool = False) -> tuple[Tensor, Tensor]:
+        """Ids int64 `[batch, k, *grid]`, on this device, and how many count of each item, int64 `[batch]`, on the CPU.
+
+        Raises FingerprintError for codes that say they are of another tokenizer, CodesError for those that cannot be
+        of this one; `empty`: the batch or the grid may be.
+        """
+        codes = codes if isinstance(codes, Codes) else Codes(codes)
+        theirs = codes.spec.fingerprint if codes.spec is not None else ""
         if theirs and theirs != self.fingerprint:
             raise FingerprintError(
                 f"the codes are of tokenizer {theirs[:12]}, this is {self.fingerprint[:12]}; decode them with theirs"
             )
+        entries = self._spec_entries()
+        ids = check_ids(codes.codes, entries["codebook_sizes"], entries["axes"], empty=empty).to(self.device)
+        counts = torch.tensor(ids.shape[2]).expand(len(ids)) if codes.lengths is None else codes.lengths.cpu()
+        return ids, counts
 
     @property
     def spec(self) -> CodeSpec:
@@ -197,13 +208,20 @@ class Tokenizer(nn.Module, ABC):
             raise CheckpointError(
                 f"{folder}: holds a {found.__name__}, not a {cls.__name__}; use anyglot_tokenizers.load"
             )
+        tensors = _read_weights(folder)
         try:
-            tokenizer = found(**entries["config"])
-        except (TypeError, ValueError, ArithmeticError) as error:
+            if found.__module__.startswith(f"{PACKAGE}."):  # classes of others may not be made for "meta"
+                with bounded_by(tensors, folder), torch.device("meta"):  # takes no memory, however much is asked for
+                    found(**entries["config"])
+            with bounded_by(tensors, folder):
+                tokenizer = found(**entries["config"])
+        except AnyglotError:
+            raise
+        except Exception as error:  # of whatever kind nonsense causes
             raise CheckpointError(
                 f"{folder / CONFIG_FILE}: config does not build a {found.__name__} ({error})"
             ) from error
-        tokenizer._load_tensors(folder, str(entries["fingerprint"]))
+        tokenizer._take(tensors, folder / WEIGHTS_FILE, str(entries["fingerprint"]))
         warn_about(str(name_or_path), str(tokenizer.config.get("license", UNKNOWN)))
         return tokenizer.eval()
 
@@ -235,20 +253,8 @@ class Tokenizer(nn.Module, ABC):
     def _stored_tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in sorted(self.state_dict().items()) if not name.endswith("embed_avg")}
 
-    def _load_tensors(self, folder: Path, fingerprint: str) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            refuse_pickles(folder)
-            raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: not a readable safetensors file ({error}); download or save it again"
-            ) from error
+    def _take(self, tensors: dict[str, Tensor], path: Path, fingerprint: str) -> None:
+        """Load the weights of file `path`. Raises CheckpointError if they are not those this configuration needs."""
         wanted = self._stored_tensors()
         if set(tensors) != set(wanted):
             missing, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
@@ -302,20 +308,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 without autocast, so that codes do not depend on the caller's settings."""
     with torch.autocast(device.type, enabled=False):
         yield
-
-
-def check_media(name: str, media: Tensor, shape: str, ndim: int, channels: int) -> Tensor:
-    """Media as float32. Raises MediaError if they are not finite floats `[batch, channels, ...]`."""
-    if media.ndim != ndim or media.shape[1] != channels:
-        raise MediaError(name, f"shape {list(media.shape)} does not fit", f"need {shape} with {channels} channels")
-    if not media.is_floating_point():
-        raise MediaError(name, f"dtype {media.dtype} is not floating point", f"need {shape}")
-    if media.numel() == 0:
-        raise MediaError(name, f"shape {list(media.shape)} is empty", "drop empty items before encoding")
-    media = media.float()
-    if not bool(torch.isfinite(media).all()):
-        raise MediaError(name, "holds NaN or infinite values", "clean the item before encoding")
-    return media
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -381,6 +373,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: not a JSON object; save it again with save_pretrained")
     return entries
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        refuse_pickles(folder)
+        raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}); download or save it again"
+        ) from error
 
 
 def _check_config(entries: dict[str, Any], folder: Path) -> None:

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import CheckpointError, CodesError, MediaError
+from anyglot_tokenizers.errors import CheckpointError
 from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
 from anyglot_tokenizers.published_audio import check_sizes
 from anyglot_tokenizers.quantize import nearest
-from anyglot_tokenizers.tokenizer import CONFIG_FILE, check_media, full_precision, seeded
+from anyglot_tokenizers.tokenizer import CONFIG_FILE, full_precision, seeded
 
 GROUPS = 32
 CODEBOOK = "quantize.embedding.weight"
@@ -106,9 +107,8 @@ class VQGAN(PublishedTokenizer):
         Raises MediaError for wrong sizes, ranges, and lengths (images have none), CodesError for another
         `num_quantizers` than 1.
         """
-        if num_quantizers not in (None, 1):
-            raise CodesError(f"num_quantizers {num_quantizers} is outside 1..1")
-        x_BCHW = self._checked(media, lengths).to(self.device)
+        check_count(num_quantizers, 1)
+        x_BCHW = check_images(media, lengths, factor=self.factor).to(self.device)
         with full_precision(self.device):
             x_BCHW = (2 * x_BCHW - 1).contiguous(memory_format=torch.channels_last)
             z_BhwD = self.quant_conv(self.encoder(x_BCHW)).permute(0, 2, 3, 1)
@@ -123,38 +123,15 @@ class VQGAN(PublishedTokenizer):
 
         Raises CodesError for codes of another shape or range, FingerprintError for those of another tokenizer.
         """
-        self._check_origin(codes)
-        codes_B1hw = codes.codes if isinstance(codes, Codes) else codes
-        if codes_B1hw.ndim != 4 or codes_B1hw.shape[1] != 1 or 0 in codes_B1hw.shape:
-            raise CodesError(f"image codes must be [batch, 1, height, width], not empty: {list(codes_B1hw.shape)}")
-        if codes_B1hw.dtype != torch.int64:
-            raise CodesError(f"codes must be int64, got {codes_B1hw.dtype}")
-        low, high = (int(value) for value in torch.aminmax(codes_B1hw))
-        if low < 0 or high >= self.codebook_size:
-            bad = low if low < 0 else high
-            raise CodesError(f"code {bad} is outside 0..{self.codebook_size - 1}; is this another tokenizer's?")
+        codes_B1hw, _ = self._unpack(codes)
         with full_precision(self.device):
-            q_BDhw = F.embedding(codes_B1hw[:, 0].to(self.device), self._entries()).permute(0, 3, 1, 2)
+            q_BDhw = F.embedding(codes_B1hw[:, 0], self._entries()).permute(0, 3, 1, 2)
             x_BCHW = self.decoder(self.post_quant_conv(q_BDhw))
         return ((x_BCHW + 1) / 2).clamp(0, 1).contiguous()
 
     def _entries(self) -> Tensor:
         entries_ED = cast(nn.Embedding, self.quantize["embedding"]).weight
         return F.normalize(entries_ED) if self.l2_norm else entries_ED
-
-    def _checked(self, media: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is not None:
-            raise MediaError("image batch", "lengths were given", "images of a batch share one size; pass no lengths")
-        media = check_media("image batch", media, "float32[batch, 3, height, width] in [0, 1]", 4, 3)
-        height, width = media.shape[2:]
-        if height % self.factor or width % self.factor:
-            what = f"size {height}x{width} is not divisible by {self.factor}"
-            raise MediaError("image batch", what, "resize or crop, see read_image(size=)")
-        low, high = (float(value) for value in torch.aminmax(media))
-        if low < -0.1 or high > 1.1:
-            what = f"values span {low:.3g}..{high:.3g}"
-            raise MediaError("image batch", what, "scale images to [0, 1] (bytes: divide by 255)")
-        return media
 
 
 def vqgan_settings(model: dict[str, Any]) -> dict[str, Any]:
