@@ -30,6 +30,8 @@ from torch import Tensor
 from anyglot_tokenizers import Codes, LicenseWarning
 from anyglot_tokenizers.tokenizer import Tokenizer
 
+WARM = 20.0  # seconds after which nothing is left to warm up
+
 
 @dataclass
 class Peer:
@@ -181,13 +183,13 @@ CASES: dict[str, Callable[[], Case]] = {"encodec_24khz": encodec_24khz, "dac_24k
 
 
 def seconds_of(run: Callable[[], object], runs: int) -> list[float]:
-    run()
-    seconds = []
-    for _ in range(runs):
+    """Times of `runs` calls after one to warm up, which counts itself if it is longer than `WARM`."""
+    seconds: list[float] = []
+    while len(seconds) < 1 + runs and (len(seconds) < runs or seconds[0] < WARM):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return seconds[-runs:]
 
 
 def compare(name: str, case: Case, quick: bool, runs: int) -> dict[str, float]:
