@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 # encodec wants torchaudio, which does not load beside a CPU build of torch.
 $(PEERS): $(STAMP)
 	$(PIP) install -qq -c constraints.txt -e ".[eval]"
-	$(PIP) install -qq -c constraints.txt --no-deps encodec snac einops
+	$(PIP) install -qq -c constraints.txt --no-deps encodec snac speechtokenizer einops
 	@touch $@
 
 # flite gives the demo and the tests its four voices. Best effort: without it espeak-ng, which pip brings, speaks.
