@@ -163,7 +163,7 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace the parts of weight-normed weights (Salimans & Kingma, arXiv 1602.07868) by the weights themselves.
 
     Knows both spellings, `weight_g` and `weight_v`, and those of `torch.nn.utils.parametrizations`. Raises ValueError
-    for a part that is no scale, one number for each index of one axis.
+    for a part that is no scale, one number for each index of the first or the last axis.
     """
     folded = dict(tensors)
     for scale, direction in (
@@ -174,7 +174,7 @@ def fold_weight_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             stem = name.removesuffix(scale)
             if f"{stem}{direction}" in folded:
                 g, v = folded.pop(name).float(), folded.pop(f"{stem}{direction}").float()
-                scales = ([size if at == axis else 1 for at, size in enumerate(v.shape)] for axis in range(v.ndim))
+                scales = ([size if at == axis else 1 for at, size in enumerate(v.shape)] for axis in (0, v.ndim - 1))
                 if list(g.shape) not in scales:
                     raise ValueError(f"{name} is {list(g.shape)}, {stem}{direction} is {list(v.shape)}")
                 dims = [dim for dim, size in enumerate(g.shape) if size == 1]
