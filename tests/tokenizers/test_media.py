@@ -126,6 +126,17 @@ def test_bad_audio(tmp_path):
             read_audio(cut, sample_rate=16000)
 
 
+def test_an_absurd_sample_rate_takes_no_memory(tmp_path):
+    """A header of 2**30 Hz, in a format that libsndfile cannot seek in: no room for ten minutes of that is made."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(640), 8000, subtype="GSM610")
+    content = bytearray(path.read_bytes())
+    content[24:28] = (2**30).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match="none at 16000 Hz"):
+        read_audio(path, sample_rate=16000)
+
+
 def test_write_refuses_and_leaves_nothing(tmp_path):
     for image in (
         torch.zeros(1, 2, 2),

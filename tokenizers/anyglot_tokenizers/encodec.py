@@ -239,7 +239,8 @@ class Encodec(PublishedTokenizer):
             y_BTO = y_BTO[:, start - offset - low : stop - offset - low]
             h_TBO[start - begin : start - begin + y_BTO.shape[1], rows] = y_BTO.transpose(0, 1)
         over_TB1 = (torch.arange(begin, end, device=h_TBO.device)[:, None] >= counts_B)[..., None]
-        h_TBO = torch.where(over_TB1, h_TBO[:, :1], h_TBO)  # on zeros an LSTM fades into denormal numbers, which are slow
+        # on zeros an LSTM fades into denormal numbers, which are slow
+        h_TBO = torch.where(over_TB1, h_TBO[:, :1], h_TBO)
         first, y_BTO = carry.advance(h_TBO, encoder.recurrent, encoder.last.left + encoder.last.right)
         from_frame = max(begin - encoder.last.right, 0)
         ids_BKN = torch.zeros(len(items_B), used, end - from_frame, dtype=torch.int64, device=self.device)
@@ -328,7 +329,8 @@ class Encodec(PublishedTokenizer):
         total = codes_BKN.shape[2]
         most = -(-total // frames)
         scale_BS = extras.get("scale", torch.full((len(counts), most), LOUDNESS)).to(self.device)
-        if scale_BS.ndim != 2 or scale_BS.shape[1] < most or not bool(torch.isfinite(scale_BS).all()):
+        fits = scale_BS.is_floating_point() and scale_BS.ndim == 2 and scale_BS.shape[1] >= most
+        if not fits or not bool(torch.isfinite(scale_BS).all()):
             raise CodesError(f"extra 'scale' is {list(scale_BS.shape)}, need finite numbers [batch, {most} segments]")
         places: dict[int, list[tuple[int, int]]] = {}  # by number of codes: item and number of the segment
         for item, count in enumerate(counts):

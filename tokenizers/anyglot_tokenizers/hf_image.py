@@ -26,7 +26,7 @@ from anyglot_tokenizers.bounds import bounded_by
 from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, UnsupportedError
-from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
+from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
 from anyglot_tokenizers.tokenizer import CONFIG_FILE, WEIGHTS_FILE, full_precision, seeded
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -87,15 +87,7 @@ class PublishedImageVQ(PublishedTokenizer):
                 tokenizer = cls(model=entries, license=license)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-        wanted = {name: tensor.shape for name, tensor in tokenizer.model.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        if found != wanted:
-            differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise CheckpointError(
-                f"{folder}: {len(differing)} weights do not fit {CONFIG_FILE}, such as {differing[0]}: "
-                f"found {_shape(found, differing[0])}, needed {_shape(wanted, differing[0])}"
-            )
-        tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        tensors = fitted_weights(tensors, tokenizer.model.state_dict(), folder)
         tokenizer.model.load_state_dict(tensors, assign=True)
         return tokenizer
 
@@ -281,7 +273,3 @@ def _prefix(names: list[str], where: Path) -> str:
     if len(found) > 1 or (names and not found):
         raise CheckpointError(f"{where}: {len(found)} tensors named *{MARK}, one needed; is it another model?")
     return found.pop() if found else ""
-
-
-def _shape(shapes: dict[str, torch.Size], name: str) -> str:
-    return str(list(shapes[name])) if name in shapes else "none"

@@ -138,8 +138,8 @@ def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_secon
                     f"{stated / rate:.1f} s is longer than {max_seconds:g} s",
                     "cut it or raise max_seconds",
                 )
-            samples_SC = file.read(limit + 1, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
+            samples_SC = file.read(min(limit, stated) + 1, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, ValueError, TypeError, MemoryError) as error:
         raise MediaError(
             path, f"not a readable sound file ({error})", "need WAV, FLAC, Ogg or MP3; get the file again"
         ) from error

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from anyglot_tokenizers.errors import CheckpointError
@@ -70,8 +72,26 @@ def read_safetensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
             with safe_open(str(path), framework="pt") as file:
                 names_here = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dict
                 tensors |= {key[len(prefix) :]: file.get_tensor(key) for key in names_here}
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last two: odd dtypes
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}); download it again") from error
     if not tensors:
         raise CheckpointError(f"{folder / CONFIG_FILE}: no weights named {prefix}* beside it; is it another model?")
     return tensors
+
+
+def fitted_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """`found` in the dtypes of `wanted`.
+
+    Raises CheckpointError unless names and shapes are those of `wanted` and all numbers are finite.
+    """
+    misfits = [name for name, x in wanted.items() if name not in found or found[name].shape != x.shape]
+    if misfits or set(found) - set(wanted):
+        raise CheckpointError(
+            f"{folder}: weights do not fit {CONFIG_FILE}: missing or of another shape {misfits[:3]}, "
+            f"unexpected {sorted(set(found) - set(wanted))[:3]}; is it another model?"
+        )
+    fitted = {name: tensor.to(wanted[name].dtype) for name, tensor in found.items()}
+    for name, tensor in fitted.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{folder}: {name} holds NaN or infinite values; download it again")
+    return fitted

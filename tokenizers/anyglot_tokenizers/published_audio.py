@@ -22,7 +22,7 @@ from anyglot_tokenizers.checks import check_audio, check_count
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.convs import fold_weight_norm
 from anyglot_tokenizers.errors import CheckpointError
-from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
+from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
 from anyglot_tokenizers.tokenizer import CONFIG_FILE, full_precision
 
 
@@ -77,16 +77,7 @@ class PublishedAudio(PublishedTokenizer):
             raise CheckpointError(
                 f"{folder}: weights of shapes that do not fit ({error}); download them again"
             ) from error
-        wanted = tokenizer.state_dict()
-        misfits = [name for name, tensor in wanted.items() if name not in found or found[name].shape != tensor.shape]
-        if misfits or set(found) - set(wanted):
-            raise CheckpointError(
-                f"{folder}: weights do not fit {CONFIG_FILE}: missing or of another shape {misfits[:3]}, "
-                f"unexpected {sorted(set(found) - set(wanted))[:3]}; download them again"
-            )
-        for name, tensor in found.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{folder}: {name} holds NaN or infinite values; download it again")
+        found = fitted_weights(found, tokenizer.state_dict(), folder)
         tokenizer.to_empty(device="cpu").load_state_dict(found)
         return tokenizer
 

@@ -41,6 +41,8 @@ WEIGHTS_FILE = "model.safetensors"
 PACKAGE = __name__.rpartition(".")[0]
 BEFORE_MODULES = {"ImageVQ": f"{PACKAGE}.image", "AudioCodec": f"{PACKAGE}.audio"}
 """Homes of the classes whose folders do not say their module."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""What floating weights may be in a folder."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".th")
 
 
@@ -162,7 +164,7 @@ class Tokenizer(nn.Module, ABC):
         """
         from safetensors.torch import save
 
-        if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        if dtype not in (None, *FLOATS):
             raise CheckpointError(f"cannot save a tokenizer as {dtype}; choose float32, float16 or bfloat16")
         tensors = {}
         for name, tensor in self._stored_tensors().items():
@@ -266,6 +268,9 @@ class Tokenizer(nn.Module, ABC):
                 raise CheckpointError(
                     f"{path}: {name} has shape {list(tensor.shape)}, the config needs {list(wanted[name].shape)}"
                 )
+            dtypes = FLOATS if wanted[name].is_floating_point() else (wanted[name].dtype,)
+            if tensor.dtype not in dtypes:
+                raise CheckpointError(f"{path}: {name} is {tensor.dtype}, the config needs {dtypes[0]}")
         actual = fingerprint_of(type(self).__name__, self.config, tensors)
         if actual != fingerprint:
             raise CheckpointError(
@@ -385,7 +390,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; save the tokenizer again with save_pretrained")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last two: odd dtypes
         raise CheckpointError(
             f"{path}: not a readable safetensors file ({error}); download or save it again"
         ) from error
@@ -412,8 +417,8 @@ def _find_class(entries: dict[str, Any], folder: Path) -> type[Tokenizer]:
     if module.startswith(f"{PACKAGE}.") and name not in Tokenizer._classes:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: there is no module {module}; update anyglot") from error
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: there is no module {module!r}; update anyglot") from error
     if name not in Tokenizer._classes:
         raise CheckpointError(
             f"{folder}: unknown tokenizer class {name!r} of module {module!r}; import that module first"

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CheckpointError
-from anyglot_tokenizers.published import PublishedTokenizer, read_safetensors
+from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
 from anyglot_tokenizers.published_audio import check_sizes
 from anyglot_tokenizers.quantize import nearest
-from anyglot_tokenizers.tokenizer import CONFIG_FILE, full_precision, seeded
+from anyglot_tokenizers.tokenizer import full_precision, seeded
 
 GROUPS = 32
 CODEBOOK = "quantize.embedding.weight"
@@ -73,16 +73,7 @@ class VQGAN(PublishedTokenizer):
                 tokenizer = cls(model=model, license=license)
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise CheckpointError(f"{folder}: config and weights do not describe a VQGAN ({error!r})") from error
-        wanted = tokenizer.state_dict()
-        misfits = [name for name, x in wanted.items() if name not in tensors or tensors[name].shape != x.shape]
-        if misfits or set(tensors) - set(wanted):
-            raise CheckpointError(
-                f"{folder}: weights do not fit {CONFIG_FILE}: missing or of another shape {misfits[:3]}, "
-                f"unexpected {sorted(set(tensors) - set(wanted))[:3]}; is it another model?"
-            )
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"{folder}: {name} holds NaN or infinite values; download it again")
+        tensors = fitted_weights(tensors, tokenizer.state_dict(), folder)
         tokenizer.to_empty(device="cpu").load_state_dict(tensors)
         return tokenizer
 
