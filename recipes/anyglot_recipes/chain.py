@@ -26,8 +26,8 @@ from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.audio import AudioCodec
 from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.image import ImageVQ
-from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

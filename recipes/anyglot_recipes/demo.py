@@ -24,7 +24,8 @@ from anyglot_recipes.nano import test_items
 from anyglot_recipes.tasks import TASKS, prompt
 from anyglot_synth.nanoworld.language import describe
 from anyglot_tokenizers.audio import mel_filters
-from anyglot_tokenizers.media import atomic_write, write_audio, write_image
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import write_audio, write_image
 
 STYLE = """
 :root { color-scheme: light dark; }

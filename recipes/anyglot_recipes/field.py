@@ -38,7 +38,8 @@ from anyglot_recipes.chain import (
 )
 from anyglot_recipes.manifest import Row, read_manifest
 from anyglot_tokenizers.errors import ManifestError
-from anyglot_tokenizers.media import atomic_write, read_audio, read_image
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import read_audio, read_image
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

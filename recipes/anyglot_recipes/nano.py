@@ -37,7 +37,7 @@ from anyglot_synth.nanoworld.records import generate, spoken_sentences
 from anyglot_synth.nanoworld.scene import sample_scene
 from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
-from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 ASSISTANT_VOICE = VOICES[-1].name  # slt where flite speaks

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from anyglot_recipes.manifest import Row, RowError, read_manifest
 from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
-from anyglot_tokenizers.media import atomic_write, read_audio, read_image
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import read_audio, read_image
 from anyglot_tokenizers.spec import CodeSpec
 from anyglot_tokenizers.tokenizer import Tokenizer, load
 
@@ -361,7 +362,7 @@ def _encode_chunk(
     # One key only: safetensors writes several in random order, and equal shards are to be equal files.
     metadata = {FORMAT: _json([VERSION, records, [error.to_dict() for error in errors]])}
     with atomic_write(path) as temporary:
-        save_file(tensors, str(temporary), metadata=metadata)
+        temporary.write_bytes(save(tensors, metadata=metadata))
     return records, errors
 
 

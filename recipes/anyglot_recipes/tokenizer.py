@@ -16,8 +16,8 @@ from typing import Any, Literal
 from anyglot_recipes.chain import Run
 from anyglot_tokenizers.batches import Augment, StepBatches, held_out_batches
 from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.folder import ERRORS, FolderMedia, Split, audio_folder, image_folder
-from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 COUNTED = 2048  # training items, at most, that the report measures on

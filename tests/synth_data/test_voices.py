@@ -141,17 +141,6 @@ def test_prefetch_makes_each_clip_once(tmp_path):
         voices.prefetch(["blue", ""], voices.VOICES[:1], tmp_path)
 
 
-def test_atomic_file_leaves_nothing_half_written(tmp_path):
-    path = tmp_path / "folder" / "file.txt"
-    with voices.atomic_file(path) as temporary:
-        temporary.write_text("one")
-    with pytest.raises(RuntimeError):
-        with voices.atomic_file(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-    assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
-
-
 @needs_engine
 def test_speak_scene_joins_clauses_with_a_pause(tmp_path):
     scene = Scene((Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "small", "bottom", "right")))

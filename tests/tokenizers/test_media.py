@@ -157,3 +157,9 @@ def test_write_refuses_and_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+    with atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("one")
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.errors import MediaError as MediaError
     from anyglot_tokenizers.errors import UnsupportedError as UnsupportedError
     from anyglot_tokenizers.evaluate import evaluate as evaluate
+    from anyglot_tokenizers.files import atomic_write as atomic_write
     from anyglot_tokenizers.image import ImageVQ as ImageVQ
-    from anyglot_tokenizers.media import atomic_write as atomic_write
     from anyglot_tokenizers.media import read_audio as read_audio
     from anyglot_tokenizers.media import read_image as read_image
     from anyglot_tokenizers.media import write_audio as write_audio
@@ -57,7 +57,8 @@ _HOMES = {
     ),
     "evaluate": ("evaluate",),
     "image": ("ImageVQ",),
-    "media": ("atomic_write", "read_audio", "read_image", "write_audio", "write_image"),
+    "files": ("atomic_write",),
+    "media": ("read_audio", "read_image", "write_audio", "write_image"),
     "quantize": ("ResidualQuantizer",),
     "quantizers": ("make_quantizer",),
     "query": ("QueryImageVQ",),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anyglot_tokenizers.errors import AnyglotError, CodesError, MediaError
-from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.spec import CodeSpec
 
 FORMAT = "anyglot.codes"
@@ -85,7 +85,7 @@ class Codes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file form atomically. Raises CodesError for ids below 0 or beyond uint32."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         array = self.codes.cpu().numpy()
         low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
@@ -101,7 +101,7 @@ class Codes:
         if self.spec is not None:
             metadata["spec"] = json.dumps(self.spec.to_dict(), sort_keys=True)
         with atomic_write(path) as temporary:
-            save_file(tensors, str(temporary), metadata=metadata)
+            temporary.write_bytes(save(tensors, metadata=metadata))  # save_file makes it private to its owner
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codes:

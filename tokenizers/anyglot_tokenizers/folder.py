@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from anyglot_tokenizers.errors import ManifestError, MediaError
-from anyglot_tokenizers.media import atomic_write, read_audio, read_image
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import read_audio, read_image
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 AUDIO_FILES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")

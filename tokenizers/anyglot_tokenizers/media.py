@@ -1,20 +1,15 @@
 """Image and audio files to tensors and back, with limits checked before decoding.
 
 Images are float32 `[3, H, W]` in [0, 1], audio is float32 `[channels, samples]`. Only a short list of image
-formats is opened (none that runs an interpreter). This file knows nothing of tokenizers. Writes go to a
-temporary name in the same folder and are then renamed, so a file is either the old one or complete, whenever
-the process is killed.
+formats is opened (none that runs an interpreter). This file knows nothing of tokenizers.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +18,7 @@ import torch
 from torch import Tensor
 
 from anyglot_tokenizers.errors import MediaError
+from anyglot_tokenizers.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,21 +37,6 @@ EXACT_LENGTHS = (
     "W64",
     "CAF",
 )  # whose headers state the exact frame count
-
-
-@contextmanager
-def atomic_write(path: PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path` (same suffix); rename it to `path` on success, delete it on error.
-
-    Safe against a kill at any moment, not against loss of power (no fsync).
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_000_000) -> Tensor:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyglot_tokenizers.media import atomic_write, write_audio, write_image
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import write_audio, write_image
 from anyglot_tokenizers.metrics import slaney_filters
 
 MEDIA = "media"

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from anyglot_tokenizers.audio import AudioCodec, Backbone, mel_filters
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError
-from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.quantize import spread_seeds
 from anyglot_tokenizers.tokenizer import seeded

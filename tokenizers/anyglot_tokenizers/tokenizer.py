@@ -27,7 +27,7 @@ from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, home_of, license_of
 from anyglot_tokenizers.checks import check_ids
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, UnsupportedError
-from anyglot_tokenizers.media import atomic_write
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.spec import CodeSpec
 
 if TYPE_CHECKING:

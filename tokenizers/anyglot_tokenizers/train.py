@@ -37,8 +37,8 @@ from anyglot_tokenizers.batches import (
     held_out_batches,
 )
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, ManifestError
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
-from anyglot_tokenizers.media import atomic_write
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics

@@ -16,21 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.files import atomic_write
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a file under a temporary name in the same folder, then renames it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

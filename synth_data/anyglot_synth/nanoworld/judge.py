@@ -38,7 +38,6 @@ from anyglot_synth.nanoworld.voices import (
     Float32,
     SpeechCache,
     Voice,
-    atomic_file,
     check_audio,
     clauses,
     default_cache_dir,
@@ -46,6 +45,7 @@ from anyglot_synth.nanoworld.voices import (
     installed_voices,
 )
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError
+from anyglot_tokenizers.files import atomic_write
 
 # Shape suffixes: B utterances, N samples, M mel bins, T frames of 10 ms, S frames of 40 ms, D channels,
 # V words and the blank.
@@ -180,9 +180,10 @@ class SpeechJudge:
             **(notes or {}),
         }
         weights = {name: value.half().contiguous() for name, value in self.model.state_dict().items()}
-        with atomic_file(Path(folder) / "model.safetensors") as path:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(folder) / "model.safetensors") as path:
             path.write_bytes(save(weights))
-        with atomic_file(Path(folder) / "config.json") as path:
+        with atomic_write(Path(folder) / "config.json") as path:
             path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @torch.inference_mode()

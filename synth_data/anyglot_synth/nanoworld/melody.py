@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +37,7 @@ from numpy.typing import NDArray
 
 from anyglot_synth.nanoworld.scene import COLORS, COLUMNS, MAX_THINGS, ROWS, SHAPES, SIZES, Scene, Thing
 from anyglot_tokenizers.errors import MediaError
+from anyglot_tokenizers.files import atomic_write
 
 SAMPLE_RATE = 16000
 NUM_NOTES = 12
@@ -282,15 +282,8 @@ def write_midi(path: str | os.PathLike[str], played: Sequence[Note], velocity: i
         now = tick
     body += b"\0\xff\x2f\0"
     data = b"MThd" + struct.pack(">IHHH", 6, 0, 1, _TICKS) + b"MTrk" + struct.pack(">I", len(body)) + body
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        file.write(data)
-    try:
-        os.replace(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _read_variable(data: bytes, start: int) -> tuple[int, int]:

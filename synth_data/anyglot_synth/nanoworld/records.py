@@ -50,12 +50,12 @@ from anyglot_synth.nanoworld.voices import (
     VOICES,
     SpeechCache,
     Voice,
-    atomic_file,
     clauses,
     default_cache_dir,
     engine_version,
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
+from anyglot_tokenizers.files import atomic_write
 
 FORMAT = 1  # counts changes of what a record holds: part of its id
 RECORDS = "records.jsonl"
@@ -288,13 +288,13 @@ def _store(outline: _Outline, cache: SpeechCache, out_dir: Path) -> dict[str, An
     """Write the media of a record, return its line."""
     record = _compose(outline, cache, PARTS)
     names = _names(record.id)
-    (out_dir / names["image"]).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out_dir / names["image"]) as path:
+    (out_dir / names["image"]).parent.mkdir(parents=True, exist_ok=True)  # of all of them
+    with atomic_write(out_dir / names["image"]) as path:
         Image.fromarray(record.image).save(path, format="PNG")
     for part, audio in (("speech", record.speech), ("music", record.music)):
-        with atomic_file(out_dir / names[part]) as path:
+        with atomic_write(out_dir / names[part]) as path:
             sf.write(path, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    with atomic_file(out_dir / names["midi"]) as path:
+    with atomic_write(out_dir / names["midi"]) as path:
         melody.write_midi(path, melody.notes(record.scene))
     return {
         "id": record.id,

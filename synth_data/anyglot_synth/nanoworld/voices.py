@@ -20,15 +20,13 @@ import importlib.util
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +40,7 @@ from numpy.typing import NDArray
 from anyglot_synth.nanoworld.language import describe
 from anyglot_synth.nanoworld.scene import Scene
 from anyglot_tokenizers.errors import AnyglotError, MediaError
+from anyglot_tokenizers.files import atomic_write
 
 Float32 = NDArray[np.float32]
 Int16 = NDArray[np.int16]
@@ -247,21 +246,6 @@ def default_cache_dir() -> Path:
     return Path(base or cache) / "speech"
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path` that becomes `path` when the block ends well, and goes when not.
-
-    The folder is made when needed. (`anyglot_tokenizers.media` has the like; it needs torch, speech does not.)
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class SpeechCache:
     """Clips on disk (one FLAC file each, written atomically) and, once used, in memory.
 
@@ -303,7 +287,8 @@ class SpeechCache:
         if samples is None:
             samples = _synthesise(text, voice)
             if path is not None:
-                with atomic_file(path) as temporary:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as temporary:
                     sf.write(temporary, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             with self._lock:
                 self._made += 1
