@@ -243,6 +243,7 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
             seed=seed,
             precision=config.precision,
             crop_seconds=config.crop_seconds,
+            foreground_weight=20.0,  # scenes and emoji are mostly background
         )
         trained.save_pretrained(folder, dtype=torch.float16)
 

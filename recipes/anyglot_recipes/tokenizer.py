@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from anyglot_recipes.chain import Run
 from anyglot_tokenizers.batches import Augment, StepBatches, held_out_batches
 from anyglot_tokenizers.errors import ManifestError
@@ -147,8 +149,8 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
     """Train a tokenizer on a folder of media; `run_dir/tokenizer` holds it, `run_dir/report.json` its figures.
 
     Returns:
-        The report: figures on all held-out files at the end and where they were best, on training files, and how many
-        files there are; None on all but the first of several devices.
+        The report: figures on all held-out files at the end, on `validate_items` of them where those were best, on
+        training files, and how many files there are; None on all but the first of several devices.
 
     Raises:
         ManifestError: no data, nothing to hold out, or impossible settings.
@@ -241,10 +243,12 @@ def _taught(config: TokenizerRecipe, train: FolderMedia, run: Run) -> Tokenizer:
     if not isinstance(codec, AudioCodec):
         raise ManifestError(f"teacher: {config.tokenizer} learns from no teacher; leave teacher.source empty")
     source = run.dir / "teacher" if how.source == "own" else how.source
-    if how.source == "own" and not Path(source).exists():
+    if how.source == "own" and not (Path(source) / "config.json").is_file():
         run.say("training the teacher")
         rate = codec.sample_rate
-        train_teacher(train, sample_rate=rate, steps=how.steps, seed=config.seed).save_pretrained(source)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        made = train_teacher(train, sample_rate=rate, steps=how.steps, seed=config.seed, device=device)
+        made.save_pretrained(source)
     teacher = load_teacher(source)
     codec = _build(config, semantic_dim=teacher.dim)
     assert isinstance(codec, AudioCodec)

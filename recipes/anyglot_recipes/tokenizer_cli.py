@@ -140,23 +140,10 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from anyglot_tokenizers import read_audio, read_image
+    from anyglot_tokenizers.evaluation import read_medium
 
     tokenizer = open_tokenizer(arguments.tokenizer)
-    spec = tokenizer.spec
-    if spec.sample_rate is not None:
-        media = read_audio(
-            arguments.input, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=MAX_SECONDS
-        )
-    elif spec.fixed_grid:
-        media = read_image(arguments.input, size=int(tokenizer.config["image_size"]))
-    else:
-        media = read_image(arguments.input)
-        factor = spec.downsample_factor
-        height, width = (side // factor * factor for side in media.shape[1:])
-        if not height or not width:
-            raise AnyglotError(f"{arguments.input}: {tuple(media.shape[1:])} pixels, at least {factor} a side needed")
-        media = media[:, :height, :width]
+    media = read_medium(Path(arguments.input), tokenizer, max_seconds=MAX_SECONDS)
     tokenizer.encode(media[None], num_quantizers=arguments.num_quantizers).save(arguments.output)
     print(arguments.output, file=sys.stderr)
     return 0
@@ -164,12 +151,17 @@ def _encode(arguments: argparse.Namespace) -> int:
 
 def _decode(arguments: argparse.Namespace) -> int:
     from anyglot_tokenizers import Codes, write_audio, write_image
+    from anyglot_tokenizers.checks import check_count
 
     tokenizer = open_tokenizer(arguments.tokenizer)
     spec = tokenizer.spec
     codes = Codes.load(arguments.input)
+    if len(codes) != 1:
+        raise AnyglotError(
+            f"{arguments.input}: holds {len(codes)} items; decode them in Python, with load and Codes.load"
+        )
     if arguments.num_quantizers is not None:
-        codes.codes = codes.codes[:, : arguments.num_quantizers]
+        codes.codes = codes.codes[:, : check_count(arguments.num_quantizers, codes.codes.shape[1])]
     media = tokenizer.decode(codes)[0]
     if spec.sample_rate is None:
         write_image(arguments.output, media)
@@ -180,7 +172,7 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from anyglot_tokenizers.evaluate import evaluate_command
+    from anyglot_tokenizers.evaluation import evaluate_command
 
     return evaluate_command(arguments, open_tokenizer(arguments.tokenizer))
 

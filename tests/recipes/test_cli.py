@@ -14,6 +14,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_image
+from anyglot_tokenizers.query import QueryImageVQ
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("demo", "train", "eval", "synth", "prepare", "generate", "tokenizer")
@@ -150,6 +151,20 @@ def test_generate_writes_every_answer(
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert main(["generate", "--model", str(folder), *given, *to]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_tokenizer_of_pictures_of_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"image_size": (16, 32), "patch": 8, "width": 32, "heads": 2, "num_queries": 6, "codebook_size": 32}
+    tokenizer, codes = tmp_path / "query", tmp_path / "codes.safetensors"
+    QueryImageVQ(**small, encoder_depth=1, decoder_depth=1).save_pretrained(tokenizer)
+    write_image(tmp_path / "in.png", torch.rand(3, 40, 50))
+    assert main(["tokenizer", "encode", str(tokenizer), str(tmp_path / "in.png"), str(codes)]) == 0
+    decode = ["tokenizer", "decode", str(tokenizer), str(codes), str(tmp_path / "out.png")]
+    assert main(decode) == 0 and read_image(tmp_path / "out.png").shape == (3, 16, 32)
+    assert main([*decode, "--num-quantizers", "99"]) == 2 and "1..1" in capsys.readouterr().err
+    twice = Codes.load(codes).codes.repeat(2, 1, 1)
+    Codes(twice).save(codes)
+    assert main(decode) == 2 and "2 items" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["image", "speech"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyglot_tokenizers import ManifestError, StepBatches, read_audio, read_image, write_audio, write_image
-from anyglot_tokenizers.folder import ERRORS, Split, audio_folder, image_folder
+from anyglot_tokenizers.folder import ERRORS, Item, Split, audio_folder, image_folder
 from anyglot_tokenizers.plots import image_grid, spectrogram, write_reconstructions
 
 
@@ -117,6 +117,14 @@ def test_a_split_is_a_function_of_the_content(name, content, share):
 def test_share_is_kept():
     held = sum(Split(share=0.15).holds_out("", str(index)) for index in range(4000))
     assert 0.13 < held / 4000 < 0.17
+
+
+def test_few_groups_are_still_split():
+    for first in range(0, 60, 3):
+        names = [f"{speaker}-{take}.wav" for speaker in range(first, first + 3) for take in range(2)]
+        items = [Item(name, 0, (1,), name) for name in names]
+        held = Split(share=0.02, group=r"^(\d+)-").held_out_of(items)
+        assert {item.name.split("-")[0] for item in held} and len(held) % 2 == 0 and len(held) < len(items)
 
 
 def test_nothing_to_use(pictures, tmp_path):

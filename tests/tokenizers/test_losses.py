@@ -31,7 +31,7 @@ def test_image_loss_favours_the_foreground():
     target[..., :2, :2] = 0.9
     flat, missed = torch.full_like(target, 0.1), target.clone()
     missed[..., 4:6, 4:6] += 0.8
-    loss = ImageLoss()
+    loss = ImageLoss(foreground_weight=20.0)
     assert loss(target, target)[0] == 0
     assert loss(flat, target)[0] > 3 * loss(missed, target)[0]
     assert loss.weights(target).mean() == pytest.approx(1.0)

@@ -269,3 +269,11 @@ def test_import_is_light():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_every_name_of_the_package_is_what_it_says():
+    code = "import anyglot_tokenizers as a, types\nfrom anyglot_tokenizers import *\n"
+    code += "print([name for name in a.__all__ if isinstance(eval(name), types.ModuleType)])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -18,6 +18,7 @@ from anyglot_tokenizers import (
     MediaError,
     StepBatches,
     load,
+    train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
 from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, resolve_precision, validate
@@ -153,7 +154,7 @@ def test_stereo_sounds():
 def test_held_out_batches_are_in_order_and_whole():
     batches = StepBatches(images(7), batch_size=3, seed=5, crop=16)
     media = torch.cat([batch["media"] for batch in held_out_batches(batches, 5)])
-    assert torch.equal((media * 255).round().byte(), torch.from_numpy(images(7)[:5]).permute(0, 3, 1, 2))
+    assert torch.equal((media * 255).round().byte(), torch.from_numpy(images(7)[[0, 1, 2, 4, 5]]).permute(0, 3, 1, 2))
     wide = np.zeros((1, 16, 32, 3), np.uint8)
     wide[:, :, 8:24] = 200
     (batch,) = held_out_batches(StepBatches(wide, batch_size=3, crop=16), 9)
@@ -269,6 +270,24 @@ def test_validation_on_held_out_media(build, data, files, tmp_path):
     met = torch.cat([trained.encode(original[None]).codes[:, 0].flatten() for original, _ in shown])
     assert again["usage/0"] == pytest.approx(len(met.unique()) / 8)
     assert load(tmp_path / "best").spec.codebook_sizes == trained.spec.codebook_sizes
+
+
+def test_the_best_is_judged_on_the_same_items(tmp_path, monkeypatch):
+    seen = []
+    measure = train.validate
+
+    def spy(tokenizer, loss, batches):
+        batches = list(batches)
+        seen.append(sum(len(batch["media"]) for batch in batches))
+        metrics, shown = measure(tokenizer, loss, batches)
+        return {**metrics, "loss": 9.0 - len(seen) if seen[-1] == 2 else 0.0}, shown
+
+    monkeypatch.setattr(train, "validate", spy)
+    options = {**RUN, "validate_every": 4, "validate_items": 2}
+    fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path, held_out=images()[:5], **options)
+    figures = json.loads((tmp_path / "validation.json").read_text())
+    assert seen == [2, 2, 2, 5]
+    assert figures["best"]["loss"] == 6.0 and figures["last"]["loss"] == 0.0 and figures["last"]["step"] == 9
 
 
 @pytest.mark.parametrize("kind", ["fsq", "lfq", "simvq"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.errors import ManifestError as ManifestError
     from anyglot_tokenizers.errors import MediaError as MediaError
     from anyglot_tokenizers.errors import UnsupportedError as UnsupportedError
-    from anyglot_tokenizers.evaluate import evaluate as evaluate
+    from anyglot_tokenizers.evaluation import evaluate as evaluate
     from anyglot_tokenizers.files import atomic_write as atomic_write
     from anyglot_tokenizers.image import ImageVQ as ImageVQ
     from anyglot_tokenizers.media import read_audio as read_audio
@@ -55,7 +55,7 @@ _HOMES = {
         "MediaError",
         "UnsupportedError",
     ),
-    "evaluate": ("evaluate",),
+    "evaluation": ("evaluate",),
     "image": ("ImageVQ",),
     "files": ("atomic_write",),
     "media": ("read_audio", "read_image", "write_audio", "write_image"),

@@ -120,6 +120,7 @@ class AudioCodec(Tokenizer):
         self.n_fft, self.hop, self.stride = n_fft, hop, stride
         self.hop_length = hop * stride
         self.channels, self.causal = channels, causal
+        self.loudest = max(6.0, math.log(n_fft / 3.2))  # log magnitude; a pure tone at full scale has n_fft / 4
         window, synthesis_window = low_delay_windows(n_fft, hop) if causal else (torch.hann_window(n_fft),) * 2
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("synthesis_window", synthesis_window, persistent=False)
@@ -258,7 +259,7 @@ class AudioCodec(Tokenizer):
         with torch.autocast(h_BTn.device.type, enabled=False):
             h_BCTn = h_BTn.float().unflatten(2, (self.channels, -1)).transpose(1, 2)
             magnitude_BCTF, phase_BCTF = h_BCTn.chunk(2, dim=-1)
-            magnitude_BCTF = magnitude_BCTF.clamp(max=6.0).exp() * frames_BT1[:, None]
+            magnitude_BCTF = magnitude_BCTF.clamp(max=self.loudest).exp() * frames_BT1[:, None]
             size = len(self.synthesis_window)
             frames_BCTW = torch.fft.irfft(torch.polar(magnitude_BCTF, phase_BCTF), n=size) * self.synthesis_window
             x_BCS = overlap_add(frames_BCTW, self.hop)

@@ -199,10 +199,11 @@ class StepBatches(Dataset[Batch]):
 
 
 def held_out_batches(batches: StepBatches, limit: int) -> Iterator[Batch]:
-    """The first `limit` items of a collection in order and unchanged: centred squares, beginnings of sounds."""
+    """`limit` items, evenly spaced over a collection, in order and unchanged: centred squares, beginnings of sounds."""
     count = min(limit, batches.num_items)
+    chosen = [place * batches.num_items // count for place in range(count)]
     for start in range(0, count, batches.batch_size):
-        items = [batches.media[item] for item in range(start, min(start + batches.batch_size, count))]
+        items = [batches.media[item] for item in chosen[start : start + batches.batch_size]]
         if batches.is_image:
             yield {"media": torch.stack([_centre(item, batches.crop) for item in items]).float() / 255}
             continue

@@ -64,9 +64,21 @@ class Split:
         """Whether the file `name` (path below its folder) with sha256 `content` is held out."""
         if self.held_out:
             return any(fnmatch.fnmatch(name, pattern) for pattern in self.held_out)
+        return self._place(name, content) < self.share
+
+    def held_out_of(self, items: Sequence[Item]) -> list[Item]:
+        """The items held out; of few items or groups, where chance would leave none, the one that is nearest to it."""
+        held = [item for item in items if self.holds_out(item.name, item.sha256)]
+        if held or self.held_out or not items:
+            return held
+        places = [self._place(item.name, item.sha256) for item in items]
+        return [item for item, place in zip(items, places, strict=True) if place == min(places)]
+
+    def _place(self, name: str, content: str) -> float:
+        """A number in [0, 1) that depends on the group alone, or on the content of a file without one."""
         match = re.search(self.group, name) if self.group else None
         key = content if match is None else f"group {match[1] if match.re.groups else match[0]}"
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") < self.share * 2**32
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") / 2**32
 
 
 @dataclass(frozen=True)
@@ -182,31 +194,36 @@ def _cached(
     items = _read_index(cache, key)
     if items is None or not data.is_file():
         items = _decode_all(files, cache, data, key, decode, workers)
-    held = [item for item in items if split.holds_out(item.name, item.sha256)]
+    held = split.held_out_of(items)
     contents = {item.sha256 for item in held}
     train = [item for item in items if item.sha256 not in contents]
     if not train or not held:
         raise ManifestError(
             f"{', '.join(map(str, folders))}: of {len(files)} files {len(files) - len(items)} could not be used (see "
-            f"{cache / ERRORS}), {len(train)} are left to train on and {len(held)} held out; both need at least one"
+            f"{cache / ERRORS}), {len(train)} are left to train on, {len(held)} held out; both need one: change --split"
         )
     is_image = settings["kind"] == "image"
     return FolderMedia(data, train, is_image), FolderMedia(data, held, is_image)
 
 
 def _files(folders: Sequence[PathLike], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
-    """(path below the folder, path) of all files with one of the suffixes, sorted; hidden ones are passed over."""
     found = []
     for folder in folders:
-        root = Path(folder)
-        if not root.is_dir():
-            raise ManifestError(f"{root}: no such folder; give a folder of media with --data")
-        for path in root.rglob("*"):
-            name = path.relative_to(root)
-            if path.suffix.lower() in suffixes and path.is_file() and not any(p.startswith(".") for p in name.parts):
-                found.append((name.as_posix(), path))
+        if not Path(folder).is_dir():
+            raise ManifestError(f"{folder}: no such folder; give a folder of media with --data")
+        found += files_below(Path(folder), suffixes)
     if not found:
         raise ManifestError(f"{', '.join(map(str, folders))}: holds no {', '.join(suffixes)} files; check --data")
+    return sorted(found)
+
+
+def files_below(root: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """(path below `root`, path) of all files with one of the suffixes, sorted; hidden ones are passed over."""
+    found = []
+    for path in root.rglob("*"):
+        name = path.relative_to(root)
+        if path.suffix.lower() in suffixes and path.is_file() and not any(p.startswith(".") for p in name.parts):
+            found.append((name.as_posix(), path))
     return sorted(found)
 
 
@@ -237,6 +254,9 @@ def _decode_all(
                 items.append(Item(name, offset, content.shape, digest))
                 offset += sink.write(content.tobytes())
         sink.write(b"\0" * 2)  # a file of no bytes cannot be mapped
+    for old in cache.glob("media-*.bin"):
+        if old != data:
+            old.unlink()  # of other settings or files
     for name, lines in ((ERRORS, errors), (INDEX, [{"key": key}, *map(asdict, items)])):
         with atomic_write(cache / name) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

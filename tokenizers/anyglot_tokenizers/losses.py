@@ -16,7 +16,7 @@ from anyglot_tokenizers.errors import AnyglotError
 
 
 class ImageLoss(nn.Module):
-    """Weighted L1 + L2 with an edge term, for pictures that are mostly background.
+    """Weighted L1 + L2 with an edge term; `foreground_weight` is for pictures that are mostly background.
 
     A pixel's weight is `1 + foreground_weight * d`, with d its mean absolute distance from the image's median
     colour; the loss is the weighted mean. Without it, small things on a plain ground are a few per cent of
@@ -33,7 +33,7 @@ class ImageLoss(nn.Module):
 
     def __init__(
         self,
-        foreground_weight: float = 20.0,
+        foreground_weight: float = 0.0,
         l2_weight: float = 1.0,
         edge_weight: float = 0.5,
         perceptual_weight: float = 0.0,

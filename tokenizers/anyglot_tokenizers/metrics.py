@@ -88,16 +88,15 @@ def perceptual_distance(
 ) -> float:
     """LPIPS (Zhang et al., arXiv 1801.03924) on any network's feature maps `[1, D, h, w]`.
 
-    Features are scaled to unit length at every position; squared differences are summed over D (weighted by
-    `weights`, one `[D]` a map, such as the published linear heads; even weights otherwise), averaged over positions
-    and summed over maps.
+    Features are scaled to unit length at every position; squared differences are summed over D weighted by `weights`
+    (one `[D]` a map, such as the published linear heads), or averaged over D without, averaged over positions and
+    summed over maps.
     """
     total = 0.0
     for index, (x, y) in enumerate(zip(output_maps, target_maps, strict=True)):
         difference = (F.normalize(x.double(), dim=1, eps=1e-10) - F.normalize(y.double(), dim=1, eps=1e-10)).square()
-        if weights is not None:
-            difference = difference * weights[index].double().reshape(1, -1, *[1] * (x.ndim - 2))
-        total += float(difference.sum(1).mean())
+        heads = torch.full((x.shape[1],), 1 / x.shape[1]) if weights is None else weights[index]
+        total += float((difference * heads.double().reshape(1, -1, *[1] * (x.ndim - 2))).sum(1).mean())
     return total
 
 

@@ -85,9 +85,10 @@ def miss_rates(
 
 
 class Bfloat16Layers(TorchFunctionMode):
-    """Inside, convolutions and matrix products compute in bfloat16 and give float32, as under autocast.
+    """Inside, convolutions and most matrix products compute in bfloat16 and give float32, as under autocast.
 
-    It works on any model, also where a tokenizer switches autocast off for itself.
+    It reaches where a tokenizer switches autocast off for itself. What stays in float32: LSTMs, products fused with a
+    sum (`addmm`, which our own quantizers search with, and some pointwise convolutions of the published codecs).
     """
 
     LAYERS = frozenset(

@@ -4,7 +4,8 @@ The codebooks and their moving averages are `vector_quantize_pytorch.VectorQuant
 loop, starts, restarts, synchronisation and search are our own. The library's own residual class multiplies the encoder
 gradient by the number of quantizers, runs k-means in eval mode, decides at construction whether processes are
 synchronised, does not guard CPU autocast, and searches with a one-hot matrix. Recipe: SoundStream (arXiv 2107.03312),
-EnCodec (arXiv 2210.13438); staged k-means after Mimi (arXiv 2410.00037); per-item dropout after DAC (arXiv 2306.06546).
+EnCodec (arXiv 2210.13438); quantizers that start one after the other, after Mimi (arXiv 2410.00037), by k-means++;
+per-item dropout after DAC (arXiv 2306.06546).
 
 This file knows nothing of encoders, media or files; the other kinds are in `quantizers.py`. Shapes: B items, N
 positions (any grid), M positions of all items that are not masked, R of them that reach a codebook, D latent dims,
@@ -212,7 +213,7 @@ class Quantizer(nn.Module, ABC):
 class ResidualQuantizer(Quantizer):
     """K codebooks, each quantizing what the ones before it left over.
 
-    In training, quantizer i starts (k-means on the residual it will see) at training step `(i + 1) *
+    In training, quantizer i starts (k-means++ on the residual it will see) at training step `(i + 1) *
     stage_steps`; until the first has started, latents pass through unquantized. A codebook that has not
     started yet holds zeros, so that codes can be encoded and decoded at any moment.
 

@@ -26,7 +26,7 @@ MEDIA = "media"
 NAMES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
-    "lpips": "LPIPS",
+    "lpips": "LPIPS, even weights",
     "frechet": "Fréchet distance",
     "snr": "SNR",
     "si_sdr": "SI-SDR",

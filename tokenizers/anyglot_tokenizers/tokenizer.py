@@ -310,9 +310,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 without autocast, so that codes do not depend on the caller's settings."""
-    with torch.autocast(device.type, enabled=False):
-        yield
+    """Float32 without autocast and without TF32, so that codes do not depend on the caller's settings."""
+    parts: list[Any] = []
+    if device.type == "cuda":  # where convolutions would be TF32 by default
+        parts = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -98,7 +98,7 @@ class LitTokenizer(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         muon: bool = True,
         commit_weight: float = 0.25,
-        foreground_weight: float = 20.0,
+        foreground_weight: float = 0.0,
         seed: int = 0,
         loss: Mapping[str, Any] | nn.Module | None = None,
         ema_decay: float = 0.0,
@@ -340,13 +340,14 @@ class _Validation(Callback):
         assert isinstance(pl_module, LitTokenizer)
         tokenizer, training = pl_module.result, pl_module.result.training
         tokenizer.eval()
-        items = self.batches.num_items if step == trainer.max_steps else self.items
-        held_out = held_out_batches(self.batches, items)
-        metrics, shown = validate(tokenizer, pl_module.loss, held_out)
-        self.last = {"step": float(step), **metrics}
-        if not self.best or metrics["loss"] < self.best["loss"]:
-            self.best = self.last
+        metrics, shown = validate(tokenizer, pl_module.loss, held_out_batches(self.batches, self.items))
+        if not self.best or metrics["loss"] < self.best["loss"]:  # always of the same items
+            self.best = {"step": float(step), **metrics}
             tokenizer.save_pretrained(self.folder / BEST)
+        if step == trainer.max_steps and self.items < self.batches.num_items:
+            everything = held_out_batches(self.batches, self.batches.num_items)
+            metrics = validate(tokenizer, pl_module.loss, everything)[0]
+        self.last = {"step": float(step), **metrics}
         with atomic_write(self.folder / "validation.json") as temporary:
             temporary.write_text(json.dumps(self.state_dict(), indent=1) + "\n", encoding="utf-8")
         targets, outputs = zip(*shown, strict=True)
@@ -476,6 +477,8 @@ def fit_tokenizer(
         "precision": precision,
         "options": {name: _plain(value) for name, value in sorted(options.items())},
         "data": batches.fingerprint,
+        "channels_last": channels_last,
+        "teacher": str(getattr(tokenizer, "distillation", None)),
     }
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ from anyglot_tokenizers import (
     Codes,
     ImageVQ,
     MediaError,
+    evaluate,
+    evaluation,
     read_audio,
     read_image,
     write_audio,
     write_image,
 )
-from anyglot_tokenizers import evaluate as evaluation
-from anyglot_tokenizers.evaluate import evaluate
 from anyglot_tokenizers.misses import Bfloat16Layers, miss_rates
 from anyglot_tokenizers.report import markdown, write_report
 from anyglot_tokenizers.tokenizer import Tokenizer
@@ -412,6 +412,16 @@ def test_probe_reads_labels_off_file_names(tmp_path):
     assert (row["n"], row["classes"], row["groups"], row["folds"]) == (24, 2, 2, 2)
     assert row["accuracy"] > 0.8 > row["chance"], "untrained codes tell an octave and a half"
     assert "Semantic probe" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_probe_that_cannot_be_made_says_why(tmp_path):
+    write_audio(tmp_path / "low_1.wav", voice(0.25, 110.0), RATE)
+    result = evaluate(CODEC, tmp_path, labels=r"(?P<label>[a-z]+)_")
+    assert result["metrics"] and not result["probe"]["rows"]
+    assert any("two classes" in reason for reason in result["probe"]["reasons"])
+    for labels in ("(bad", "no group"):
+        with pytest.raises(AnyglotError, match="labels"):
+            evaluate(CODEC, tmp_path, labels=labels)
 
 
 def test_clock_sees_memory():

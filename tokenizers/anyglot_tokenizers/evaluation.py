@@ -25,6 +25,7 @@ from torch import Tensor
 
 from anyglot_tokenizers.clock import Clock
 from anyglot_tokenizers.errors import AnyglotError, MediaError
+from anyglot_tokenizers.folder import AUDIO_FILES, IMAGE_FILES, files_below
 from anyglot_tokenizers.measures import Features, Recogniser, SpeakerOf, measures_for
 from anyglot_tokenizers.media import PathLike, read_audio, read_image
 from anyglot_tokenizers.metrics import CodeCounter, MapsOf
@@ -35,9 +36,7 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 
 FORMAT = "anyglot.evaluation"
 VERSION = "1"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au")
-MAX_SECONDS = 600.0  # of one sound
+MAX_SECONDS = 1200.0  # of one sound
 MISS_ITEMS = 8
 PROBE_ITEMS = 2000
 PROBE_PARTS = 3  # histograms over time, so that the probe knows a little of the order
@@ -87,6 +86,7 @@ def evaluate(
     found = _listed(media, spec)
     if texts is not None and len(texts) != len(found):
         raise AnyglotError(f"{len(texts)} texts for {len(found)} media; give one each, and files instead of folders")
+    expression = None if labels is None else _expression(labels)
     chosen = _spaced(len(found), limit)
     features = Features(feature)
     table = measures_for(spec, recogniser, speaker, features, texts)
@@ -146,7 +146,7 @@ def evaluate(
         "cost": _cost(spec, counter, clock),
         "speed": clock.row(spec),
         "misses": miss_rates(tokenizer, kept, num_quantizers=num_quantizers),
-        "probe": None if labels is None else _probe(tokenizer, found, labels, num_quantizers),
+        "probe": None if expression is None else _probe(tokenizer, found, expression, num_quantizers),
         "failures": failures,
         "items": items,
         "samples": samples,
@@ -186,13 +186,13 @@ def evaluate_command(arguments: argparse.Namespace, tokenizer: Tokenizer) -> int
 def _listed(media: PathLike | Sequence[PathLike | Tensor], spec: CodeSpec) -> list[Path | Tensor]:
     """Files and tensors, folders replaced by what they hold."""
     given = [media] if isinstance(media, str | os.PathLike) else list(media)
-    suffixes = IMAGE_SUFFIXES if spec.sample_rate is None else AUDIO_SUFFIXES
+    suffixes = IMAGE_FILES if spec.sample_rate is None else AUDIO_FILES
     found: list[Path | Tensor] = []
     for entry in given:
         if isinstance(entry, Tensor):
             found.append(entry)
         elif Path(entry).is_dir():
-            found += sorted(file for file in Path(entry).rglob("*") if file.suffix.lower() in suffixes)
+            found += [file for _, file in files_below(Path(entry), suffixes)]
         else:
             found.append(Path(entry))
     if not found:
@@ -211,13 +211,13 @@ def _name(entry: Path | Tensor, index: int) -> str:
     return f"item {index}" if isinstance(entry, Tensor) else f"{entry.parent.name}/{entry.name}"
 
 
-def read_medium(entry: Path | Tensor, tokenizer: Tokenizer) -> Tensor:
+def read_medium(entry: Path | Tensor, tokenizer: Tokenizer, *, max_seconds: float = MAX_SECONDS) -> Tensor:
     """One medium as the tokenizer takes it: at its rate; cropped to sides that its factor divides, or to its size."""
     spec = tokenizer.spec
     if spec.sample_rate is not None:
         if isinstance(entry, Tensor):
             return entry
-        return read_audio(entry, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=MAX_SECONDS)
+        return read_audio(entry, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=max_seconds)
     if spec.axes == ("time",):
         if isinstance(entry, Tensor):
             return entry
@@ -227,8 +227,10 @@ def read_medium(entry: Path | Tensor, tokenizer: Tokenizer) -> Tensor:
         return _resized(image, *tokenizer.config["image_size"])
     if spec.fixed_grid or image.ndim != 3:
         return image
-    down, across = (stride or 1 for stride in spec.strides)
-    return image[:, : image.shape[1] // down * down, : image.shape[2] // across * across]
+    sides = [size // (stride or 1) * (stride or 1) for size, stride in zip(image.shape[1:], spec.strides, strict=True)]
+    if 0 in sides:
+        raise MediaError(str(entry)[:200], f"{tuple(image.shape[1:])} pixels", f"need at least {spec.strides}")
+    return image[:, : sides[0], : sides[1]]
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
@@ -281,16 +283,20 @@ def _cost(spec: CodeSpec, counter: CodeCounter, clock: Clock) -> dict[str, Any]:
     return cost
 
 
-def _probe(
-    tokenizer: Tokenizer, found: Sequence[Path | Tensor], pattern: str, num_quantizers: int | None
-) -> dict[str, Any]:
-    """Linear probes for the classes in the file names, on the first codebook and on all."""
+def _expression(pattern: str) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise AnyglotError(f"labels {pattern!r} is not a regular expression ({error})") from error
     if "label" not in expression.groupindex:
         raise AnyglotError(f"labels {pattern!r} needs a group (?P<label>...), and may have (?P<group>...)")
+    return expression
+
+
+def _probe(
+    tokenizer: Tokenizer, found: Sequence[Path | Tensor], expression: re.Pattern[str], num_quantizers: int | None
+) -> dict[str, Any]:
+    """Linear probes for the classes in the file names, on the first codebook and on all."""
     books = tokenizer.spec.codebook_sizes[:num_quantizers]
     parts = PROBE_PARTS if tokenizer.spec.axes == ("time",) else 1
     first, every, labels, groups, skipped = [], [], [], [], Counter[str]()
@@ -311,8 +317,14 @@ def _probe(
         groups.append(match.groupdict().get("group") or str(index))
     known = groups if "group" in expression.groupindex else None
     probes = {"first codebook": first} | ({"all codebooks": every} if len(books) > 1 else {})
-    rows = {name: linear_probe(_met(torch.stack(x_ND)), labels, known) for name, x_ND in probes.items() if x_ND}
-    return {"labels": pattern, "rows": rows, "skipped": sum(skipped.values()), "reasons": dict(skipped)}
+    rows = {}
+    for name, x_ND in probes.items():
+        try:
+            rows[name] = linear_probe(_met(torch.stack(x_ND)), labels, known) if x_ND else None
+        except AnyglotError as error:
+            skipped[f"{name}: {error}"] += 1
+    rows = {name: row for name, row in rows.items() if row is not None}
+    return {"labels": expression.pattern, "rows": rows, "skipped": sum(skipped.values()), "reasons": dict(skipped)}
 
 
 def _met(x_ND: Tensor) -> Tensor:
