@@ -23,7 +23,15 @@ from torch import Tensor
 
 from anyglot_tokenizers import AudioCodec
 
-LAPTOP = {"hop": 320, "stride": 1, "dim": 256, "encoder_depth": 4, "decoder_depth": 6, "num_quantizers": 8}
+LAPTOP = {
+    "hop": 320,
+    "stride": 1,
+    "dim": 256,
+    "encoder_depth": 4,
+    "decoder_depth": 6,
+    "num_quantizers": 8,
+    "codebook_size": 1024,
+}
 """The speech codec of `configs/tokenizer/speech.yaml`, laptop size."""
 SECONDS = (1, 2, 3, 5, 7, 9, 12, 15)
 RUNS = 5
