@@ -27,6 +27,7 @@ from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, UnsupportedError
 from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
+from anyglot_tokenizers.quantize import nearest
 from anyglot_tokenizers.tokenizer import CONFIG_FILE, WEIGHTS_FILE, full_precision, seeded
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -174,9 +175,7 @@ class Emu3Image(PublishedImageVQ):
             h_BDThw = _swish(layer(h_BDThw))
         for layer in encoder.time_res_stack:
             h_BDThw = layer(h_BDThw)
-        z_BTDhw = self.model.quant_conv(h_BDThw).transpose(1, 2)
-        codes_Bhw: Tensor = self.model.quantize(z_BTDhw)[:, 0]
-        return codes_Bhw
+        return _codes_of(self.model.quant_conv(h_BDThw)[:, :, 0], self.model.quantize.embedding.weight)
 
     def _decode(self, codes_Bhw: Tensor) -> Tensor:
         decoder = self.model.decoder
@@ -210,11 +209,8 @@ class JanusImage(PublishedImageVQ):
 
     def _encode(self, x_BCHW: Tensor) -> Tensor:
         z_BDhw = self.model.quant_conv(self.model.encoder(x_BCHW))
-        if self.cosine:
-            entries_CD = F.normalize(self.model.quantize.embedding.weight, dim=1)
-            return (F.normalize(z_BDhw, dim=1).permute(0, 2, 3, 1) @ entries_CD.T).argmax(3)
-        codes_N: Tensor = self.model.quantize(z_BDhw)[2]
-        return codes_N.view(len(z_BDhw), *z_BDhw.shape[2:])
+        entries_CD = self.model.quantize.embedding.weight
+        return _codes_of(z_BDhw, F.normalize(entries_CD, dim=1) if self.cosine else entries_CD)
 
     def _decode(self, codes_Bhw: Tensor) -> Tensor:
         q_BDhw = F.normalize(self.model.quantize.embedding(codes_Bhw), dim=3).permute(0, 3, 1, 2).contiguous()
@@ -233,9 +229,13 @@ class ChameleonImage(PublishedImageVQ):
         super().__init__(model=model, license=license)
 
     def _encode(self, x_BCHW: Tensor) -> Tensor:
-        z_BDhw = self.model.quant_conv(self.model.encoder(x_BCHW))
-        codes_N: Tensor = self.model.quantize(z_BDhw)[2]
-        return codes_N.view(len(z_BDhw), *z_BDhw.shape[2:])
+        return _codes_of(self.model.quant_conv(self.model.encoder(x_BCHW)), self.model.quantize.embedding.weight)
+
+
+def _codes_of(z_BDhw: Tensor, entries_CD: Tensor) -> Tensor:
+    """The entry nearest to each latent, `[B, h, w]`; among entries of one length, that is the nearest direction."""
+    rows_ND = z_BDhw.permute(0, 2, 3, 1).flatten(0, 2)
+    return nearest(rows_ND, entries_CD, entries_CD.square().sum(1) / 2).view(len(z_BDhw), *z_BDhw.shape[2:])
 
 
 def _swish(x: Tensor) -> Tensor:
