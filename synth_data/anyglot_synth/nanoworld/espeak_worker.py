@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
 
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(collect)
     library.espeak_SetSynthCallback(callback)
+    if hasattr(library, "espeak_ng_SetRandSeed"):  # some voices add noise, whose seed is else the time
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
         print(f"espeak-ng has no voice {voice!r}", file=sys.stderr)
         return 1
