@@ -394,6 +394,7 @@ class ResidualQuantizer(Quantizer):
         return entry_Rd, code_R
 
 
+@torch.no_grad()
 def nearest(x_Md: Tensor, embed_Cd: Tensor, half_C: Tensor, max_bytes: int | None = None) -> Tensor:
     """Index of the entry nearest to each row, int64 `[M]`.
 
@@ -411,7 +412,12 @@ def nearest(x_Md: Tensor, embed_Cd: Tensor, half_C: Tensor, max_bytes: int | Non
     rows = max(1, max_bytes // (4 * len(embed_Cd)))
     if len(x_Md) <= rows:
         return torch.addmm(half_C, x_Md, embed_Cd.T, alpha=-1).argmin(1)
-    return torch.cat([torch.addmm(half_C, part_Rd, embed_Cd.T, alpha=-1).argmin(1) for part_Rd in x_Md.split(rows)])
+    found_M = torch.empty(len(x_Md), dtype=torch.int64, device=x_Md.device)
+    far_RC = x_Md.new_empty(rows, len(embed_Cd))  # one for all chunks: fresh ones would pile up between small results
+    for part_Rd, found_R in zip(x_Md.split(rows), found_M.split(rows), strict=True):
+        distances_RC = torch.addmm(half_C, part_Rd, embed_Cd.T, alpha=-1, out=far_RC[: len(part_Rd)])
+        torch.argmin(distances_RC, 1, out=found_R)
+    return found_M
 
 
 def spread_seeds(x_RD: Tensor, count: int, rounds: int = 16) -> Tensor:
