@@ -74,10 +74,6 @@ class PublishedImageVQ(PublishedTokenizer):
         self.factor = 2 ** (len(settings.channel_multiplier) - 1)
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: batch norms must not learn from what they encode."""
-        return super().train(False)
-
     @classmethod
     def from_published(cls, folder: Path, entries: dict[str, Any], *, license: str) -> Self:
         """Read a whole model's folder, or one with the tokenizer alone; see `PublishedTokenizer.from_published`."""
@@ -138,8 +134,6 @@ class PublishedImageVQ(PublishedTokenizer):
 
         Raises UnsupportedError where no decoder was published.
         """
-        if not self.decodes:
-            raise UnsupportedError(f"{type(self).__name__} only encodes: its publisher gave no decoder")
         codes_B1hw, _ = self._unpack(codes)
         with full_precision(self.device):
             return (self._decode(codes_B1hw[:, 0]) / 2 + 0.5).clamp(0, 1)
@@ -150,7 +144,7 @@ class PublishedImageVQ(PublishedTokenizer):
 
     def _decode(self, codes_Bhw: Tensor) -> Tensor:
         """Pixels, nearly all in [-1, 1]."""
-        raise NotImplementedError
+        raise UnsupportedError(f"{type(self).__name__} only encodes: its publisher gave no decoder")
 
 
 class Emu3Image(PublishedImageVQ):

@@ -25,6 +25,10 @@ FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "model.
 class PublishedTokenizer(Tokenizer):
     """A codec whose weights others published. Encode and decode only; it is not trained here."""
 
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode: nothing may learn from what it encodes."""
+        return super().train(False)
+
     @classmethod
     @abstractmethod
     def from_published(cls, folder: Path, entries: dict[str, Any], *, license: str) -> Self:

@@ -81,10 +81,6 @@ class PublishedAudio(PublishedTokenizer):
         tokenizer.to_empty(device="cpu").load_state_dict(found)
         return tokenizer
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: published codecs are not trained here."""
-        return super().train(False)
-
     def _spec_entries(self) -> dict[str, Any]:
         return {
             "modality": self.modality,

@@ -13,6 +13,7 @@ Shapes: B items, T steps, I inputs, O outputs, k taps, G = 4 * O gates, D latent
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -165,7 +166,7 @@ class Weights:
         return self.take(f"{prefix}.weight", *shape)
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, ABC):
     """What convolutions share: weights, padding, and where the model has it a group norm over channels and time.
 
     Args:
@@ -191,8 +192,9 @@ class Layer(nn.Module):
             self.scale.copy_(weights.take(f"{self.source}.norm.weight", self.outputs))
             self.shift.copy_(weights.take(f"{self.source}.norm.bias", self.outputs))
 
+    @abstractmethod
     def _kernel(self, weights: Weights) -> Tensor:
-        raise NotImplementedError
+        """The weight in the order that `shape` says."""
 
     def _normalised(self, y_BTO: Tensor) -> Tensor:
         """Group norm with one group, in place."""

@@ -77,10 +77,6 @@ class VQGAN(PublishedTokenizer):
         tokenizer.to_empty(device="cpu").load_state_dict(tensors)
         return tokenizer
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode: published tokenizers are not trained here."""
-        return super().train(False)
-
     def _spec_entries(self) -> dict[str, Any]:
         return {
             "modality": "image",
