@@ -1,8 +1,8 @@
-"""Rows of text and media files out of what people have: CSV or JSONL manifests and folders named by label.
+"""Rows of text and media out of what people have: `read_manifest` finds out what a source is and who reads it.
 
-Reads manifests only; it never opens a media file and knows nothing of tokenizers (see `prepare`). Everything
-wrong with one row comes out as a `RowError` in place of the row; what makes a whole source useless raises
-`ManifestError`.
+CSV and JSONL manifests and folders named by label are read here, the rest in `importers`. No media are decoded, and
+tokenizers are not known (see `prepare`). Everything wrong with one row comes out as a `RowError` in place of the row;
+what makes a whole source useless raises `ManifestError`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from anyglot_recipes.importers.coco import caption_files, read_coco
+from anyglot_recipes.importers.rows import (
+    AUDIO_SUFFIXES,
+    IGNORE,
+    IMAGE_SUFFIXES,
+    BadRow,
+    Media,
+    Row,
+    RowError,
+    each_file,
+    modality_columns,
+)
+from anyglot_recipes.importers.speech import is_librispeech, is_ljspeech, read_librispeech, read_ljspeech
+from anyglot_recipes.importers.tables import SUFFIXES, dataset_files, read_table
+from anyglot_recipes.importers.tars import expand_braces, read_tar
 from anyglot_tokenizers.errors import ManifestError
 
-DEFAULT_COLUMNS = {
-    "text": "text",
-    "caption": "text",
-    "image": "image",
-    "speech": "speech",
-    "music": "music",
-    "audio": "audio",
-}
-"""Column name -> modality where the user says nothing; of two for one modality the first here counts."""
+__all__ = ["Row", "RowError", "read_manifest"]
 
-IGNORE = "ignore"
-"""The modality of a column that is to be left out."""
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 MANIFEST_NAMES = (
     "manifest.csv",
     "manifest.jsonl",
@@ -43,46 +44,22 @@ MEDIA_FOLDERS = ("images", "audio", "media")
 """Folders beside a manifest in which its files are looked for after the manifest's own folder."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: its text, if any, and one file per modality.
-
-    `number` counts from 1: data rows of a CSV, lines of a JSONL file, files of a folder tree in sorted order.
-    """
-
-    source: str
-    number: int
-    text: str | None
-    media: Mapping[str, Path]
-
-
-@dataclass(frozen=True)
-class RowError:
-    """One row that cannot be used; `file` is the media file at fault or the manifest, row 0 the source."""
-
-    source: str
-    row: int
-    file: str
-    error: str
-
-    def to_dict(self) -> dict[str, str | int]:
-        """The line that `errors.jsonl` holds."""
-        return {"source": self.source, "row": self.row, "file": self.file, "error": self.error}
-
-
-class _BadRow(Exception):
-    """Raised while one row is read; becomes a `RowError`."""
-
-
-def read_manifest(source: Path, columns: Mapping[str, str] | None = None) -> Iterator[Row | RowError]:
-    """Yield the rows of a manifest file, of a folder holding one, or of a folder tree with labels for names.
+def read_manifest(
+    source: Path, columns: Mapping[str, str] | None = None, *, images: Path | None = None
+) -> Iterator[Row | RowError]:
+    """Yield the rows of a source, whatever it is.
 
     Args:
-        source: a `.csv`, `.tsv` or `.jsonl` file; or a folder. A folder is read by its manifest (the first
-            of `MANIFEST_NAMES`, or the only CSV, TSV or JSONL file in it); without one its images and audio
-            files are the rows, the name of the folder that directly holds a file being its text.
+        source: a file, `.csv`, `.tsv`, `.jsonl`, `.tar` (WebDataset), `.parquet`, `.arrow` or `.json` (COCO
+            captions); several tars by `data-{000..003}.tar`; or a folder. A folder is what `save_to_disk` wrote,
+            LJSpeech, or is read by its manifest (the first of `MANIFEST_NAMES`, or the only CSV, TSV or JSONL
+            file in it), else its tars, its parquet and arrow files, its COCO captions, or LibriSpeech; without any
+            of these its images and audio files are the rows, the name of the folder that directly holds a file
+            being its text.
         columns: column -> modality (`text`, `image`, `speech`, `music`, ..., or `ignore`), on top of
-            `DEFAULT_COLUMNS`. A folder tree has the columns `text`, `image` and `audio`.
+            `DEFAULT_COLUMNS`. A folder tree has the columns `text`, `image` and `audio`, speech corpora `text` and
+            `speech`, COCO `text` and `image`; those of a tar are described at `read_tar`.
+        images: the folder of the pictures of COCO captions, where it is not beside them.
 
     Raises:
         ManifestError: there is no such source, it holds no rows, or its header lacks a column in `columns`.
@@ -91,18 +68,57 @@ def read_manifest(source: Path, columns: Mapping[str, str] | None = None) -> Ite
     _check_columns(columns)
     source = Path(source)
     if not source.exists():
-        raise ManifestError(f"{source}: no such file or folder; give a CSV or JSONL manifest or a folder of media")
-    if source.is_dir():
-        manifest = _find_manifest(source)
-        if manifest is None:
-            yield from _read_tree(source, columns)
+        if source.suffix.lower() == ".tar" and "{" in str(source):
+            yield from each_file(expand_braces(source), lambda path: read_tar(path, columns))
             return
-        source = manifest
+        raise ManifestError(f"{source}: no such file or folder; give a CSV or JSONL manifest or a folder of media")
+    if images is not None and not images.is_dir():
+        raise ManifestError(f"{images}: is no folder; name the folder of the pictures")
+    if not source.is_dir():
+        yield from _read_file(source, columns, images)
+    elif (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+        yield from _read_tables(source, columns)
+    elif is_ljspeech(source):
+        yield from read_ljspeech(source, columns)
+    elif manifest := _find_manifest(source):
+        yield from _read_file(manifest, columns, images)
+    elif tars := sorted(path for path in source.glob("*.tar") if path.is_file()):
+        yield from each_file(tars, lambda path: read_tar(path, columns))
+    elif dataset_files(source):
+        yield from _read_tables(source, columns)
+    elif captions := caption_files(source):
+        yield from each_file(captions, lambda path: read_coco(path, columns, images))
+    elif is_librispeech(source):
+        yield from read_librispeech(source, columns)
+    else:
+        yield from _read_tree(source, columns)
+
+
+def _read_tables(folder: Path, columns: Mapping[str, str]) -> Iterator[Row | RowError]:
+    tables = dataset_files(folder)
+    if not tables:
+        raise ManifestError(f"{folder}: its lists name no tables; save the dataset again")
+    yield from each_file(tables, lambda path: read_table(path, columns))
+
+
+def _read_file(source: Path, columns: Mapping[str, str], images: Path | None) -> Iterator[Row | RowError]:
     suffix = source.suffix.lower()
-    if suffix not in {".csv", ".tsv", ".jsonl"}:
+    if suffix == ".tar":
+        yield from read_tar(source, columns)
+    elif suffix in SUFFIXES:
+        yield from read_table(source, columns)
+    elif suffix == ".json":
+        yield from read_coco(source, columns, images)
+    elif suffix in {".csv", ".tsv", ".jsonl"}:
+        yield from _read_manifest(source, suffix, columns)
+    else:
         raise ManifestError(
-            f"{source}: a manifest is a .csv, .tsv or .jsonl file, not {suffix or 'a file without suffix'}"
+            f"{source}: a manifest is a .csv, .tsv or .jsonl file (or .tar, .parquet, .arrow, COCO .json), not "
+            f"{suffix or 'a file without suffix'}"
         )
+
+
+def _read_manifest(source: Path, suffix: str, columns: Mapping[str, str]) -> Iterator[Row | RowError]:
     num_rows = 0
     try:
         for row in _read_jsonl(source, columns) if suffix == ".jsonl" else _read_csv(source, columns):
@@ -144,24 +160,6 @@ def _find_manifest(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _modality_columns(present: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Modality -> column for a row with the columns `present`; `_BadRow` if one the user named is missing."""
-    present = list(present)
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise _BadRow(f"there is no column {missing[0]!r}; the columns are {', '.join(map(str, present)) or 'none'}")
-    chosen = {modality: column for column, modality in columns.items() if modality != IGNORE}
-    for column, modality in DEFAULT_COLUMNS.items():
-        if column in present and column not in columns:
-            chosen.setdefault(modality, column)
-    if not chosen:
-        raise _BadRow(
-            f"none of the columns {', '.join(map(str, present)) or '(none)'} is known; "
-            "say what they hold, such as --column file=image --column title=text"
-        )
-    return chosen
-
-
 def _read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Row | RowError]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -172,8 +170,8 @@ def _read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Row | RowError
         if len(set(header)) != len(header):
             raise ManifestError(f"{path}: names a column twice ({', '.join(header)}); rename one of them")
         try:
-            chosen = _modality_columns(header, columns)
-        except _BadRow as error:
+            chosen = modality_columns(header, columns)
+        except BadRow as error:
             raise ManifestError(f"{path}: {error}") from error
         for number, cells in enumerate((cells for cells in lines if cells), start=1):
             if len(cells) != len(header):
@@ -192,11 +190,11 @@ def _read_jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[Row | RowErr
             try:
                 values = json.loads(line)
                 if not isinstance(values, dict):
-                    raise _BadRow(f"is a JSON {type(values).__name__}, not an object with columns")
-                chosen = _modality_columns(values, columns)
+                    raise BadRow(f"is a JSON {type(values).__name__}, not an object with columns")
+                chosen = modality_columns(values, columns)
             except (ValueError, RecursionError) as error:
                 yield RowError(str(path), number, str(path), f"is not JSON: {error}")
-            except _BadRow as error:
+            except BadRow as error:
                 yield RowError(str(path), number, str(path), str(error))
             else:
                 yield _make_row(path, number, {m: values[column] for m, column in chosen.items()})
@@ -204,7 +202,8 @@ def _read_jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[Row | RowErr
 
 def _make_row(path: Path, number: int, values: Mapping[str, object]) -> Row | RowError:
     """A row out of modality -> cell; blank cells and null are modalities that this row does not have."""
-    text, media = None, {}
+    text: str | None = None
+    media: dict[str, Media] = {}
     for modality, value in values.items():
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
@@ -241,8 +240,8 @@ def _read_tree(root: Path, columns: Mapping[str, str]) -> Iterator[Row | RowErro
                 continue
             number += 1
             labelled = Path(folder) != root and modality_of["text"] != IGNORE
-            media = {modality_of[kind]: Path(folder) / name}
-            yield Row(str(root), number, Path(folder).name if labelled else None, media)
+            file = Path(folder) / name
+            yield Row(str(root), number, file.parent.name if labelled else None, {modality_of[kind]: file})
     for error in unreadable:
         yield RowError(str(root), 0, str(error.filename), f"folder cannot be read: {error.strerror}")
     if number == 0:

@@ -16,9 +16,8 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from anyglot_recipes.manifest import Row, RowError, read_manifest
+from anyglot_recipes.importers.rows import Media, Row, RowError
+from anyglot_recipes.manifest import read_manifest
 from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.media import read_audio, read_image
+from anyglot_tokenizers.media import MediaBytes, read_audio, read_image
 from anyglot_tokenizers.spec import CodeSpec
 from anyglot_tokenizers.tokenizer import Tokenizer, load
 
@@ -50,6 +50,8 @@ __all__ = [
 FORMAT = "anyglot.prepared"
 VERSION = "1"
 INDEX, RECORDS, ERRORS, SHARDS = "prepared.json", "records.jsonl", "errors.jsonl", "codes"
+HELD_BYTES = 256 * 2**20
+"""A shard ends early when its rows hold so many bytes of media in memory (tars and tables)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def prepare(
     out_dir: Path,
     *,
     columns: Mapping[str, str] | None = None,
+    images: Path | None = None,
     strict: bool = False,
     image_size: int | None = None,
     max_pixels: int = 64_000_000,
@@ -110,11 +113,12 @@ def prepare(
     """Encode the rows of `sources` (see `read_manifest`) into `out_dir`.
 
     Args:
-        sources: manifests or folders, in the order their rows get.
+        sources: manifests, tars, tables or folders, in the order their rows get.
         tokenizers: modality -> tokenizer; they are put into eval mode. Rows of other modalities are bad rows.
         out_dir: holds `prepared.json`, `records.jsonl`, `errors.jsonl` and `codes/` afterwards. A folder that
             an earlier call wrote is brought up to date.
         columns: column -> modality or `ignore`, on top of the default names.
+        images: the folder of the pictures of COCO captions, where it is not beside them.
         strict: raise if any row is bad, after all rows were tried and `errors.jsonl` was written.
         image_size: side in pixels of the square that images are resized and cropped to; None = each as it is.
         max_pixels: images above this are bad rows, and are refused before they are decoded.
@@ -138,13 +142,13 @@ def prepare(
     shards: list[str] = []
     num_good = num_bad = num_reused = 0
     first_error: RowError | None = None
-    rows = _all_rows(sources, columns)
+    rows = _all_rows(sources, columns, images)
     with atomic_write(out_dir / RECORDS) as records_path, atomic_write(out_dir / ERRORS) as errors_path:
         with (
             records_path.open("w", encoding="utf-8") as records,
             errors_path.open("w", encoding="utf-8") as errors,
         ):
-            while chunk := list(islice(rows, rows_per_shard)):
+            while chunk := _next_chunk(rows, rows_per_shard):
                 name = f"{SHARDS}/{_chunk_key(chunk, tokenizers, settings)[:32]}.safetensors"
                 outcome = _read_outcome(out_dir / name)
                 num_reused += outcome is not None
@@ -185,9 +189,11 @@ def prepare(
 def prepare_command(arguments: argparse.Namespace) -> int:
     """`anyglot prepare`: encode `source` with the tokenizers of the folder `model` into `out`; the exit code.
 
-    Rows that hold two things or more also become training samples, `out/shards` (see `pairs.py`).
+    Rows that hold two things or more also become training samples, `out/shards` (see `pairs.py`). Sources that hold
+    AnyGPT's token strings become such samples at once (see `importers/anygpt.py`); they need no media tokenizer.
     """
     from anyglot_lm.vocabulary import Vocabulary
+    from anyglot_recipes.importers.anygpt import is_anygpt, prepare_tokens
     from anyglot_recipes.pairs import write_pairs
 
     columns = {}
@@ -197,6 +203,20 @@ def prepare_command(arguments: argparse.Namespace) -> int:
             raise ManifestError(f"--column {pair}: write NAME=MODALITY, such as --column file=image")
         columns[name] = modality
     folder = Path(arguments.model)
+    sources = [Path(source) for source in arguments.source]
+    if any(tokens := [is_anygpt(source) for source in sources]):
+        if not all(tokens):
+            raise ManifestError(
+                f"{sources[tokens.index(True)]} holds token strings, {sources[tokens.index(False)]} does not; prepare "
+                "them apart, each with an --out of its own"
+            )
+        done = prepare_tokens(sources, folder, Path(arguments.out), strict=arguments.strict)
+        if arguments.json:
+            print(json.dumps(done.to_dict()))
+        else:
+            print(f"{done.num_samples} training samples of {done.num_good} rows: {done.out_dir / 'shards'}")
+            print(f"{done.num_bad} bad rows: {done.out_dir / ERRORS}")
+        return 0
     tokenizers: dict[str, Tokenizer] = {}
     image_sizes: set[int] = set()
     for block in Vocabulary.load(folder / "vocabulary.json").blocks:
@@ -212,10 +232,11 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     if len(image_sizes) > 1:
         raise ManifestError(f"{folder}: takes images of several sizes {sorted(image_sizes)}; use prepare() for each")
     report = prepare(
-        [Path(source) for source in arguments.source],
+        sources,
         tokenizers,
         Path(arguments.out),
         columns=columns,
+        images=Path(arguments.images) if getattr(arguments, "images", None) else None,
         strict=arguments.strict,
         image_size=image_sizes.pop() if image_sizes else None,
         progress=lambda done, bad: print(f"{done} rows, {bad} of them bad", file=sys.stderr, flush=True),
@@ -261,12 +282,27 @@ def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
             yield PreparedRow(record["id"], record["source"], record["row"], record["text"], codes)
 
 
-def _all_rows(sources: Iterable[Path], columns: Mapping[str, str] | None) -> Iterator[Row | RowError]:
+def _all_rows(
+    sources: Iterable[Path], columns: Mapping[str, str] | None, images: Path | None
+) -> Iterator[Row | RowError]:
     for source in sources:
         try:
-            yield from read_manifest(source, columns)
+            yield from read_manifest(source, columns, images=images)
         except ManifestError as error:
             yield RowError(str(source), 0, str(source), str(error))
+
+
+def _next_chunk(rows: Iterator[Row | RowError], rows_per_shard: int) -> list[Row | RowError]:
+    """The rows of the next shard, a function of the rows alone: up to `rows_per_shard`, or `HELD_BYTES` of media."""
+    chunk: list[Row | RowError] = []
+    held = 0
+    for row in rows:
+        chunk.append(row)
+        if isinstance(row, Row):
+            held += sum(len(file.content) for file in row.media.values() if isinstance(file, MediaBytes))
+        if len(chunk) == rows_per_shard or held >= HELD_BYTES:
+            break
+    return chunk
 
 
 def _check_out_dir(out_dir: Path, sources: Iterable[Path]) -> None:
@@ -294,7 +330,9 @@ def _chunk_key(chunk: Iterable[Row | RowError], tokenizers: Mapping[str, Tokeniz
     return hashlib.sha256(_json(entries).encode()).hexdigest()
 
 
-def _file_state(path: Path) -> list[int] | None:
+def _file_state(path: Media) -> list[int | str] | None:
+    if isinstance(path, MediaBytes):
+        return [len(path.content), hashlib.sha256(path.content).hexdigest()]
     try:
         status = path.stat()
     except OSError:
@@ -323,24 +361,25 @@ def _encode_chunk(
 ) -> tuple[list[dict[str, Any]], list[RowError]]:
     """Encode the rows of one shard and write it: records of the good rows, errors of the bad ones."""
     failed: dict[int, RowError] = {}
-    codes: dict[tuple[int, str], np.ndarray] = {}
+    first_of: dict[tuple[str, Media], int] = {}  # a file that several rows name is encoded once
+    results: dict[tuple[int, str], np.ndarray | AnyglotError] = {}
     queues: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
 
     def flush(modality: str) -> None:
         queue, queues[modality] = queues[modality], []
         for (position, _), result in zip(queue, _encode_queue(tokenizers[modality], queue), strict=True):
-            if isinstance(result, AnyglotError):
-                row = chunk[position]
-                assert isinstance(row, Row)
-                failed[position] = RowError(row.source, row.number, str(row.media[modality]), str(result))
-            else:
-                codes[position, modality] = result
+            results[position, modality] = result
 
     for position, row in enumerate(chunk):
-        media = row if isinstance(row, RowError) else _read_media(row, tokenizers, settings)
+        if isinstance(row, RowError):
+            failed[position] = row
+            continue
+        media = _read_media(row, tokenizers, settings, first_of)
         if isinstance(media, RowError):
             failed[position] = media
             continue
+        for medium in row.media.items():
+            first_of.setdefault(medium, position)
         for modality, item in media.items():
             queue = queues[modality]
             if queue and (len(queue) == batch_size or not _fits(tokenizers[modality].spec, queue, item, settings)):
@@ -355,9 +394,16 @@ def _encode_chunk(
         if isinstance(row, RowError) or position in failed:
             continue
         record = _make_record(row)
-        for modality in row.media:
-            tensors[f"{record['id']}.{modality}"] = codes[position, modality]
-        records.append(record)
+        row_tensors = {}
+        for modality, file in row.media.items():
+            result = results[first_of[modality, file], modality]
+            if isinstance(result, AnyglotError):
+                failed[position] = RowError(row.source, row.number, str(file), str(result))
+                break
+            row_tensors[f"{record['id']}.{modality}"] = result
+        else:
+            tensors |= row_tensors
+            records.append(record)
     errors = [failed[position] for position in sorted(failed)]
     # One key only: safetensors writes several in random order, and equal shards are to be equal files.
     metadata = {FORMAT: _json([VERSION, records, [error.to_dict() for error in errors]])}
@@ -373,8 +419,13 @@ def _make_record(row: Row) -> dict[str, Any]:
     return {"id": digest, "source": row.source, "row": row.number, "text": row.text, "media": media}
 
 
-def _read_media(row: Row, tokenizers: Mapping[str, Tokenizer], settings: _Settings) -> dict[str, Tensor] | RowError:
-    """All media of a row: images float32 `[3, H, W]` in [0, 1], audio float32 `[channels, samples]`."""
+def _read_media(
+    row: Row,
+    tokenizers: Mapping[str, Tokenizer],
+    settings: _Settings,
+    skip: Container[tuple[str, Media]],
+) -> dict[str, Tensor] | RowError:
+    """The media of a row, but those in `skip`: images float32 `[3, H, W]` in [0, 1], audio `[channels, samples]`."""
     media: dict[str, Tensor] = {}
     for modality, path in row.media.items():
         if modality not in tokenizers:
@@ -385,6 +436,8 @@ def _read_media(row: Row, tokenizers: Mapping[str, Tokenizer], settings: _Settin
                 f"--column {modality}=ignore"
             )
             return RowError(row.source, row.number, str(path), message)
+        if (modality, path) in skip:
+            continue
         spec = tokenizers[modality].spec
         try:
             if spec.sample_rate is None:

@@ -6,10 +6,12 @@ formats is opened (none that runs an interpreter). This file knows nothing of to
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +41,25 @@ EXACT_LENGTHS = (
 )  # whose headers state the exact frame count
 
 
-def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_000_000) -> Tensor:
+@dataclass(frozen=True)
+class MediaBytes:
+    """A media file held in memory, such as a member of a tar. `str` of it is its `name`, which errors show."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def read_image(path: PathLike | MediaBytes, *, size: int | None = None, max_pixels: int = 64_000_000) -> Tensor:
     """Read a picture as float32 `[3, H, W]` in [0, 1].
 
     EXIF orientation is applied, transparency is composited on white, the first frame of an animation is
     taken.
 
     Args:
-        path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
+        path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM; a file, or its bytes as `MediaBytes`.
         size: crop the largest centred square and resize it to `size` x `size` (antialiased).
         max_pixels: more than this is refused from the header, before any pixel is decoded.
 
@@ -58,11 +71,12 @@ def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     _check_file(path)
+    source, path = path, str(path)
     bomb = (f"more than {max_pixels} pixels", "raise max_pixels if you trust the file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as file:
+            with Image.open(_opened(source), formats=IMAGE_FORMATS) as file:
                 if file.width * file.height > max_pixels:
                     raise MediaError(path, f"{file.width}x{file.height} is {bomb[0]}", bomb[1])
                 file.load()
@@ -90,11 +104,13 @@ def read_image(path: PathLike, *, size: int | None = None, max_pixels: int = 64_
     return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
 
 
-def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_seconds: float = 600.0) -> Tensor:
+def read_audio(
+    path: PathLike | MediaBytes, *, sample_rate: int, channels: int = 1, max_seconds: float = 600.0
+) -> Tensor:
     """Read a sound as float32 `[channels, samples]`, resampled (soxr, high quality) to `sample_rate` Hz.
 
     Args:
-        path: any format libsndfile reads: WAV, FLAC, Ogg, MP3, ...
+        path: any format libsndfile reads: WAV, FLAC, Ogg, MP3, ...; a file, or its bytes as `MediaBytes`.
         sample_rate: Hz wanted.
         channels: 1 mixes all channels by their mean; a mono file is repeated to fill more.
         max_seconds: longer files are refused from the header.
@@ -109,8 +125,9 @@ def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_secon
     if sample_rate < 1 or channels < 1:
         raise ValueError(f"sample_rate and channels must be positive, got {sample_rate} and {channels}")
     _check_file(path)
+    source, path = path, str(path)
     try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
+        with soundfile.SoundFile(_opened(source)) as file:
             rate, stated, container = file.samplerate, file.frames, file.format
             limit = int(max_seconds * rate)
             if stated > limit and container in EXACT_LENGTHS:
@@ -127,7 +144,7 @@ def read_audio(path: PathLike, *, sample_rate: int, channels: int = 1, max_secon
     count, found = samples_SC.shape
     if count > limit:
         raise MediaError(path, f"longer than {max_seconds:g} s", "cut it or raise max_seconds")
-    if _missing_bytes(path) or (container in EXACT_LENGTHS and count < stated):
+    if _missing_bytes(source) or (container in EXACT_LENGTHS and count < stated):
         raise MediaError(
             path,
             f"truncated: the header promises more than the {count} samples found",
@@ -187,7 +204,15 @@ def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
         soundfile.write(str(temporary), samples, sample_rate, format=kind, subtype="PCM_16")
 
 
-def _check_file(path: PathLike) -> None:
+def _opened(path: PathLike | MediaBytes) -> str | io.BytesIO:
+    return io.BytesIO(path.content) if isinstance(path, MediaBytes) else os.fspath(path)
+
+
+def _check_file(path: PathLike | MediaBytes) -> None:
+    if isinstance(path, MediaBytes):
+        if not path.content:
+            raise MediaError(path.name, "is empty (0 bytes)", "get the file again or drop it")
+        return
     try:
         if not Path(path).is_file():
             problem = "is a folder, not a file" if Path(path).is_dir() else "no such file"
@@ -228,14 +253,18 @@ def _to_rgb(image: Image, path: PathLike) -> Image:
     return image.convert("RGB")
 
 
-def _missing_bytes(path: PathLike) -> bool:
+def _missing_bytes(path: PathLike | MediaBytes) -> bool:
     """Whether a RIFF (WAV) header states more bytes than the file has.
 
     Streamed files state 0 or the maximum.
     """
-    with open(path, "rb") as file:
-        head = file.read(8)
+    if isinstance(path, MediaBytes):
+        head, size = path.content[:8], len(path.content)
+    else:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        size = Path(path).stat().st_size
     if head[:4] != b"RIFF" or len(head) < 8:
         return False
     stated = int.from_bytes(head[4:], "little")
-    return stated not in (0, 0xFFFFFFFF, 0x7FFFFFFF) and Path(path).stat().st_size + 1 < stated + 8
+    return stated not in (0, 0xFFFFFFFF, 0x7FFFFFFF) and size + 1 < stated + 8
