@@ -1,7 +1,8 @@
-"""`anyglot train`: a recipe's YAML against the dataclass of its program.
+"""`anyglot train`: a recipe's YAML against its program.
 
-The typed dataclass of a recipe is its configuration: every key of a shipped YAML is one of its fields, documented there
-(`anyglot train nano --help`). Command-line values beat the YAML's. What a recipe does is in its own module.
+A chain of stages (nano, field, ...) is configured by a typed dataclass: every key of its YAML is a field, documented
+there (`anyglot train nano --help`). A single stage of training is configured by the arguments of its classes, see
+`stage_cli.py`. Command-line values beat the YAML's. What a recipe does is in its own module.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ PROGRAMS = {
     "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
     "tokenizer": ("anyglot_recipes.tokenizer", "train_tokenizer", "TokenizerRecipe"),
 }
+STAGES = ("stage", "dpo")
+"""Programs of `stage_cli.py`."""
 
 
 def find_recipe(name: str | None) -> Path:
@@ -53,13 +56,7 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
     """
     from jsonargparse import ArgumentParser
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    program = content.get("program") if isinstance(content, dict) else None
-    if program not in PROGRAMS:
-        raise ManifestError(f"{path}: needs a key 'program' with one of {', '.join(PROGRAMS)}")
+    program = program_of(path)
     module_name, function_name, class_name = PROGRAMS[program]
     module = importlib.import_module(module_name)
     config_class = getattr(module, class_name)
@@ -72,10 +69,33 @@ def parse_recipe(path: Path, overrides: Sequence[str]) -> tuple[Callable[[Any], 
     return getattr(module, function_name), config_class(**values)
 
 
+def program_of(path: Path) -> str:
+    """The program that a recipe's YAML names.
+
+    Raises:
+        ManifestError: the file is no YAML mapping or names no known program.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    program = content.get("program") if isinstance(content, dict) else None
+    if program not in (*PROGRAMS, *STAGES):
+        raise ManifestError(f"{path}: needs a key 'program' with one of {', '.join((*PROGRAMS, *STAGES))}")
+    return str(program)
+
+
 def run_recipe(name: str | None, overrides: Sequence[str]) -> int:
     """Run a recipe; its report goes to stdout as one JSON object (from the first of several devices)."""
-    function, config = parse_recipe(find_recipe(name), overrides)
-    report = function(config)
+    path = find_recipe(name)
+    program = program_of(path)
+    if program in STAGES:
+        from anyglot_recipes.stage_cli import run_stage
+
+        report = run_stage(program, [f"--config={path}", *overrides], path.stem)
+    else:
+        function, config = parse_recipe(path, overrides)
+        report = function(config)
     if report is not None:
         print(json.dumps(report))
     return 0

@@ -8,7 +8,7 @@ automatic optimisation, clipping and checkpoints apply. It does not schedule lea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,14 +35,14 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon should train a parameter: a matrix or convolution that is no embedding and no output head."""
     if parameter.ndim < 2 or any(part in name for part in ("embed_tokens", "lm_head")):
         return False
-    return min(parameter.shape[0], parameter[0].numel()) >= SMALLEST
+    return min(parameter.shape[0], parameter.shape[1:].numel()) >= SMALLEST
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """See the module docstring.
 
     Args:
-        model: its trainable parameters are split by `is_hidden_matrix`.
+        model: its trainable parameters are split by `is_hidden_matrix`; or parameter groups, each with a bool "muon".
         lr: learning rate of both parts.
         weight_decay: decoupled decay of the hidden matrices; nothing else is decayed.
         betas: of AdamW.
@@ -52,7 +52,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[dict[str, Any]],
         lr: float,
         *,
         weight_decay: float = 0.05,
@@ -60,13 +60,17 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         muon: bool = True,
     ) -> None:
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in trained if is_hidden_matrix(name, p)]
-        others = [p for name, p in trained if not is_hidden_matrix(name, p)]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "muon": muon, "weight_decay": weight_decay},
-            {"params": others, "muon": False, "weight_decay": 0.0},
-        ]
+        groups: Sequence[dict[str, Any]]
+        if isinstance(model, nn.Module):
+            trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            matrices = [p for name, p in trained if is_hidden_matrix(name, p)]
+            others = [p for name, p in trained if not is_hidden_matrix(name, p)]
+            groups = [
+                {"params": matrices, "muon": muon, "weight_decay": weight_decay},
+                {"params": others, "muon": False, "weight_decay": 0.0},
+            ]
+        else:
+            groups = model
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "eps": 1e-8}
         super().__init__([group for group in groups if group["params"]], defaults)
 

@@ -2,12 +2,13 @@
 
 `AtomicCheckpoint` keeps `last.ckpt` of a run: written to a temporary name, then renamed, every few optimizer steps and
 at the end. It holds model, optimizer, schedule, loops and the data cursor; nothing in it needs unpickling of classes,
-so it loads with `weights_only=True`.
+so it loads with `weights_only=True`. Under FSDP2 it is a folder to which every rank writes its shard.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ class AtomicCheckpoint(L.Callback):
     def __init__(self, path: str | Path, every: int) -> None:
         self.path, self.every = Path(path), every
         self._saved = -1
+
+    def found(self) -> Path | None:
+        """The checkpoint to go on from, if there is one (the one before, if a kill fell between two renames)."""
+        return next((p for p in (self.path, self.path.with_suffix(".before")) if p.exists()), None)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step
@@ -34,8 +39,16 @@ class AtomicCheckpoint(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._saved = trainer.global_step
-        temporary = self.path.with_suffix(".tmp")
+        temporary, before = self.path.with_suffix(".tmp"), self.path.with_suffix(".before")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero and temporary.is_dir():  # what a kill left
+            shutil.rmtree(temporary)
+        trainer.strategy.barrier()
         trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+        if not trainer.is_global_zero:
+            return
+        if temporary.is_dir() and self.path.exists():  # a folder cannot be renamed over another
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(self.path, before)
+        os.replace(temporary, self.path)
+        shutil.rmtree(before, ignore_errors=True)

@@ -1,126 +1,166 @@
 """LitUnified: the LightningModule that trains a unified LM on packed batches, and `fit_lm`, which runs it to a folder.
 
 The loss is the grammar's cross-entropy (`loss.py`) normalised by a constant, the plan's mean number of target ids in a
-pack, so gradients do not depend on how packs fall into micro-batches, accumulation steps or ranks. Logs per modality:
-loss, accuracy and the uniform baseline ln(slice size). It does not build data, vocabularies or evaluations.
+pack, so gradients do not depend on how packs fall into micro-batches, accumulation steps or ranks. What is logged is
+`metrics.py`'s business, what trains `tuning.py`'s. It does not build data, vocabularies or evaluations.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anyglot_lm.loss import SliceTable, span_cross_entropy
-from anyglot_lm.model import hidden_states
+from anyglot_lm.meter import DivergenceWatch
+from anyglot_lm.metrics import Window
+from anyglot_lm.packed import PackedLM, class_names
 from anyglot_lm.vocabulary import Vocabulary
+from anyglot_lm.weighting import SpanWeights
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, ManifestError
-from anyglot_tokenizers.optim import MuonAdamW
+from anyglot_tokenizers.optim import MuonAdamW, is_hidden_matrix
+
+ROWS = ("embed_tokens", "lm_head")
+"""Parts of the names of the parameters that are rows of ids."""
 
 
 class LitUnified(L.LightningModule):
     """Next-id training of a causal LM under the span grammar.
 
     Args:
-        model: Hugging Face causal LM whose rows are those of `vocabulary`.
+        model: Hugging Face causal LM whose rows are those of `vocabulary`, with what should train chosen
+            (`tuning.choose_trained`); or a function that makes it, called once the strategy is set up.
         vocabulary: gives the legal slices and the names of the logs.
-        max_steps: optimizer steps of the whole run (the schedule ends there).
-        targets_per_pack: mean number of target ids in a pack; the constant that normalises the loss.
+        max_steps: optimizer steps of the whole run (the schedule ends there); default the trainer's.
+        targets_per_pack: mean number of target ids in a pack, the constant that normalises the loss; default the data
+            module's.
         lr: peak learning rate.
+        rows_lr: peak learning rate of the rows of ids (embedding and head), default `lr`.
         warmup_steps: linear warm-up.
+        cooldown: share of the run, at its end, in which the rate falls linearly to 2 %.
         weight_decay: of hidden matrices.
         muon: Muon for hidden matrices (True) or AdamW everywhere.
-        modality_weights: factor of the loss per modality ("text" included), default 1.
+        modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
+        learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp².
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         compile: run the decoder through torch.compile.
+        param_dtype: of the arithmetic under FSDP2, where weights are gathered in it.
         log_every: steps between log lines.
     """
 
-    _class_of_id: Tensor
-    _class_weights: Tensor
+    lm: PackedLM
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
         vocabulary: Vocabulary,
         *,
-        max_steps: int,
-        targets_per_pack: float,
+        max_steps: int | None = None,
+        targets_per_pack: float | None = None,
         lr: float = 2e-3,
+        rows_lr: float | None = None,
         warmup_steps: int = 100,
+        cooldown: float = 0.6,
         weight_decay: float = 0.05,
         muon: bool = True,
-        modality_weights: dict[str, float] | None = None,
+        modality_weights: Mapping[str, float] | None = None,
+        learned_weights: bool = False,
         z_loss: float = 0.0,
         sliced: bool = True,
         compile: bool = False,
+        param_dtype: torch.dtype = torch.float32,
         log_every: int = 50,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.model.train()
-        self.model.config.use_cache = False
+        self.strict_loading = False  # frozen weights are not in checkpoints; `on_load_checkpoint` checks the rest
+        self.vocabulary, self.class_names = vocabulary, class_names(vocabulary)
         self.max_steps, self.targets_per_pack = max_steps, targets_per_pack
-        self.lr, self.warmup_steps, self.weight_decay, self.muon = lr, warmup_steps, weight_decay, muon
-        self.z_loss, self.sliced, self.log_every = z_loss, sliced, log_every
-        lo, hi, class_of_id = vocabulary.slice_table()
-        self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
-        self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
-        self.class_names = ["text" if name == "open" else name for name in vocabulary.slice_names()]
-        weights = modality_weights or {}
-        modalities = ["text" if name == "open" else name.partition("/")[0] for name in self.class_names]
-        unknown = sorted(weights.keys() - set(modalities))
-        if unknown:
-            known = ", ".join(dict.fromkeys(modalities))
-            raise ManifestError(f"modality_weights: no modality {unknown[0]!r}; there are {known}")
-        factors = [weights.get(modality, 1.0) for modality in modalities]
-        self.register_buffer("_class_weights", torch.tensor(factors), persistent=False)
-        # Not a registered submodule: checkpoints hold the plain model's names.
-        decoder = model.base_model
-        self.__dict__["_decoder"] = torch.compile(decoder) if compile else decoder
-        self._vocabulary_fingerprint = vocabulary.fingerprint
+        self.lr, self.rows_lr, self.warmup_steps, self.cooldown = lr, rows_lr, warmup_steps, cooldown
+        self.weight_decay, self.muon, self.param_dtype, self.log_every = weight_decay, muon, param_dtype, log_every
+        weights = SpanWeights(self.class_names, modality_weights, learned=learned_weights)
+        self._make = lambda built: PackedLM(
+            built, vocabulary, weights, sliced=sliced, z_loss=z_loss, compile=compile
+        )
+        self._build: Callable[[], PreTrainedModel] | None = None
+        if isinstance(model, PreTrainedModel):
+            self.lm = self._make(model)
+        else:
+            self._build = model
+        self._sharded = False
         self.last_loss = math.nan
-        self._window: list[Tensor] = []
-        self._window_ids = 0
+        self.last: dict[str, float] = {}
+        self._window: Window | None = None
+        self._validation: Window | None = None
         self._closed = 0  # the step of the last log
+        self._lr = math.nan
         self._metrics: dict[str, float] = {}
-        self._started = time.perf_counter()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model in training."""
+        return self.lm.model
+
+    def configure_model(self) -> None:
+        """Build the model where it was not given, and shard it under FSDP2."""
+        if self._build is not None:
+            self.lm, self._build = self._make(self._build()), None
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._sharded:
+            assert self.device_mesh is not None
+            self.lm.shard(self.device_mesh["data_parallel"], self.param_dtype)
+            self._sharded = True
+
+    def setup(self, stage: str) -> None:
+        """Take the length of the run and the normalising constant from the trainer where they were not given."""
+        if self.max_steps is None:
+            self.max_steps = self.trainer.max_steps
+        if self.max_steps < 1:
+            raise ManifestError(f"max_steps={self.max_steps}; the schedule needs the run's length, give trainer.max_steps")
+        if self.targets_per_pack is None:
+            self.targets_per_pack = float(self.trainer.datamodule.targets_per_pack)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        self._window, self._window_ids, self._closed = [], 0, self.global_step
-        self._started = time.perf_counter()
+        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else self.param_dtype
+        self._window = Window(self.vocabulary, self.model, self.device, dtype)
+        self._watch = DivergenceWatch()
+        self._closed = self.global_step
+        self._keep_settings()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        hidden_BTD = hidden_states(self.__dict__["_decoder"], batch["input_ids"], batch["position_ids"])
-        head = self.model.get_output_embeddings()
-        sums = span_cross_entropy(
-            hidden_BTD.flatten(0, 1),
-            head.weight,
-            batch["labels"].flatten(),
-            SliceTable(self._lo, self._hi, self._class_of_id),
-            class_weights=self._class_weights,
-            sliced=self.sliced,
-            z_loss=self.z_loss,
-        )
-        self._window.append(torch.stack([sums.nll, sums.count, sums.correct]))
-        self._window_ids += batch["input_ids"].numel()
-        return sums.total / (self.targets_per_pack * len(batch["input_ids"]))
+        out = self.lm(batch["input_ids"], batch["position_ids"], batch["labels"])
+        assert self.targets_per_pack is not None
+        if self._window is not None:  # None outside of a trainer
+            self._window.add(batch, out)
+        total: Tensor = out.total
+        return total / (self.targets_per_pack * len(batch["input_ids"]))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm (no clipping without a value), and keep the norm for the log."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        self._lr = optimizer.param_groups[0]["lr"]  # of this step; the log comes after the schedule moved on
+        assert self._window is not None
+        self._window.add_gradient_norm(norm)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._close_window()
         if not self._metrics:
             return
         metrics, self._metrics = self._metrics, {}
-        self.log_dict(metrics)
+        self.log_dict({**metrics, "step": float(self.global_step)})  # Lightning would count one less
         if self.trainer.is_global_zero:
             parts = " ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
             message = f"step {self.global_step}/{self.max_steps} loss {metrics['loss']:.6f} | {parts}"
@@ -129,56 +169,125 @@ class LitUnified(L.LightningModule):
     def _close_window(self) -> None:
         """At a step that is to be logged: sums since the last log become `_metrics`, once."""
         due = self.global_step % self.log_every == 0 or self.global_step == self.max_steps
-        if not due or self.global_step == self._closed or not self._window:
+        if not due or self.global_step == self._closed or self._window is None or not self._window:
             return
-        sums = torch.stack(self._window).sum(0)
-        if self.trainer.world_size > 1:
-            sums = torch.as_tensor(self.all_gather(sums)).sum(0)
-        nll, count, correct = sums
-        metrics: dict[str, float] = {"loss": (nll.sum() / count.sum().clamp_min(1)).item()}
-        for c, name in enumerate(self.class_names):
-            if count[c]:
-                metrics[f"loss/{name}"] = (nll[c] / count[c]).item()
-                metrics[f"accuracy/{name}"] = (correct[c] / count[c]).item()
-                metrics[f"uniform/{name}"] = math.log(self._hi[c] - self._lo[c])
+        metrics = self._window.close(self._sum_ranks, self.trainer.world_size)
+        warning = self._watch.check(self.global_step, metrics)
+        if warning and self.trainer.is_global_zero:
+            print(warning, file=sys.stderr, flush=True)
+        metrics["lr"] = self._lr
+        metrics.update(self._extra_metrics())
         if not math.isfinite(metrics["loss"]):
             raise AnyglotError(f"step {self.global_step}: loss is {metrics['loss']}; start again with a lower lr")
-        now = time.perf_counter()
-        metrics["ids_per_s"] = self._window_ids * self.trainer.world_size / (now - self._started)
-        self._metrics, self.last_loss = metrics, metrics["loss"]
-        self._window, self._window_ids, self._closed, self._started = [], 0, self.global_step, now
+        self._metrics, self.last, self.last_loss = metrics, metrics, metrics["loss"]
+        self._closed = self.global_step
+
+    def _extra_metrics(self, prefix: str = "") -> dict[str, float]:
+        """More of the log, for training (no prefix) or validation ("val/"): learned weights of the loss."""
+        if self.lm.weights.log_variance is None or prefix:
+            return {}
+        weights = self.lm.weights.weights()[0].tolist()
+        return {f"weight/{name}": weight for name, weight in zip(self.class_names, weights, strict=True)}
+
+    def _sum_ranks(self, sums: Tensor) -> Tensor:
+        return sums if self.trainer.world_size == 1 else torch.as_tensor(self.all_gather(sums)).sum(0)
+
+    def on_validation_start(self) -> None:
+        self._validation = Window(self.vocabulary, self.model, self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        assert self._validation is not None
+        self._validation.add(batch, self.lm(batch["input_ids"], batch["position_ids"], batch["labels"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, `val/<name>` and the text perplexity of the validation set."""
+        assert self._validation is not None
+        found = self._validation.close(self._sum_ranks, self.trainer.world_size)
+        metrics = {"val/loss": found["loss"]}
+        metrics.update({f"val/{k[5:]}": v for k, v in found.items() if k.startswith("loss/")})
+        metrics.update(self._extra_metrics("val/"))
+        if "val/text" in metrics:
+            metrics["val/text_perplexity"] = math.exp(min(metrics["val/text"], 50.0))
+        self.log_dict({**metrics, "step": float(self.global_step)})
+        if self.trainer.is_global_zero:
+            parts = " ".join(f"{k[4:]} {v:.3f}" for k, v in metrics.items())
+            print(f"step {self.global_step}/{self.max_steps} validation {parts}", file=sys.stderr, flush=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a resume is checked against, and leaves frozen weights out: they come from the start folder."""
         self._close_window()  # callbacks save before this module's own hook at the end of a step
-        checkpoint["anyglot"] = {"vocabulary": self._vocabulary_fingerprint, "last_loss": self.last_loss}
+        checkpoint["anyglot"] = {"vocabulary": self.vocabulary.fingerprint, "last_loss": self.last_loss}
+        if not self._sharded:
+            trained = self._trained_names()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = checkpoint.get("anyglot", {})
-        made_for = own.get("vocabulary", self._vocabulary_fingerprint)
-        if made_for != self._vocabulary_fingerprint:
+        made_for = own.get("vocabulary", self.vocabulary.fingerprint)
+        if made_for != self.vocabulary.fingerprint:
             raise FingerprintError(
                 f"the checkpoint was trained with the vocabulary {made_for[:12]}, this run has "
-                f"{self._vocabulary_fingerprint[:12]}; use another run_dir, or give the old vocabulary back"
+                f"{self.vocabulary.fingerprint[:12]}; use another run_dir, or give the old vocabulary back"
             )
+        self.last_loss = own.get("last_loss", math.nan)
+        if "state_dict" not in checkpoint:  # a sharded checkpoint; the strategy compares the names
+            return
         saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-        needed = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        own_state = self.state_dict()
+        needed = {name: tuple(own_state[name].shape) for name in self._trained_names()}
         for name in sorted(saved.keys() | needed.keys()):
             if saved.get(name) != needed.get(name):
                 raise CheckpointError(
                     f"the checkpoint is of another model: {name} has shape {saved.get(name)}, this model needs "
                     f"{needed.get(name)}; use another run_dir, or give the old settings back"
                 )
-        self.last_loss = own.get("last_loss", math.nan)
 
     def configure_optimizers(self) -> Any:
-        optimizer = MuonAdamW(self.model, self.lr, weight_decay=self.weight_decay, muon=self.muon)
+        groups = self._groups()
+        optimizer: torch.optim.Optimizer
+        if self.muon:
+            if self._sharded:
+                raise ManifestError("muon needs whole matrices, FSDP2 shards them; give muon: false")
+            optimizer = MuonAdamW(groups, self.lr)
+        else:
+            optimizer = torch.optim.AdamW(groups, self.lr, betas=(0.9, 0.95), fused=self.device.type == "cuda")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """Hidden matrices (decayed, under Muon where asked), rows of ids, and the rest: each with its rate."""
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        rows = [p for name, p in trained if any(part in name for part in ROWS)]
+        matrices = [p for name, p in trained if is_hidden_matrix(name, p)]
+        known = {id(p) for p in (*rows, *matrices)}
+        others = [p for _, p in trained if id(p) not in known]
+        marks = {"muon": True} if self.muon else {}
+        plain = {"muon": False} if self.muon else {}
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": self.weight_decay, "lr": self.lr, **marks},
+            {"params": rows, "weight_decay": 0.0, "lr": self.rows_lr or self.lr, **plain},
+            {"params": others, "weight_decay": 0.0, "lr": self.lr, **plain},
+        ]
+        return [group for group in groups if group["params"]]
+
     def _schedule(self, step: int) -> float:
-        """Linear warm-up, constant, then linear to 2 % over the last 60 % of the run."""
-        cooldown = 0.6 * self.max_steps
-        return min((step + 1) / max(self.warmup_steps, 1), 1.0, max(0.02, (self.max_steps - step) / cooldown))
+        """Linear warm-up, constant, then linear to 2 %."""
+        assert self.max_steps is not None
+        left = (self.max_steps - step) / max(self.cooldown * self.max_steps, 1e-9)
+        return min((step + 1) / max(self.warmup_steps, 1), 1.0, max(0.02, left))
+
+    def _keep_settings(self) -> None:
+        """A resumed optimizer has the rates and decay of its checkpoint: this run's settings count, not those."""
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [group["lr"] for group in self._groups()]
+            rates = [rate * self._schedule(scheduler.last_epoch) for rate in scheduler.base_lrs]
+            for group, rate, fresh in zip(optimizer.param_groups, rates, self._groups(), strict=True):
+                group.update(lr=rate, initial_lr=fresh["lr"], weight_decay=fresh["weight_decay"])
+            scheduler._last_lr = rates
 
 
 def fit_lm(
@@ -196,7 +305,7 @@ def fit_lm(
 ) -> float:
     """Train `module` on `data` for `module.max_steps` steps; continue from `run_dir/last.ckpt` when it is there.
 
-    Every start logs to its own `run_dir/logs/version_*/metrics.csv`.
+    Every start logs to its own `run_dir/logs/version_*/metrics.csv`; `run_dir/curves.png` draws all of them.
 
     Returns:
         The last logged mean training loss (nats per target id).
@@ -208,15 +317,11 @@ def fit_lm(
     """
     from anyglot_lm.checkpoint import AtomicCheckpoint
 
-    if checkpoint_every < 1 or checkpoint_every % module.log_every:
-        raise AnyglotError(
-            f"checkpoint_every {checkpoint_every} is no multiple of log_every {module.log_every}, so a resumed run "
-            f"would log other losses; use for example checkpoint_every {module.log_every}"
-        )
+    check_checkpoint_every(checkpoint_every, module.log_every)
     run_dir = Path(run_dir)
     checkpoint = AtomicCheckpoint(run_dir / "last.ckpt", every=checkpoint_every)
     trainer = L.Trainer(
-        max_steps=module.max_steps,
+        max_steps=module.max_steps or -1,
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
         accumulate_grad_batches=accumulate,
@@ -233,6 +338,25 @@ def fit_lm(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    resume = checkpoint.path if checkpoint.path.exists() else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint.found(), weights_only=True)
+    if trainer.is_global_zero:
+        draw_run(run_dir)
     return module.last_loss
+
+
+def check_checkpoint_every(checkpoint_every: int, log_every: int) -> None:
+    """Raises AnyglotError unless a checkpoint always falls on a log line."""
+    if checkpoint_every < 1 or log_every < 1 or checkpoint_every % log_every:
+        raise AnyglotError(
+            f"checkpoint_every {checkpoint_every} is no multiple of log_every {log_every}, so a resumed run "
+            f"would log other losses; use for example checkpoint_every {log_every}"
+        )
+
+
+def draw_run(run_dir: Path) -> None:
+    """Draw `run_dir/curves.png` from every start's metrics."""
+    from anyglot_lm.curves import draw_curves
+
+    files = sorted((run_dir / "logs").glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
+    if files:
+        draw_curves(files, run_dir / "curves.png")

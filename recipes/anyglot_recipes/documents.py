@@ -1,0 +1,83 @@
+"""Documents beyond pairs: plain text for replay, and interleaved ones of several rows.
+
+`text_documents` cuts long texts into samples that a row can hold, at paragraphs, then sentences, then words, and loses
+nothing; `interleaved` strings the text and media of several rows into one sample in which everything is learnt.
+`write_text_shards` is `anyglot replay`. Mixtures and packing are the plan's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anyglot_lm.segments import Sample, Segment, Template, TextCodec
+from anyglot_lm.shards import ShardWriter
+from anyglot_lm.unified import load_text
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers.errors import ManifestError
+
+BREAKS = (r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?] )", r"(?<= )")
+"""Where texts are cut: after empty lines, lines, sentences, words; the first that gives pieces small enough."""
+
+FRAME = 3
+"""Ids of a plain text beside its own: bos, assistant, eos."""
+
+
+def text_documents(text: str, codec: TextCodec, max_ids: int) -> Iterator[Sample]:
+    """Samples of plain text, each at most `max_ids` ids with its frame; joined they are `text`.
+
+    Raises:
+        ManifestError: a stretch without any space is longer than a row.
+    """
+    room = max_ids - FRAME
+    held, size = "", 0
+    for piece, length in _pieces(text, codec, room, 0):
+        if held and size + length > room:
+            yield _plain(held)
+            held, size = "", 0
+        held, size = held + piece, size + length
+    if held.strip():
+        yield _plain(held)
+
+
+def _plain(text: str) -> Sample:
+    return Sample([Segment("text", text, "assistant")])
+
+
+def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[tuple[str, int]]:
+    for piece in re.split(BREAKS[level], text):
+        length = len(codec.encode(piece))
+        if length <= room:
+            yield piece, length
+        elif level + 1 < len(BREAKS):
+            yield from _pieces(piece, codec, room, level + 1)
+        else:
+            raise ManifestError(f"{piece[:40]!r}... is one word of {length} ids; rows hold {room}, leave it out")
+
+
+def interleaved(rows: Sequence[Sequence[tuple[str, str | np.ndarray]]]) -> Sample:
+    """One sample of the parts of several rows, (modality, text or codes) in order; all of it is learnt."""
+    return Sample([Segment(modality, content, "assistant") for row in rows for modality, content in row])
+
+
+def write_text_shards(files: Iterable[Path], model_dir: Path, out: Path, *, max_ids: int = 512) -> int:
+    """Write UTF-8 text files as one shard folder for the model in `model_dir`. Returns the number of documents.
+
+    Raises:
+        ManifestError: a file that is no UTF-8 text, or has a word longer than a row.
+    """
+    vocabulary, codec = Vocabulary.load(model_dir / "vocabulary.json"), load_text(model_dir)
+    with ShardWriter(out, vocabulary, Template.load(model_dir / "template.json"), text=codec) as writer:
+        for file in files:
+            try:
+                text = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ManifestError(
+                    f"{file}: byte {error.start} is no UTF-8; convert it, for example with iconv"
+                ) from error
+            for sample in text_documents(text, codec, max_ids):
+                writer.add_sample(sample, task="text")
+        return len(writer)

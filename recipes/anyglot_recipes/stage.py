@@ -1,0 +1,131 @@
+"""`Stage`: the model's side of a stage of training, from a model folder to a model folder.
+
+It takes plain values only, so every key of a recipe is an argument documented here. Its data are `stage_data.py`'s, the
+program that runs both is `stage_cli.py`; preferences are `dpo.py`'s, the loss and the log `anyglot_lm.train`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel
+
+from anyglot_lm.backbone import load_backbone
+from anyglot_lm.segments import Template
+from anyglot_lm.train import LitUnified
+from anyglot_lm.tuning import Lora, Preset, choose_trained, merge
+from anyglot_lm.unified import UnifiedModel, load_text
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers import load
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Stage(LitUnified):
+    """The model's side of a stage.
+
+    Args:
+        start: model folder to start from (`anyglot expand` makes the first one).
+        preset: what trains: "rows" (new rows only), "lora" (new rows and LoRA) or "full".
+        lora: adapters of preset lora.
+        freeze: regular expressions; parameters whose name one of them finds do not train.
+        train_old_rows: preset full: text rows train too.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
+        rope_scaling: RoPE scaling for inputs longer than the model knows, e.g. {"type": "yarn", "factor": 2.0}.
+        frozen_dtype: of weights that do not train, fp32 or bf16 (half the memory).
+        lr: peak learning rate.
+        rows_lr: peak learning rate of the rows of ids, default lr.
+        warmup_steps: linear warm-up.
+        cooldown: share of the run, at its end, in which the rate falls linearly to 2 %.
+        weight_decay: of hidden matrices.
+        muon: Muon for hidden matrices, else AdamW.
+        modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
+        learned_weights: learn a factor per modality and codebook (uncertainty weighting).
+        z_loss: factor of logsumexp squared.
+        sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
+        compile: torch.compile the decoder.
+        log_every: steps between log lines.
+    """
+
+    def __init__(
+        self,
+        start: str,
+        preset: Preset = "full",
+        lora: Lora | None = None,
+        freeze: list[str] | None = None,
+        train_old_rows: bool = False,
+        gradient_checkpointing: bool = False,
+        rope_scaling: dict[str, Any] | None = None,
+        frozen_dtype: Literal["fp32", "bf16"] = "fp32",
+        lr: float = 1e-3,
+        rows_lr: float | None = None,
+        warmup_steps: int = 20,
+        cooldown: float = 0.6,
+        weight_decay: float = 0.0,
+        muon: bool = False,
+        modality_weights: dict[str, float] | None = None,
+        learned_weights: bool = False,
+        z_loss: float = 0.0,
+        sliced: bool = True,
+        compile: bool = False,
+        log_every: int = 10,
+    ) -> None:
+        self.start = Path(start)
+        super().__init__(
+            self.build,
+            Vocabulary.load(self.start / "vocabulary.json"),
+            lr=lr,
+            rows_lr=rows_lr,
+            warmup_steps=warmup_steps,
+            cooldown=cooldown,
+            weight_decay=weight_decay,
+            muon=muon,
+            modality_weights=modality_weights,
+            learned_weights=learned_weights,
+            z_loss=z_loss,
+            sliced=sliced,
+            compile=compile,
+            log_every=log_every,
+        )
+        self.preset, self.lora, self.freeze = preset, lora, list(freeze or [])
+        self.train_old_rows, self.gradient_checkpointing = train_old_rows, gradient_checkpointing
+        self.rope_scaling, self.frozen_dtype = rope_scaling, DTYPES[frozen_dtype]
+
+    def build(self) -> PreTrainedModel:
+        """The model of the start folder, in float32, with what trains chosen."""
+        model = load_backbone(self.start, rope_scaling=self.rope_scaling)
+        if self.gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        choose_trained(
+            model,
+            self.preset,
+            first_new=self.vocabulary.text_size,
+            lora=self.lora,
+            freeze=self.freeze,
+            train_old_rows=self.train_old_rows,
+        )
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.frozen_dtype)
+        return model
+
+    def export(self, out: Path, dtype: torch.dtype) -> None:
+        """Write the merged model as a model folder; called on every rank, rank 0 writes."""
+        model = self.model
+        if self._sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            whole = get_model_state_dict(model, options=options)
+            if not self.trainer.is_global_zero:
+                return
+            model = self.build()
+            model.load_state_dict(whole, strict=False)
+        if not self.trainer.is_global_zero:
+            return
+        plain = merge(model.float().cpu()).to(dtype)
+        tokenizers = {name: load(self.start / "tokenizers" / name) for name in self.vocabulary.modalities}
+        template, text = Template.load(self.start / "template.json"), load_text(self.start)
+        UnifiedModel(plain, self.vocabulary, template, text, tokenizers, where=str(out)).save_pretrained(out)

@@ -1,0 +1,150 @@
+"""The one program behind the stage recipes: LightningCLI from a YAML file to a model folder.
+
+    RUN_DIR/plan  last.ckpt  logs/version_*/metrics.csv  tensorboard/  curves.png  config.yaml  model/
+
+`Trainer`, `Stage` and `StageData` are configured by their own arguments (`anyglot train align --help`). A run that is
+started again goes on from `last.ckpt`; its settings are those of the YAML and the command line, never those that a
+checkpoint remembers. What a stage trains and on what is in `stage.py` and `stage_data.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from anyglot_lm.checkpoint import AtomicCheckpoint
+from anyglot_lm.train import check_checkpoint_every, draw_run
+from anyglot_recipes.dpo import DPOData, DPOStage
+from anyglot_recipes.stage import Stage
+from anyglot_recipes.stage_data import StageData, round_end
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.train import resolve_precision
+
+PROGRAMS: dict[str, tuple[type[Stage], type[StageData]]] = {"stage": (Stage, StageData), "dpo": (DPOStage, DPOData)}
+PRECISIONS = {"auto": "auto", "bf16": "bf16-mixed", "fp32": "32-true"}
+
+
+class StageCLI(LightningCLI):
+    """Parses a stage's settings and makes its model, data and trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--program", type=str, help="stage, or dpo for preference tuning")
+        parser.add_argument("--run_dir", type=str, default="runs/stage", help="everything is written below")
+        parser.add_argument("--precision", type=str, default="auto", help="auto, bf16 or fp32; quantizers stay fp32")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=50, help="steps between checkpoints, a multiple of model.log_every"
+        )
+        parser.add_argument("--export_dtype", type=str, default="bf16", help="of the exported model, bf16 or fp32")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's hyper-parameters beat the command line; here they never do."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with this program's precision, strategy, loggers and checkpoint."""
+        config = self.config_init
+        check_checkpoint_every(config.checkpoint_every, self.model.log_every)
+        if config.precision not in PRECISIONS:
+            raise ManifestError(f"precision {config.precision!r}; use {', '.join(PRECISIONS)}")
+        precision = PRECISIONS[config.precision]
+        precision = resolve_precision(precision) if precision == "auto" else precision
+        run_dir = Path(config.run_dir)
+        loggers: list[Logger] = [CSVLogger(run_dir, name="logs"), TensorBoardLogger(run_dir, name="tensorboard")]
+        kwargs = {"logger": loggers, "precision": precision, **kwargs}
+        if config.trainer.strategy == "fsdp2":
+            devices = config.trainer.devices
+            if not str(devices).isdigit():
+                raise ManifestError(f"trainer.strategy fsdp2 needs trainer.devices as a number, not {devices!r}")
+            world = int(devices) * config.trainer.num_nodes
+            kwargs["strategy"] = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+            kwargs["precision"] = "32-true"  # FSDP2 casts what it gathers, so autocast has nothing to do
+            self.model.param_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        self.checkpoint = AtomicCheckpoint(run_dir / "last.ckpt", config.checkpoint_every)
+        kwargs["callbacks"] = [*(config.trainer.callbacks or []), self.checkpoint]
+        return super().instantiate_trainer(**kwargs)
+
+
+DEFAULTS = {
+    "max_epochs": 1,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 1,
+}
+
+
+def parse_stage(program: str, arguments: Sequence[str], name: str = "stage") -> StageCLI:
+    """Model, data and trainer of a stage, from `--config=FILE` and `--key=value` arguments; nothing has run yet."""
+    model, data = PROGRAMS[program]
+    return StageCLI(
+        model,
+        data,
+        run=False,
+        args=list(arguments),
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults=DEFAULTS,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": f"anyglot train {name}", "default_env": False},
+    )
+
+
+def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> dict[str, Any] | None:
+    """Run a stage, or go on with it.
+
+    Returns:
+        Its last loss, run folder and model folder; None on every rank but the first.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("anyglot_lm").setLevel(logging.INFO)
+    cli = parse_stage(program, arguments, name)
+    rounds = cli.datamodule.adapt_rounds
+    for round in range(rounds):
+        if round:
+            cli = parse_stage(program, arguments, name)
+        if round + 1 < rounds and cli.datamodule.has_round(Path(cli.config.run_dir), round + 1):
+            continue  # that round is over
+        _fit(cli, round, rounds)
+    run_dir = Path(cli.config_init.run_dir)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[cli.config_init.export_dtype]
+    cli.model.export(run_dir / "model", dtype)
+    if not cli.trainer.is_global_zero:
+        return None
+    return {"loss": cli.model.last_loss, "run_dir": str(run_dir), "model": str(run_dir / "model")}
+
+
+def _fit(cli: StageCLI, round: int, rounds: int) -> None:
+    run_dir, trainer = Path(cli.config_init.run_dir), cli.trainer
+    module, data = cli.model, cli.datamodule
+    max_steps = trainer.max_steps
+    if max_steps < 1:
+        raise ManifestError("trainer.max_steps is missing; the plan and the schedule need the length of the run")
+    module.max_steps = max_steps
+    if trainer.is_global_zero:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(run_dir / "config.yaml") as temporary:
+            temporary.write_text(cli.parser.dump(cli.config, skip_none=False))
+    trainer.accumulate_grad_batches = data.prepare_run(
+        run_dir, module.vocabulary, max_steps, trainer.world_size, round
+    )
+    trainer.val_check_interval = data.val_every * trainer.accumulate_grad_batches
+    if trainer.is_global_zero:
+        print(data.plan.describe(), file=sys.stderr, flush=True)
+    trainer.fit_loop.epoch_loop.max_steps = round_end(max_steps, rounds, round)
+    trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
+    if trainer.is_global_zero:
+        draw_run(run_dir)
+    if round + 1 < rounds:
+        data.next_round(run_dir, max_steps, round + 1, module.last)

@@ -1,0 +1,261 @@
+"""`StageData`: the data's side of a stage: shard folders, their mixture, and the plan of the whole run.
+
+Takes plain values only, as `Stage` does. The plan follows from the packs of an optimizer step and not from the number
+of devices, so a run may go on with other devices, micro-batches or workers. With `adapt_rounds` the run is made of
+rounds; the mixture of each but the first is set by what the round before learnt, and the plan grows round by round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+
+from anyglot_lm.data import PackedDataset, TokenDataModule
+from anyglot_lm.mixture import lagging_weights
+from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
+from anyglot_lm.remap import remap_shards
+from anyglot_lm.shards import ShardReader
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers.errors import ManifestError
+
+
+@dataclass
+class PhaseConfig:
+    """A stretch of the run with a mixture of its own (a curriculum has several).
+
+    Args:
+        share: its part of the run.
+        weights: share of ids by task or shard folder.
+        condition_dropout: share of documents without their prompt.
+    """
+
+    share: float
+    weights: dict[str, float] | None = None
+    condition_dropout: float = 0.0
+
+
+class StageData(TokenDataModule):
+    """See the module docstring.
+
+    Args:
+        shards: shard folders; of a folder of `anyglot prepare` its `shards` are taken.
+        replay: shard folders of what the model already knows. Folders of an older vocabulary are remapped.
+        replay_share: share of all ids that the replay folders get together.
+        weights: share of ids by task or shard folder, default in proportion to what there is.
+        phases: a curriculum, instead of `weights` and `condition_dropout`.
+        modality_budgets: share of ids by modality; the mixture nearest to the weights that meets them is taken.
+        max_repetition: a source is gone through at most that often; what it cannot give goes to the others.
+        condition_dropout: share of documents without their prompt, for classifier-free guidance.
+        adapt_rounds: rounds of the adaptive mixture, 1 for a fixed one.
+        adapt_strength: how much a modality that lags gets, 0 to 1.
+        seq_len: ids per pack; longer documents are left out (and counted).
+        batch_size: packs per device and micro-batch.
+        packs_per_step: packs per optimizer step, of all devices and micro-batches; default one batch per device.
+        num_workers: loader processes.
+        seed: of the order of the data.
+        val_shards: shard folders of the validation set.
+        val_packs: packs of the validation set.
+        val_every: optimizer steps between validations.
+    """
+
+    plan: Plan
+
+    def __init__(
+        self,
+        shards: list[str],
+        replay: list[str] | None = None,
+        replay_share: float = 0.0,
+        weights: dict[str, float] | None = None,
+        phases: list[PhaseConfig] | None = None,
+        modality_budgets: dict[str, float] | None = None,
+        max_repetition: float | None = None,
+        condition_dropout: float = 0.0,
+        adapt_rounds: int = 1,
+        adapt_strength: float = 0.5,
+        seq_len: int = 1024,
+        batch_size: int = 1,
+        packs_per_step: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_shards: list[str] | None = None,
+        val_packs: int = 16,
+        val_every: int = 100,
+    ) -> None:
+        L.LightningDataModule.__init__(self)
+        if not shards:
+            raise ManifestError("data.shards is empty; give shard folders, such as those anyglot prepare writes")
+        if bool(replay) != (replay_share > 0) or not 0 <= replay_share < 1:
+            raise ManifestError(
+                f"data.replay_share is {replay_share} with {len(replay or [])} replay folders; give both or neither, "
+                "and a share below 1"
+            )
+        if (phases and (weights or replay or adapt_rounds > 1)) or (weights and replay):
+            raise ManifestError(
+                "data.phases excludes weights, replay and adapt_rounds, and data.weights excludes replay: give the "
+                "shares of replay shards among the weights"
+            )
+        self.shards, self.replay, self.replay_share = shards, replay or [], replay_share
+        self.weights, self.phases, self.modality_budgets = weights, phases, modality_budgets
+        self.max_repetition, self.condition_dropout = max_repetition, condition_dropout
+        self.adapt_rounds, self.adapt_strength = adapt_rounds, adapt_strength
+        self.seq_len, self.packs_per_step, self.seed = seq_len, packs_per_step, seed
+        self.val_shards, self.val_packs, self.val_every = val_shards, val_packs, val_every
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def prepare_run(self, run_dir: Path, vocabulary: Vocabulary, max_steps: int, world: int, round: int = 0) -> int:
+        """Build or open the plan of the run (of a round of it) below `run_dir`; every rank may call it at once.
+
+        Args:
+            run_dir: of the stage.
+            vocabulary: the model's.
+            max_steps: optimizer steps of the whole run.
+            world: data-parallel ranks.
+            round: of the adaptive mixture; the plan of every round but the first must be there (`next_round`).
+
+        Returns:
+            Micro-batches per optimizer step.
+
+        Raises:
+            ManifestError, FingerprintError, PlanError: shards that are missing or of another vocabulary, sizes that do
+                not divide, or a mixture that cannot be had.
+        """
+        group = self.batch_size * world
+        per_step = self.packs_per_step or group
+        if per_step % group:
+            raise ManifestError(
+                f"data.packs_per_step {per_step} is no multiple of data.batch_size {self.batch_size} x {world} devices; "
+                f"use for example {-(-per_step // group) * group}"
+            )
+        own, replay = [_shards(path) for path in self.shards], [_shards(path) for path in self.replay]
+        replay = [_remapped(path, vocabulary, run_dir / "remapped" / str(i)) for i, path in enumerate(replay)]
+        if round:
+            plan = Plan.load(self._path(run_dir, round))
+        else:
+            if self.phases:
+                ends = np.round(np.cumsum([p.share for p in self.phases]) / sum(p.share for p in self.phases) * max_steps)
+                steps = np.diff(ends.astype(int), prepend=0).tolist()
+                phases = [
+                    self._phase(p.weights, n * per_step, p.condition_dropout)
+                    for p, n in zip(self.phases, steps, strict=True)
+                ]
+            else:
+                steps_now = round_end(max_steps, self.adapt_rounds, 0)
+                phases = [self._phase(self._weights(own, replay), steps_now * per_step, self.condition_dropout)]
+            plan = build_plan(
+                [*own, *replay],
+                seq_len=self.seq_len,
+                seed=self.seed,
+                phases=phases,
+                path=self._path(run_dir, 0),
+                vocabulary=vocabulary,
+            )
+        val_plan = None
+        if self.val_shards:
+            shards = [_shards(path) for path in self.val_shards]
+            path = run_dir / "val_plan"
+            val_plan = build_plan(
+                shards, seq_len=self.seq_len, num_packs=self.val_packs, path=path, vocabulary=vocabulary
+            )
+        super().__init__(plan, self.batch_size, self.num_workers, val_plan)
+        return per_step // group
+
+    def next_round(self, run_dir: Path, max_steps: int, round: int, metrics: Mapping[str, float]) -> None:
+        """Write the plan of `round`: the one before, and packs in which modalities that lag have a larger share.
+
+        Args:
+            run_dir, max_steps: as in `prepare_run`, which was called before.
+            round: 1 for the second.
+            metrics: the last log line of the round before.
+        """
+        before = self.plan
+        per_step = len(before) // round_end(max_steps, self.adapt_rounds, round - 1)
+        classes = [key.removeprefix("loss/") for key in metrics if key.startswith("loss/")]
+        first = {name.partition("/")[0]: name for name in reversed(classes)}  # of several codebooks the first
+        weights = {source.name: source.weight for source in before.phases[-1].sources}
+        targets = {task: task.rpartition("->")[2].partition("+")[0] if "->" in task else "text" for task in weights}
+        weights = lagging_weights(
+            weights,
+            {modality: metrics[f"loss/{name}"] for modality, name in first.items()},
+            {modality: metrics[f"uniform/{name}"] for modality, name in first.items()},
+            targets,
+            self.adapt_strength,
+        )
+        steps = round_end(max_steps, self.adapt_rounds, round) - round_end(max_steps, self.adapt_rounds, round - 1)
+        phase = self._phase(weights, steps * per_step, self.condition_dropout)
+        extend_plan(
+            before,
+            phase.weights,
+            num_packs=steps * per_step,
+            condition_dropout=phase.condition_dropout,
+            max_repetition=phase.max_repetition,
+            limit=phase.limit,
+            modality_budgets=phase.modality_budgets,
+            path=self._path(run_dir, round),
+        )
+
+    def has_round(self, run_dir: Path, round: int) -> bool:
+        """Whether the plan of a round is there."""
+        return (self._path(run_dir, round) / "plan.json").exists()
+
+    @property
+    def targets_per_pack(self) -> float:
+        """Mean number of target ids in the first packs of the plan: the constant that normalises the loss."""
+        return targets_per_pack(self.plan)
+
+    def _path(self, run_dir: Path, round: int) -> Path:
+        return run_dir / (f"plan-{round}" if self.adapt_rounds > 1 else "plan")
+
+    def _phase(self, weights: dict[str, float] | None, num_packs: int, condition_dropout: float) -> Phase:
+        return Phase(
+            weights,
+            num_packs,
+            condition_dropout=condition_dropout,
+            max_repetition=self.max_repetition,
+            limit="cap" if self.max_repetition is not None else "raise",
+            modality_budgets=self.modality_budgets,
+        )
+
+    def _weights(self, own: list[Path], replay: list[Path]) -> dict[str, float] | None:
+        """Share of ids by task: those given, or the natural ones with replay at its share."""
+        if self.weights is not None or (not replay and self.adapt_rounds == 1):
+            return self.weights
+        weights: dict[str, float] = {}
+        for folders, share in ((own, 1 - self.replay_share), (replay, self.replay_share)):
+            tasks = [task for path in folders for task in ShardReader(path).meta["tasks"]]
+            total = sum(task["ids"] for task in tasks)
+            for task in tasks:
+                weights[task["name"]] = weights.get(task["name"], 0.0) + share * task["ids"] / total
+        return weights
+
+
+def round_end(max_steps: int, rounds: int, round: int) -> int:
+    """The optimizer step at which a round ends."""
+    return max_steps * (round + 1) // rounds
+
+
+def targets_per_pack(plan: Plan, packs: int = 256) -> float:
+    """Mean number of target ids in the first `packs` packs of a plan, at least 1."""
+    data = PackedDataset(plan)
+    counts = [int((data[i]["labels"] >= 0).sum()) for i in range(min(packs, len(plan)))]
+    return max(float(np.mean(counts)), 1.0)
+
+
+def _shards(path: str) -> Path:
+    """The shard folder at `path`, or in the folder of `anyglot prepare` there."""
+    for place in (Path(path), Path(path) / "shards"):
+        if (place / "meta.json").is_file():
+            return place
+    raise ManifestError(f"{path}: holds no shards (meta.json); write some with anyglot prepare --model START")
+
+
+def _remapped(path: Path, vocabulary: Vocabulary, out: Path) -> Path:
+    """The shards at `path` in the ids of `vocabulary`: themselves, or a copy in `out`."""
+    if ShardReader(path).vocabulary.fingerprint == vocabulary.fingerprint:
+        return path
+    if not (out / "meta.json").exists():
+        remap_shards(path, out, vocabulary)
+    return out

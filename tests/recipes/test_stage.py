@@ -1,0 +1,243 @@
+"""Stages: from a model folder to a model folder, exactly resumed, with the settings that were asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from anyglot_lm.plan import Plan
+from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.shards import ShardWriter
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.cli import main
+from anyglot_recipes.stage import Stage
+from anyglot_recipes.stage_cli import run_stage
+from anyglot_recipes.train import CONFIGS, STAGES, program_of
+from anyglot_tokenizers.errors import AnyglotError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if program_of(path) in STAGES]
+COLORS = ["red", "green", "blue", "white"]
+SMALL = ["--trainer.max_steps=4", "--model.log_every=1", "--model.warmup_steps=1", "--checkpoint_every=2"]
+SMALL += ["--data.seq_len=64", "--data.batch_size=1", "--data.packs_per_step=2", "--precision=fp32"]
+SMALL += ["--trainer.accelerator=cpu", "--export_dtype=fp32"]
+
+
+def write(folder: Path, model: UnifiedModel, samples: list[tuple[str, Sample]]) -> str:
+    with ShardWriter(folder, model.vocabulary, text=model.text) as writer:
+        for task, sample in samples:
+            writer.add_sample(sample, task)
+    return str(folder)
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((1, 4, 4), value)
+
+
+def caption(value: int, *, wrong: bool = False) -> Sample:
+    text = COLORS[(value + wrong) % 4]
+    return Sample([Segment("image", picture(value), "user"), Segment("text", text, "assistant")])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: UnifiedModel) -> dict[str, str]:
+    """A start folder and shards: captions both ways, plain text, pairs of right and wrong captions."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_model.save_pretrained(root / "start")
+    pairs = []
+    for value in range(16):
+        drawing = Sample([Segment("text", COLORS[value % 4], "user"), Segment("image", picture(value % 4), "assistant")])
+        pairs += [("image->text", caption(value % 4)), ("text->image", drawing)]
+    plain = [("text", Sample([Segment("text", f"{c} and {d}", "assistant")])) for c in COLORS for d in COLORS]
+    twos = [
+        ("captions", s) for v in range(16) for s in (caption(v % 4), caption(v % 4, wrong=True))
+    ]
+    return {
+        "start": str(root / "start"),
+        "pairs": write(root / "pairs", tiny_model, pairs),
+        "text": write(root / "text", tiny_model, plain),
+        "preferences": write(root / "preferences", tiny_model, twos),
+    }
+
+
+@pytest.fixture
+def run(world: dict[str, str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def call(*arguments: str, program: str = "stage", data: str = "pairs", name: str = "run") -> dict[str, Any]:
+        call.folder = tmp_path / name  # type: ignore[attr-defined]
+        common = [f"--run_dir={tmp_path / name}", f"--model.start={world['start']}", f'--data.shards=["{world[data]}"]']
+        report = run_stage(program, [*common, *SMALL, *arguments])
+        assert report is not None
+        return report
+
+    return call
+
+
+def log(run_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of the last start's metrics.csv."""
+    files = sorted(Path(run_dir).glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
+    with files[-1].open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_shipped_stage_runs(path: Path, world: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    """Two steps of each YAML, with only what the machine and the tiny data demand changed."""
+    content = yaml.safe_load(path.read_text())
+    shards = world["preferences" if content["program"] == "dpo" else "pairs"]
+    arguments = [f"--run_dir={tmp_path / 'run'}", f"--model.start={world['start']}", f'--data.shards=["{shards}"]']
+    arguments += ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+    arguments += ["--data.seq_len=96", "--data.batch_size=1", "--data.packs_per_step=2", "--data.num_workers=0"]
+    arguments += ["--model.log_every=1", "--checkpoint_every=2", "--model.compile=false", "--data.max_repetition=50"]
+    if "replay" in content["data"]:
+        arguments += [f'--data.replay=["{world["text"]}"]']
+    assert main(["train", str(path), *arguments]) == 0
+    report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert report["loss"] > 0
+    assert UnifiedModel.from_pretrained(report["model"]).generate("text", text="red", max_ids=8).text is not None
+
+
+def test_a_stage_leaves_everything_in_its_folder(run: Callable[..., dict[str, Any]]) -> None:
+    report = run("--data.condition_dropout=0.2")
+    folder = Path(report["run_dir"])
+    assert {"plan", "last.ckpt", "logs", "tensorboard", "curves.png", "config.yaml", "model"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((folder / "tensorboard").rglob("events.out.tfevents*"))
+    lines = log(folder)
+    assert [int(line["step"]) for line in lines] == [1, 2, 3, 4]
+    expected = {"loss", "loss/text", "accuracy/image", "uniform/image", "perplexity/image", "grad_norm", "output_norm"}
+    assert expected | {"lr", "mfu", "padding", "ids_per_s", "useful_ids_per_s"} <= set(lines[-1])
+    assert 0 <= lines[-1]["padding"] < 1 and lines[-1]["grad_norm"] > 0
+    assert lines[-1]["uniform/image"] == pytest.approx(np.log(17), rel=1e-6)
+    plain = AutoModelForCausalLM.from_pretrained(report["model"])
+    assert type(plain).__name__ == "LlamaForCausalLM"
+
+
+def test_presets_leave_old_rows_alone(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
+    start = UnifiedModel.from_pretrained(world["start"])
+    first_new = start.vocabulary.text_size
+    before = start.model.get_input_embeddings().weight
+    layer = start.model.model.layers[0].mlp.up_proj.weight
+    for preset in ("rows", "lora", "full"):
+        report = run(f"--model.preset={preset}", "--model.weight_decay=0.5", name=preset)
+        after = UnifiedModel.from_pretrained(report["model"]).model
+        rows = after.get_input_embeddings().weight
+        assert torch.equal(rows[:first_new], before[:first_new])
+        assert not torch.equal(rows[first_new:], before[first_new:])
+        assert torch.equal(after.model.layers[0].mlp.up_proj.weight, layer) == (preset == "rows")
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture
+def killing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`killing(n)`: from now on the n-th micro-batch of a run dies, counted from 0; -1 for never."""
+    real = Stage.training_step
+
+    def at(batch: int) -> None:
+        def step(self: Stage, data: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            if batch_idx == batch:
+                raise Killed
+            return real(self, data, batch_idx)
+
+        monkeypatch.setattr(Stage, "training_step", step)
+
+    return at
+
+
+def tensors(report: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(report["model"]) / "model.safetensors")
+
+
+@pytest.mark.parametrize("preset", ["full", "lora"])
+@pytest.mark.parametrize("cut", [4, 5, 7])
+def test_a_killed_stage_ends_with_the_same_bytes(
+    run: Callable[..., dict[str, Any]], killing: Callable[[int], None], preset: str, cut: int
+) -> None:
+    whole = run(f"--model.preset={preset}", name="whole")
+    killing(cut)  # two micro-batches a step, a checkpoint every two steps
+    with pytest.raises(Killed):
+        run(f"--model.preset={preset}", name="cut")
+    killing(-1)
+    again = run(f"--model.preset={preset}", name="cut")
+    assert again["loss"] == whole["loss"]
+    for name, value in tensors(whole).items():
+        assert torch.equal(tensors(again)[name], value)
+
+
+def test_the_command_line_beats_the_checkpoint(
+    run: Callable[..., dict[str, Any]], killing: Callable[[int], None]
+) -> None:
+    killing(5)
+    with pytest.raises(Killed):
+        run("--model.lr=0.001", "--model.cooldown=0")
+    killing(-1)
+    run("--model.lr=0.125", "--model.rows_lr=0.25", "--model.cooldown=0")
+    assert [line["lr"] for line in log(run.folder)] == [0.125, 0.125]  # type: ignore[attr-defined]
+
+
+def test_frozen_weights_are_not_in_checkpoints(run: Callable[..., dict[str, Any]]) -> None:
+    report = run("--model.preset=rows")
+    state = torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
+    assert list(state) == ["lm.model.model.embed_tokens.new", "lm.model.lm_head.new"]
+
+
+def test_the_lagging_modality_gets_more(run: Callable[..., dict[str, Any]]) -> None:
+    report = run("--data.adapt_rounds=2", "--data.adapt_strength=1.0", "--data.max_repetition=100")
+    first, second = (Plan.load(Path(report["run_dir"]) / f"plan-{r}") for r in (0, 1))
+    assert len(second) == 2 * len(first) == 8 and second.phases[0].fingerprint == first.fingerprint
+    shares = [{s.name: s.weight for s in phase.sources} for phase in second.phases]
+    line = log(Path(report["run_dir"]))
+    assert line, "the second round logs"
+    lags = {task: line[0][f"loss/{m}"] / line[0][f"uniform/{m}"] for task, m in (("image->text", "text"), ("text->image", "image"))}
+    more = max(lags, key=lags.__getitem__)
+    assert shares[1][more] > shares[0][more]
+
+
+def test_learned_weights_are_logged_and_resume(run: Callable[..., dict[str, Any]]) -> None:
+    report = run("--model.learned_weights=true")
+    last = log(report["run_dir"])[-1]
+    assert {"weight/text", "weight/image"} <= set(last)
+    assert "lm.weights.log_variance" in torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_validation_logs_text_perplexity(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
+    report = run(f'--data.val_shards=["{world["text"]}"]', "--data.val_packs=2", "--data.val_every=2")
+    lines = [line for line in log(report["run_dir"]) if "val/text_perplexity" in line]
+    assert len(lines) == 2
+    assert lines[0]["val/text_perplexity"] == pytest.approx(np.exp(lines[0]["val/text"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.shards=[]"], "data.shards is empty"),
+        (["--data.replay_share=0.5"], "give both or neither"),
+        (["--data.packs_per_step=3", "--data.batch_size=2"], "no multiple of data.batch_size 2 x 1 devices"),
+        (["--checkpoint_every=3", "--model.log_every=2"], "no multiple of log_every"),
+        (["--precision=fp16"], "precision 'fp16'; use auto, bf16, fp32"),
+        (["--model.freeze=['tower']"], "'tower' is found in no parameter"),
+        (["--trainer.strategy=fsdp2", "--trainer.devices=auto"], "needs trainer.devices as a number"),
+    ],
+)
+def test_wrong_settings_are_one_clear_error(
+    run: Callable[..., dict[str, Any]], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(AnyglotError, match=message):
+        run(*arguments)

@@ -1,0 +1,108 @@
+"""`PackedLM`: the language model as training sees it, packed ids in, loss sums and what the logs need out.
+
+One module holds the Hugging Face model, the vocabulary's slices and the weights of the loss, so that whatever a
+distributed strategy wraps (`fully_shard` gathers the rows of embedding and head when the root's `forward` runs) covers
+the loss too. It knows nothing of Lightning, data or optimizers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from anyglot_lm.loss import SliceTable, SpanNLL, span_nll
+from anyglot_lm.model import hidden_states
+from anyglot_lm.tuning import output_rows
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_lm.weighting import SpanWeights, weighted_sum
+
+
+def class_names(vocabulary: Vocabulary) -> list[str]:
+    """Names of the slice classes in logs: "text", then "image", or "speech/0", "speech/1" for several codebooks."""
+    return ["text" if name == "open" else name for name in vocabulary.slice_names()]
+
+
+class PackedOutput(NamedTuple):
+    """What `PackedLM` gives for a batch of N = B x T positions.
+
+    `total` is the differentiable sum over the batch; `nll` holds values per position; `hidden` `[B, T, D]` is what the
+    last layer gave, before the final norm, detached (None if the backbone has no `norm`).
+    """
+
+    total: Tensor
+    nll: SpanNLL
+    hidden: Tensor | None
+
+
+class PackedLM(nn.Module):
+    """See the module docstring.
+
+    Args:
+        model: a causal LM whose rows are those of `vocabulary`.
+        vocabulary: gives the legal slices.
+        weights: factors of the loss by class; equal ones by default.
+        sliced: compete inside the grammar's slice, or over the whole vocabulary.
+        z_loss: factor of logsumexp².
+        compile: run the decoder through torch.compile.
+    """
+
+    _class_of_id: Tensor
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        weights: SpanWeights | None = None,
+        *,
+        sliced: bool = True,
+        z_loss: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.model.train()
+        self.model.config.use_cache = False
+        self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
+        self.sliced, self.z_loss = sliced, z_loss
+        lo, hi, class_of_id = vocabulary.slice_table()
+        self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
+        self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
+        self.__dict__["_before_norm"] = None
+        norm = getattr(model.base_model, "norm", None)
+        if norm is not None:
+            norm.register_forward_pre_hook(self._keep)
+        decoder: Any = torch.compile(model.base_model) if compile else model.base_model
+        self.__dict__["_decoder"] = decoder  # not a second submodule: checkpoints hold the plain model's names
+
+    @property
+    def table(self) -> SliceTable:
+        """The slices that labels compete in."""
+        return SliceTable(self._lo, self._hi, self._class_of_id)
+
+    def forward(self, input_ids_BT: Tensor, position_ids_BT: Tensor, labels_BT: Tensor) -> PackedOutput:
+        """Loss of one packed batch; int64 `[B, T]` each, labels shifted already."""
+        hidden_BTD = hidden_states(self.__dict__["_decoder"], input_ids_BT, position_ids_BT)
+        hidden_ND = hidden_BTD.flatten(0, 1)
+        nll = span_nll(hidden_ND, output_rows(self.model), labels_BT.flatten(), self.table, sliced=self.sliced)
+        before, self.__dict__["_before_norm"] = self.__dict__["_before_norm"], None
+        return PackedOutput(weighted_sum(nll, self.weights, self.z_loss), nll, before)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.__dict__["_before_norm"] = inputs[0].detach()
+
+    def shard(self, mesh: DeviceMesh, param_dtype: torch.dtype = torch.float32) -> None:
+        """FSDP2: each decoder layer and the rest are sharded over `mesh`, in place.
+
+        Args:
+            mesh: one-dimensional, the data-parallel ranks.
+            param_dtype: of gathered weights and of the arithmetic; gradients are reduced in float32.
+        """
+        policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+        for layer in self.model.base_model.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(self, mesh=mesh, mp_policy=policy)
