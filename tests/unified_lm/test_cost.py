@@ -208,6 +208,14 @@ def test_sharding_divides_what_is_kept() -> None:
     assert sum(one.memory[part] for part in ("weights", "gradients", "optimizer")) == 16 * one.parameters
 
 
+def test_sharded_weights_come_in_the_dtype_of_matmuls() -> None:
+    settings: dict[str, Any] = {"vocab_size": 65536, "gpus": 8, "fsdp": 8}
+    mixed, true = (estimate(BACKBONES["llama-7b"], precision=p, **settings) for p in ("bf16-mixed", "bf16-true"))
+    for part in ("copies", "activations"):
+        assert mixed.memory[part] == true.memory[part]
+    assert mixed.memory["weights"] == pytest.approx(2 * true.memory["weights"])
+
+
 def test_active_parameters_are_all_but_the_other_input_rows() -> None:
     tied, untied = BACKBONES["qwen3-0.6b"], BACKBONES["llama-7b"]
     assert estimate(tied).active == tied.parameters()  # the head reads all rows

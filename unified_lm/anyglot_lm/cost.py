@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from anyglot_tokenizers.errors import ManifestError
@@ -456,6 +456,8 @@ def estimate(
         copies = total - rows + vocab_size * backbone.hidden_size
         gathered = kind.compute * copies if kind.mixed else 0
     ids = seq_len * packs
+    # FSDP2 gathers weights in the dtype of the matmuls: no autocast, and the stream between layers has that dtype too.
+    running = replace(kind, weights=kind.compute, residual=kind.compute) if fsdp > 1 else kind
     memory = {
         "weights": -(-total * kind.weights // fsdp),
         "gradients": -(-trained * kind.grads // fsdp),
@@ -463,9 +465,9 @@ def estimate(
         "copies": gathered,
         "buckets": trained * kind.grads if gpus > 1 and fsdp == 1 else 0,  # what DDP sends (no gradient_as_bucket_view)
         "activations": activation_bytes(
-            backbone, ids, kind, preset=preset, lora_rank=lora_rank, checkpointing=checkpointing
+            backbone, ids, running, preset=preset, lora_rank=lora_rank, checkpointing=checkpointing
         ),
-        "loss": _loss_bytes(backbone, ids, kind, vocab_size, new_rows),
+        "loss": _loss_bytes(backbone, ids, running, vocab_size, new_rows),
     }
     numbers = Backbone(**{**asdict(backbone), "vocab_size": vocab_size})
     work = {"trained": preset, "new_rows": new_rows, "lora_rank": lora_rank}
