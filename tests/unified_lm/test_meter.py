@@ -85,10 +85,12 @@ def test_reset_starts_a_new_window() -> None:
 
 def test_matmul_rate_is_measured_once_and_quickly() -> None:
     matmul_rate.cache_clear()
+    state = torch.get_rng_state()
     start = time.perf_counter()
     rate = matmul_rate("cpu", torch.float32)
     first = time.perf_counter() - start
     assert 1e8 < rate < 1e15 and first < 5  # well under a second on a quiet machine
+    assert torch.equal(torch.get_rng_state(), state)  # measuring changes no training
     assert matmul_rate("cpu", torch.float32) == rate and matmul_rate.cache_info().misses == 1
 
 
