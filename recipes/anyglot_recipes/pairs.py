@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
-from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes.prepare import PreparedRow, prepared_specs, read_prepared
 from anyglot_tokenizers.errors import CodesError, FingerprintError
@@ -42,7 +42,7 @@ def write_pairs(prepared: str | Path, model_dir: str | Path) -> tuple[int, int]:
     """
     model_dir, prepared = Path(model_dir), Path(prepared)
     vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
-    text = TextTokenizer.load(model_dir / "text.model")
+    text = load_text(model_dir)
     template = Template.load(model_dir / "template.json")
     for modality, spec in prepared_specs(prepared).items():
         if spec.fingerprint != vocabulary.block(modality).fingerprint:

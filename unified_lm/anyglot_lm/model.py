@@ -1,22 +1,27 @@
-"""Backbones: a small Llama from scratch, or any Hugging Face causal LM with its vocabulary expanded.
+"""Models with the rows of a `Vocabulary`, and how packed rows run through them.
 
-`new_llama` and `expand_vocabulary` make models whose rows are those of a `Vocabulary`, `start_from_codebooks` gives the
-rows of codes the geometry of their codebooks; `hidden_states` runs packed rows block-diagonally (`position_ids`
-restart, no attention mask, no cache) and `assert_no_leak` proves it for a backbone. Knows nothing about losses, data or
-decoding.
+`new_llama` makes a small one from scratch, `expand_vocabulary` one from a pretrained backbone (`backbone.py` loads it),
+`extend_vocabulary` adds modalities to a trained one; `start_from_codebooks` gives the rows of codes the geometry of
+their codebooks. `hidden_states` runs packed rows block-diagonally (`position_ids` restart, no attention mask, no cache)
+and `assert_no_leak` proves it for a backbone. Knows nothing about losses, data or decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from anyglot_lm.vocabulary import Vocabulary
+from anyglot_lm.backbone import check_text_rope
+from anyglot_lm.rows import Init, new_rows, projected
+from anyglot_lm.vocabulary import Vocabulary, id_map
 from anyglot_tokenizers.errors import AnyglotError
+
+HEAD_NOISE = 0.1
+"""Spread of new rows of the head, see `expand_vocabulary`."""
 
 
 def new_llama(
@@ -64,42 +69,165 @@ def new_llama(
         return model
 
 
-def expand_vocabulary(model: PreTrainedModel, vocabulary: Vocabulary, *, noise: float = 1.0, seed: int = 0) -> None:
-    """Append the rows of `vocabulary` that a pretrained text model lacks, in place.
+@torch.no_grad()
+def expand_vocabulary(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    *,
+    init: Init = "covariance",
+    codebooks: Mapping[str, Tensor] | None = None,
+    noise: float = 1.0,
+    head_noise: float = HEAD_NOISE,
+    controls_from: Mapping[str, int | Sequence[int]] | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> None:
+    """Give a pretrained text model the rows of `vocabulary`, in place.
 
-    New rows are the mean of the old ones plus `noise` times their per-column standard deviation times a normal draw:
-    the Hugging Face default (`mean_resizing=True`) makes them practically identical and takes minutes. Old rows, hence
-    the text logits of the model, keep every bit. Tied models stay tied.
+    Old rows, hence the text logits of the model, keep every bit. Tied models stay tied. New rows are drawn with the
+    spread of the old ones (`rows.py`): the Hugging Face default (`mean_resizing=True`) makes them practically identical
+    and takes minutes. The config's pad, bos and eos become those of the vocabulary.
 
     Args:
-        model: any causal LM; its vocabulary must hold exactly `vocabulary.text_size` text rows or fewer padded ones.
-        vocabulary: `vocabulary.text_size` must be at least the number of text ids the model knows.
-        noise: scale of the random part.
+        model: any causal language model.
+        vocabulary: `vocabulary.text_size` must be at least the number of rows of the model, or see `overwrite`.
+        init: how new rows are drawn: random, mean, covariance or codebook.
+        codebooks: for `init="codebook"`: by modality, `[K, C, d]`, as `Tokenizer.codebooks`.
+        noise: spread of new input rows, in that of the old ones, where the head is a matrix of its own.
+        head_noise: spread of new rows of the head, and of the one matrix of a tied model. What the head has seen makes
+            hidden states large: 0.1 keeps the first loss on codes within 2 % of that of a uniform guess (SmolLM2-135M:
+            0.7 to 1.3 % above it by covariance, 1.7 % by mean; at 1.0, 40 to 130 %).
+        controls_from: control -> id or ids whose rows (their mean, plus 1 % noise) its row starts from, for example
+            `{"eos": tokenizer.eos_token_id}`. Also ids that are about to be overwritten.
+        overwrite: put the new rows over old ones instead of adding any: `vocabulary.text_size` is then less than the
+            number of rows, and the text tokenizer is `truncated` to it, so that its rarest pieces make room (as RT-2
+            and OpenVLA do, arXiv 2307.15818, 2406.09246). The model keeps its number of rows.
         seed: of the new rows.
 
     Raises:
-        AnyglotError: the model already has more rows than the vocabulary has text ids.
+        AnyglotError: the vocabulary does not fit the model's rows, or what `rows.new_rows` refuses.
     """
-    embedding = model.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding)
-    old = embedding.weight.shape[0]
-    if old > vocabulary.text_size:
+    rows = _input_rows(model)
+    if overwrite:
+        if not vocabulary.text_size < rows or vocabulary.size > rows:
+            raise AnyglotError(
+                f"overwrite=True needs a vocabulary inside the model's {rows} rows, but this one has "
+                f"{vocabulary.size} ids ({vocabulary.text_size} of text); truncate the text tokenizer further"
+            )
+    elif rows > vocabulary.text_size:
         raise AnyglotError(
-            f"the model has {old} rows but the vocabulary keeps only {vocabulary.text_size} text ids; "
-            "build the vocabulary with text_size equal to the model's number of rows"
+            f"the model has {rows} rows but the vocabulary keeps only {vocabulary.text_size} text ids; "
+            "build the vocabulary with text_size equal to the model's number of rows, or overwrite the rows of rare "
+            "text (text.truncated(...) and overwrite=True)"
         )
-    with torch.random.fork_rng(devices=[]):  # it draws rows that are replaced below
-        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    weights = [model.get_input_embeddings().weight]
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is not weights[0]:
-        weights.append(head.weight)
-    with torch.no_grad():
-        for weight in weights:
-            mean, std = weight[:old].float().mean(0), weight[:old].float().std(0)
-            rows = mean + noise * std * torch.randn(vocabulary.size - old, weight.shape[1], generator=generator)
-            weight[old:] = rows.to(weight.dtype)
+    first = min(rows, vocabulary.text_size)
+    sources = {name: torch.as_tensor(ids).reshape(-1) for name, ids in (controls_from or {}).items()}
+    for name, ids in sources.items():
+        if name not in vocabulary.controls or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= rows:
+            raise AnyglotError(
+                f"controls_from: {name!r} from {ids.tolist()}; the controls are {', '.join(vocabulary.controls)}, "
+                f"the ids of the model 0 to {rows - 1}"
+            )
+
+    def change(weight_VD: Tensor, noise: float) -> Tensor:
+        fresh_ND = _draw(model, weight_VD[:first], vocabulary, first, init, noise, codebooks, seed)
+        generator = torch.Generator().manual_seed(seed)
+        spread_D = weight_VD[:first].float().std(0)
+        for name, ids in sources.items():
+            own_D = 0.01 * torch.randn(len(spread_D), generator=generator).to(spread_D.device) * spread_D
+            fresh_ND[vocabulary.controls[name] - first] = weight_VD[ids].float().mean(0) + own_D
+        return torch.cat([weight_VD[:first], fresh_ND.to(weight_VD.dtype), weight_VD[vocabulary.size :]])
+
+    _change_rows(model, change, noise, head_noise)
+    _name_controls(model, vocabulary)
+
+
+@torch.no_grad()
+def extend_vocabulary(
+    model: PreTrainedModel,
+    old: Vocabulary,
+    new: Vocabulary,
+    *,
+    init: Init = "covariance",
+    codebooks: Mapping[str, Tensor] | None = None,
+    noise: float = 1.0,
+    head_noise: float = HEAD_NOISE,
+    seed: int = 0,
+) -> None:
+    """Give a model with the rows of `old` those of `new`, in place: the same blocks and more (`old.extended`).
+
+    Ids move, so rows are moved by what they mean (`vocabulary.id_map`) and keep every bit; rows of new blocks are drawn
+    like all those the model knows. Data follow with `remap.remap_shards`.
+
+    Args:
+        model: with at least the rows of `old`.
+        old: what it was trained with.
+        new: what it becomes.
+        init, codebooks, noise, head_noise, seed: as for `expand_vocabulary`.
+
+    Raises:
+        FingerprintError: `new` lacks something of `old`.
+        AnyglotError: the model has fewer rows than `old`, or what `rows.new_rows` refuses.
+    """
+    rows = _input_rows(model)
+    if rows < old.size:
+        raise AnyglotError(f"the model has {rows} rows, the old vocabulary {old.size} ids; give the model's own one")
+    places = torch.from_numpy(id_map(old, new))
+    sources = (places >= 0).nonzero()[:, 0]
+    places = places[sources]
+
+    def change(weight_VD: Tensor, noise: float) -> Tensor:
+        known_ND = weight_VD[sources]
+        fresh_ND = _draw(model, known_ND, new, new.text_size, init, noise, codebooks, seed).to(weight_VD.dtype)
+        changed_VD = torch.cat([weight_VD[: new.text_size], fresh_ND, weight_VD[new.size :]])
+        changed_VD[places] = known_ND
+        return changed_VD
+
+    _change_rows(model, change, noise, head_noise)
+    _name_controls(model, new)
+
+
+def _input_rows(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _draw(
+    model: PreTrainedModel,
+    known_VD: Tensor,
+    vocabulary: Vocabulary,
+    first: int,
+    init: Init,
+    noise: float,
+    codebooks: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Tensor:
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    return new_rows(
+        known_VD, vocabulary, first, init=init, noise=noise, deviation=deviation, codebooks=codebooks, seed=seed
+    )
+
+
+def _change_rows(
+    model: PreTrainedModel, change: Callable[[Tensor, float], Tensor], noise: float, head_noise: float
+) -> None:
+    """Puts `change(weight, noise)` in the place of the input rows and of the head, at the cost of one copy each."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)
+    tied = head.weight is embedding.weight
+    learns = embedding.weight.requires_grad, head.weight.requires_grad
+    embedding.weight = nn.Parameter(change(embedding.weight, head_noise if tied else noise), learns[0])
+    head.weight = embedding.weight if tied else nn.Parameter(change(head.weight, head_noise), learns[1])
+    rows = embedding.num_embeddings = head.out_features = model.config.vocab_size = len(embedding.weight)
+    if hasattr(model, "vocab_size"):
+        model.vocab_size = rows
+
+
+def _name_controls(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
+    for config in (model.config, model.generation_config):
+        for name in ("pad", "bos", "eos"):
+            setattr(config, f"{name}_token_id", vocabulary.controls[name])
+    if model.get_input_embeddings().padding_idx is not None:  # a row without gradient
+        model.get_input_embeddings().padding_idx = vocabulary.pad_id
 
 
 @torch.no_grad()
@@ -132,18 +260,7 @@ def start_from_codebooks(
     for block in vocabulary.blocks:
         if block.modality not in codebooks:
             continue
-        entries_KCd = codebooks[block.modality].float().cpu()
-        if entries_KCd.shape[0] < block.num_quantizers or entries_KCd.shape[1] != block.codebook_size:
-            raise AnyglotError(
-                f"{block.modality}: the tokenizer has codebooks {list(entries_KCd.shape[:2])}, the vocabulary needs "
-                f"[{block.num_quantizers}, {block.codebook_size}]; take the tokenizer that made the vocabulary"
-            )
-        width = entries_KCd.shape[2]
-        projection_dD = torch.randn(width, weight.shape[1], generator=generator) / width**0.5
-        for index in range(block.num_quantizers):
-            first, last = block.codebook_slice(index)
-            entry_Cd = entries_KCd[index] - entries_KCd[index].mean(0)
-            row_CD = entry_Cd / entry_Cd.square().mean().sqrt().clamp(min=1e-8) @ projection_dD
+        for first, last, row_CD in projected(block, codebooks[block.modality], weight.shape[1], generator):
             old_CD = weight[first:last].float()
             new_CD = (1 - noise**2) ** 0.5 * old_CD.std() * row_CD.to(old_CD.device) + noise * old_CD
             weight[first:last] = new_CD.to(weight.dtype)
@@ -152,32 +269,62 @@ def start_from_codebooks(
 def hidden_states(decoder: Any, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
     """Final hidden states [B, T, D] of packed rows: documents (restarting positions) never see each other.
 
-    transformers finds the documents from `position_ids` only without an attention mask and without a cache.
+    transformers finds the documents from `position_ids` only without an attention mask and without a cache. Its flash
+    attention does so only in a batch of one, so for it the rows become one row [1, B * T] (which needs a GPU to run:
+    here only the shapes are tested).
     """
+    shape = input_ids_BT.shape
+    if "flash" in str(getattr(getattr(decoder, "config", None), "_attn_implementation", "")):
+        input_ids_BT, position_ids_BT = input_ids_BT.reshape(1, -1), position_ids_BT.reshape(1, -1)
     out = decoder(input_ids=input_ids_BT, position_ids=position_ids_BT, attention_mask=None, use_cache=False)
-    hidden: Tensor = out.last_hidden_state
+    hidden: Tensor = out.last_hidden_state.reshape(*shape, -1)
     return hidden
 
 
 @torch.no_grad()
-def assert_no_leak(model: PreTrainedModel, *, lengths: tuple[int, ...] = (5, 9, 3), tolerance: float = 1e-4) -> None:
-    """Check that packed documents do not attend to each other: packed logits equal those of each document alone.
+def assert_no_leak(
+    model: PreTrainedModel,
+    *,
+    lengths: tuple[int, ...] = (5, 9, 3),
+    tolerance: float = 1e-4,
+    forward: Callable[[Any, Tensor, Tensor], Tensor] = hidden_states,
+) -> None:
+    """Check that packed documents do not attend to each other: packed, they give what each gives alone.
+
+    Two rows hold the same documents in opposite order, so a kernel that looks at the first row only is found too.
+
+    Args:
+        model: a causal language model, on any device.
+        lengths: ids of the documents.
+        tolerance: largest difference of final hidden states, in their root mean square (1 after the final norm of most
+            backbones, dozens in some).
+        forward: the call to check, `(decoder, input_ids [B, T], position_ids [B, T]) -> hidden states [B, T, D]`.
 
     Raises:
-        AnyglotError: they differ by more than `tolerance`, with the largest difference.
+        UnsupportedError: positions that are not rotary or have several axes.
+        AnyglotError: a difference above `tolerance`, with its size.
     """
+    check_text_rope(model.config, type(model).__name__)
     was_training = model.training
     model.eval()
+    weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    documents = [torch.randint(0, rows, (1, n), generator=generator) for n in lengths]
-    positions = [torch.arange(n)[None] for n in lengths]
-    packed = hidden_states(model.base_model, torch.cat(documents, 1), torch.cat(positions, 1))
-    alone = torch.cat([hidden_states(model.base_model, d, p) for d, p in zip(documents, positions, strict=True)], 1)
-    model.train(was_training)
-    worst = (packed - alone).abs().max().item()
-    if worst > tolerance:
+    documents = [torch.randint(0, len(weight), (1, n), generator=generator).to(weight.device) for n in lengths]
+    positions = [torch.arange(n, device=weight.device)[None] for n in lengths]
+
+    def both_ways(parts: list[Tensor]) -> Tensor:
+        return torch.cat([torch.cat(parts, 1), torch.cat(parts[::-1], 1)])
+
+    try:
+        packed = forward(model.base_model, both_ways(documents), both_ways(positions))
+        alone = [forward(model.base_model, d, p) for d, p in zip(documents, positions, strict=True)]
+    finally:
+        model.train(was_training)
+    expected = both_ways(alone).float()
+    worst = ((packed.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
+    if not worst <= tolerance:
         raise AnyglotError(
-            f"packed documents leak into each other in this backbone (largest difference {worst:.2g}); "
-            "use an attention implementation that honours position_ids (sdpa, eager or flex)"
+            f"packed documents leak into each other in this backbone (largest difference {worst:.2g}); call it as "
+            "model.hidden_states does, with an attention implementation that honours position_ids (sdpa, eager or "
+            "flex_attention)"
         )

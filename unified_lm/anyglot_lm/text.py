@@ -33,6 +33,8 @@ class TextTokenizer:
     `TextTokenizer.train` or `.load` make one; `fingerprint` is the sha256 of its model file.
     """
 
+    file_name = "text.model"
+
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 

@@ -1,7 +1,8 @@
 """`UnifiedModel`: a folder with a language model and its tokenizers, and what a user does with it.
 
     DIR/config.json  model.safetensors                  a plain Hugging Face causal language model
-        vocabulary.json  template.json  text.model      ids, layout of samples, text tokenizer
+        vocabulary.json  template.json                  ids, layout of samples
+        text.model  or  tokenizer.json                  text tokenizer: sentencepiece, or of a pretrained model
         tokenizers/<modality>/                          one tokenizer of anyglot_tokenizers per block
 
 It loads and saves that folder, turns media into codes and back in batches, and answers samples with outputs.
@@ -22,6 +23,7 @@ import torch
 
 from anyglot_lm.engine import Guidance, Sampling, generate
 from anyglot_lm.grammar import TEXT, Request, Span, SpanGrammar
+from anyglot_lm.hf_text import AnyText, HFTextTokenizer, load_text
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import Block, Vocabulary
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 VOCABULARY_FILE = "vocabulary.json"
 TEMPLATE_FILE = "template.json"
-TEXT_FILE = "text.model"
 TOKENIZERS_FOLDER = "tokenizers"
 
 MAX_TEXT = 256
@@ -90,7 +91,7 @@ class UnifiedModel:
         model: PreTrainedModel,
         vocabulary: Vocabulary,
         template: Template,
-        text: TextTokenizer,
+        text: AnyText,
         tokenizers: Mapping[str, Tokenizer],
         *,
         where: str = "model",
@@ -110,7 +111,7 @@ class UnifiedModel:
             )
         if vocabulary.text_fingerprint not in ("", self.text.fingerprint):
             raise FingerprintError(
-                f"{where}/{TEXT_FILE} has fingerprint {self.text.fingerprint[:12]}, but "
+                f"{where}/{self.text.file_name} has fingerprint {self.text.fingerprint[:12]}, but "
                 f"{VOCABULARY_FILE} was made for {vocabulary.text_fingerprint[:12]}; put the text "
                 "tokenizer of the training back"
             )
@@ -144,19 +145,23 @@ class UnifiedModel:
             ManifestError: a broken vocabulary, template or text tokenizer.
             FingerprintError: a tokenizer is not the one that the vocabulary was made for.
         """
+        from anyglot_lm.backbone import load_causal_lm
+
         folder = Path(directory)
         if not (folder / VOCABULARY_FILE).is_file():
             raise CheckpointError(f"{folder}: holds no {VOCABULARY_FILE}; give the folder of a unified model")
         vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
         template = Template.load(folder / TEMPLATE_FILE)
-        text = TextTokenizer.load(folder / TEXT_FILE)
+        text = load_text(folder)
         tokenizers = {}
         for block in vocabulary.blocks:
             path = folder / TOKENIZERS_FOLDER / block.modality
             if not path.is_dir():
                 raise CheckpointError(f"{path}: no such folder; copy the whole model folder again")
             tokenizers[block.modality] = load(path).to(device)
-        model = _load_model(folder, dtype).to(device)
+        # PreTrainedModel.to is a decorated method, which type checkers lose
+        model: Any = load_causal_lm(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
+        model = model.to(device)
         return cls(model, vocabulary, template, text, tokenizers, where=str(folder))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
@@ -176,7 +181,7 @@ class UnifiedModel:
                 self.model.config.use_cache = was
             self.vocabulary.save(temporary / VOCABULARY_FILE)
             self.template.save(temporary / TEMPLATE_FILE)
-            self.text.save(temporary / TEXT_FILE)
+            self.text.save(temporary / self.text.file_name)
             for modality, tokenizer in self.tokenizers.items():
                 place = temporary / TOKENIZERS_FOLDER / modality
                 if tokenizer.save_pretrained(place, dtype=torch.float16) != tokenizer.fingerprint:
@@ -185,6 +190,9 @@ class UnifiedModel:
                 target = folder / path.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
+        for kind in (TextTokenizer, HFTextTokenizer):  # of an earlier model in this folder
+            if kind.file_name != self.text.file_name:
+                (folder / kind.file_name).unlink(missing_ok=True)
 
     @property
     def max_length(self) -> int:
@@ -300,7 +308,8 @@ class UnifiedModel:
 
     def _output(self, span: Span) -> Output:
         if span.modality == TEXT:
-            return Output(TEXT, text=self.text.decode(span.content))
+            known = [i for i in span.content if i < self.text.size]  # rows of a backbone may be padded
+            return Output(TEXT, text=self.text.decode(known))
         return Output(span.modality, codes=torch.from_numpy(span.content))
 
     def _with_media(self, outputs: list[list[Output]]) -> list[list[Output]]:
@@ -413,32 +422,3 @@ def _batches(shapes: list[tuple[int, ...]], timed: bool) -> Iterable[list[int]]:
     for group in groups.values():
         for start in range(0, len(group), MEDIA_BATCH):
             yield group[start : start + MEDIA_BATCH]
-
-
-def _load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The language model. transformers fills missing weights with random ones; here that is an error."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{folder}: the language model does not load ({reason}); copy the folder again"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        raise CheckpointError(
-            f"{folder}/model.safetensors: weights are missing or of another shape "
-            f"({', '.join([*missing, *map(str, report['mismatched_keys'])][:3])}); save the model again"
-        )
-    return model.eval()

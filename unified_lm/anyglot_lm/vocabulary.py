@@ -14,7 +14,7 @@ This file knows no text tokenizer and no template, and moves no media.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,15 @@ class Vocabulary:
             next_id = block.stop_id
         size = -(-next_id // MULTIPLE) * MULTIPLE
         return cls(text_size, text_fingerprint, controls, tuple(blocks), open_size, size)
+
+    def extended(self, *specs: BlockSpec) -> Vocabulary:
+        """The same text and blocks, and more blocks after them. Start ids lie before the blocks: ids move (`id_map`).
+
+        Raises:
+            ManifestError: as for `build`.
+        """
+        known = [spec_of(entry) for entry in self.to_dict()["blocks"]]
+        return self.build(self.text_size, *known, *specs, text_fingerprint=self.text_fingerprint)
 
     @property
     def pad_id(self) -> int:
@@ -380,3 +389,34 @@ class Vocabulary:
                 if value != getattr(b, name):
                     return f"block {a.modality!r} has {name}={value} against {getattr(b, name)}; {again}"
         return f"sizes {self.size} against {other.size}; {again}"
+
+
+def id_map(old: Vocabulary, new: Vocabulary) -> Int64:
+    """Where the ids of `old` are in `new`, a vocabulary with the same text and all its blocks: int64 `[old.size]`.
+
+    Text, controls, start, end and code ids are found by what they mean; ids that are unused in `old` give -1.
+
+    Raises:
+        FingerprintError: another text tokenizer, or a block that is missing or different.
+    """
+    if (old.text_size, old.text_fingerprint) != (new.text_size, new.text_fingerprint):
+        raise FingerprintError(f"the vocabularies differ: {old._difference(new)}")
+    places = np.full(old.size, -1, dtype=np.int64)
+    places[: old.text_size] = np.arange(old.text_size)
+    for name, value in old.controls.items():
+        places[value] = new.controls[name]
+    for block in old.blocks:
+        if block.modality not in new.modalities:
+            raise FingerprintError(
+                f"the new vocabulary has no block {block.modality!r}; keep every old block and add the new ones"
+            )
+        found = new.block(block.modality)
+        moved = replace(found, first_id=block.first_id, start_id=block.start_id, end_id=block.end_id)
+        if moved != block:
+            raise FingerprintError(
+                f"block {block.modality!r} is not the same in both vocabularies; build the new one with the old "
+                "block's tokenizer and settings (blocks.spec_of)"
+            )
+        places[block.start_id] = found.start_id
+        places[block.end_id : block.stop_id] = np.arange(found.end_id, found.stop_id)
+    return places
