@@ -24,25 +24,27 @@ IGNORE = -100
 
 @cache
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matmul on `device`, the best of a few: measured once per process, in under a second.
+    """FLOP/s of a large square matmul on `device`, the best of sizes that take a quarter of a second; once per process.
 
     Other work on the machine at that moment makes it too low, and the MFU too high.
     """
     place = torch.device(device)
     module = torch.get_device_module(place)
     generator = torch.Generator(place).manual_seed(0)  # the global one stays as it was
-    size, seconds = 128, 0.0
-    while seconds < 5e-3 and size < 8192:
-        size *= 2
+    warm = torch.ones(256, 256, device=place, dtype=dtype)
+    warm @ warm  # loads the libraries
+    module.synchronize()
+    best, size, began = 0.0, 256, time.perf_counter()
+    while size <= 8192 and time.perf_counter() - began < 0.25:
         a = torch.randn(size, size, device=place, generator=generator).to(dtype)
-        seconds = math.inf
-        for _ in range(3):
+        for _ in range(5):
             module.synchronize()
             start = time.perf_counter()
             a @ a
             module.synchronize()
-            seconds = min(seconds, time.perf_counter() - start)
-    return 2.0 * size**3 / seconds
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
+        size *= 2
+    return best
 
 
 class Meter:
