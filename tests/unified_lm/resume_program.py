@@ -1,10 +1,10 @@
-"""Trains a tiny model on a plan, in one go, then resumed from each checkpoint that the first run wrote.
+"""Trains a tiny model on a plan, in one go or resumed from a checkpoint that another run wrote.
 
-    python resume_program.py PLAN OUT.json             one rank
-    torchrun --nproc-per-node 2 resume_program.py ...  two ranks
+    python resume_program.py JOBS.json                            one rank
+    torchrun --nproc-per-node 2 resume_program.py JOBS.json       two ranks
 
-`test_resume.py` compares the runs. The JSON of rank r goes to OUT.json.r: per run the packs of every batch, in
-order, and the sum of all weights at the end, as exact text.
+JOBS.json maps names to the arguments of `run`. What came of them goes to JOBS.json.r for rank r: per run the packs and
+the loss of every batch, in order, and the sum of all weights at the end, as exact text. `test_resume.py` compares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +73,38 @@ class Tiny(LightningModule):
 class SaveAt(Callback):
     """Writes a checkpoint after the given numbers of batches, in the hook where ModelCheckpoint does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cuts: Mapping[str, int] = CUTS) -> None:
         self.folder = folder
+        self.cuts = cuts
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name, batches in CUTS.items():
+        for name, batches in self.cuts.items():
             if batch_idx + 1 == batches:
                 trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
 
 def run(
-    plan_path: Path,
-    folder: Path,
+    plan_path: Path | str,
+    folder: Path | str,
     *,
-    workers: int,
-    ckpt: Path | None = None,
+    workers: int = 0,
+    ckpt: Path | str | None = None,
     accumulate: int = ACCUMULATE,
     batch_size: int = BATCH_SIZE,
     world: int | None = None,
     validate: bool = False,
     sharded: bool = False,
+    cuts: Mapping[str, int] = CUTS,
 ) -> dict[str, Any]:
     """One `Trainer.fit`; returns what the model saw and became."""
-    plan = Plan.load(plan_path)
+    plan, folder = Plan.load(plan_path), Path(folder)
     dataset = PackedDataset(plan)
     packs = {tuple(dataset[i]["input_ids"].tolist()): i for i in range(len(plan))}
     model = Tiny(packs, plan.vocabulary.size)
     world = world or int(os.environ.get("WORLD_SIZE", "1"))
-    callbacks: list[Callback] = [SaveAt(folder)] if ckpt is None else []
+    callbacks: list[Callback] = [SaveAt(folder, cuts)] if ckpt is None else []
     if validate:
         callbacks = [ModelCheckpoint(folder, "{step}-{val:.3f}", monitor="val", save_top_k=-1)]
     strategy: Any = "ddp" if world > 1 else "auto"
@@ -124,11 +127,13 @@ def run(
     )
     data = TokenDataModule(plan, batch_size=batch_size, num_workers=workers, val_plan=plan if validate else None)
     trainer.fit(model, data, ckpt_path=ckpt, weights_only=True)
+    if ckpt is None and cuts is not CUTS:
+        trainer.save_checkpoint(folder / "after.ckpt")
     weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     weight = sum(p.detach().double().sum() for p in weights)
     return {
         "seen": model.seen,
-        "loss": model.losses[-1].hex(),
+        "losses": [loss.hex() for loss in model.losses],
         "weight": float(weight).hex(),
         "steps": trainer.global_step,
         "samples": data.state_dict()["samples"],
@@ -137,18 +142,13 @@ def run(
 
 
 def main() -> None:
-    """All runs, for each number of workers."""
-    plan, out = Path(sys.argv[1]), Path(sys.argv[2])
+    """All runs of the file of jobs, one after the other."""
+    path = Path(sys.argv[1])
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    runs: dict[str, Any] = {}
-    for name, workers, sharded in (("0", 0, False), ("2", 2, False), ("fsdp2", 2, True)):
-        folder = out.parent / name
-        runs[f"{name}/whole"] = run(plan, folder, workers=workers, sharded=sharded)
-        for cut in CUTS:
-            runs[f"{name}/{cut}"] = run(plan, folder, workers=workers, ckpt=folder / f"{cut}.ckpt", sharded=sharded)
-    rank = runs["0/whole"]["rank"]
-    Path(f"{out}.{rank}").write_text(json.dumps(runs))
+    runs = {name: run(**job) for name, job in json.loads(path.read_text()).items()}
+    rank = next(iter(runs.values()))["rank"]
+    Path(f"{path}.{rank}").write_text(json.dumps(runs))
 
 
 if __name__ == "__main__":

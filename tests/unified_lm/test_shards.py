@@ -78,6 +78,24 @@ def test_any_loss_mask(tmp_path_factory: pytest.TempPathFactory, masks: list[lis
         assert np.array_equal(reader.doc(i)[0], ids) and np.array_equal(reader.doc(i)[1], loss)
 
 
+def test_ids_are_counted_by_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = write(tmp_path / "a")
+    expected = np.zeros((2, 3), dtype=np.int64)
+    for i in range(20):
+        for run in VOCABULARY.split(reader.doc(i)[0]):
+            column = ["image", "speech"].index(run.name) + 1 if run.kind == "media" else 0
+            expected[i % 2, column] += run.stop - run.start
+    assert np.array_equal(reader.modality_ids(), expected)
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    assert meta["tasks"][1]["modalities"] == dict(zip(("text", "image", "speech"), expected[1].tolist(), strict=True))
+    for task in meta["tasks"]:
+        del task["modalities"]
+    (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
+    monkeypatch.setattr("anyglot_lm.shards.SCANNED", 50)
+    old = ShardReader(tmp_path / "a")
+    assert np.array_equal(old.modality_ids(), expected) and old.fingerprint == reader.fingerprint
+
+
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     wide = Vocabulary.build(TEXT.size, IMAGE, SPEECH, BlockSpec("music", "m", 1 << 16))
     reader = write(tmp_path / "a", 3, wide)

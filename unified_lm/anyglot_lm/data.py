@@ -23,7 +23,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from anyglot_lm.plan import Plan, PlanError
+from anyglot_lm.packing import numbers_of
+from anyglot_lm.patterns import Int64
+from anyglot_lm.plan import PROMPT, Plan, PlanError
 from anyglot_tokenizers.errors import CheckpointError, FingerprintError
 
 IGNORED = -100
@@ -41,34 +43,96 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.pad_id = plan.vocabulary.pad_id
+        self._empty_prompt = plan.empty_prompt
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        length = self.plan.seq_len
-        input_ids = np.full(length, self.pad_id, dtype=np.int64)
-        labels = np.full(length, IGNORED, dtype=np.int64)
-        position_ids = np.arange(length, dtype=np.int64)
-        at = 0
-        for number in self.plan.pack(index):
-            ids, loss = self.plan.doc(number)
-            stop = at + len(ids)
-            input_ids[at:stop] = ids
-            labels[at : stop - 1] = np.where(loss[1:], ids[1:], IGNORED)
-            position_ids[at:] -= position_ids[at]
-            at = stop
-        if at < length:
-            position_ids[at:] -= position_ids[at]
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "labels": torch.from_numpy(labels),
-            "position_ids": torch.from_numpy(position_ids),
-        }
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """Several rows at once: a `DataLoader` asks for its batches this way."""
+        names = ("input_ids", "labels", "position_ids")
+        return Rows({n: torch.from_numpy(v) for n, v in zip(names, self._gather(indices), strict=True)})
+
+    def _gather(self, indices: Sequence[int]) -> tuple[Int64, Int64, Int64]:
+        """Ids, labels and positions of packs: int64 `[B, T]` each.
+
+        Where everything goes is found for all at once. Per document only its ids are copied, and per stretch of
+        targets these ids once more to the labels.
+        """
+        plan, size = self.plan, len(indices) * self.plan.seq_len
+        if min(indices) < 0 or max(indices) >= len(plan):
+            raise IndexError(f"packs {list(indices)} of {len(plan)}")
+        docs, offsets = np.asarray(plan.docs), np.asarray(plan.pack_offsets)  # slicing a np.memmap is slow
+        packs = [docs[offsets[i] : offsets[i + 1]] for i in indices]
+        docs_N = np.concatenate(packs)
+        dropped_N, docs_N = docs_N < 0, numbers_of(docs_N)
+        shard_N = np.searchsorted(plan.starts, docs_N, side="right") - 1
+        start_N, stop_N, run_docs, run_edges = np.empty_like(docs_N), np.empty_like(docs_N), [], []
+        for shard in np.unique(shard_N).tolist():
+            mine, reader = np.flatnonzero(shard_N == shard), plan.shards[shard]
+            local = docs_N[mine] - plan.starts[shard]
+            start_N[mine], stop_N[mine] = reader.offsets[local], reader.offsets[local + 1]
+            of_doc, edges = reader.runs_of(local)
+            run_docs.append(mine[of_doc])
+            run_edges.append(edges)
+        doc_R, edges_R2 = np.concatenate(run_docs), np.concatenate(run_edges)
+        skipped_N = np.zeros_like(docs_N)  # ids of a document that are left out, less those of the empty prompt
+        if dropped_N.any():
+            cut_N = np.full_like(docs_N, np.iinfo(np.int64).max)
+            np.minimum.at(cut_N, doc_R, edges_R2[:, 0])
+            skipped_N[dropped_N] = cut_N[dropped_N] - PROMPT
+        length_N = stop_N - start_N - skipped_N
+        first_B = np.cumsum([0, *map(len, packs)])
+        at_N = np.cumsum(length_N) - length_N
+        used_B = np.add.reduceat(length_N, first_B[:-1])
+        row_B = np.arange(0, size, plan.seq_len)
+        at_N += np.repeat(row_B - at_N[first_B[:-1]], np.diff(first_B))
+
+        input_ids, labels = np.empty(size, dtype=np.int64), np.full(size, IGNORED, dtype=np.int64)
+        for low, high in zip((row_B + used_B).tolist(), (row_B + plan.seq_len).tolist(), strict=True):
+            input_ids[low:high] = self.pad_id
+        # What stands in place of a prompt is written over the end of that prompt, after the copy.
+        start_N += skipped_N
+        sources = [shard.ids for shard in plan.shards]
+        copy = (shard_N, at_N, at_N + length_N, start_N, stop_N)
+        for shard, at, end, start, stop in zip(*(array.tolist() for array in copy), strict=True):
+            input_ids[at:end] = sources[shard][start:stop]
+        for at in at_N[dropped_N].tolist():
+            input_ids[at : at + PROMPT] = self._empty_prompt
+        edges_R2 += (at_N - skipped_N)[doc_R, None]
+        low_R = np.maximum(edges_R2[:, 0], at_N[doc_R] + 1)  # the first id of a document is never a target
+        for low, high in zip(low_R.tolist(), edges_R2[:, 1].tolist(), strict=True):
+            labels[low - 1 : high - 1] = input_ids[low:high]
+
+        starts = np.sort(np.concatenate([at_N, (row_B + used_B)[used_B < plan.seq_len], [size]]))
+        position_ids = np.arange(size)
+        position_ids -= np.repeat(starts[:-1], starts[1:] - starts[:-1])
+        shape = (len(indices), plan.seq_len)
+        return input_ids.reshape(shape), labels.reshape(shape), position_ids.reshape(shape)
+
+
+class Rows(Sequence[dict[str, Tensor]]):
+    """Rows of one batch, as views of `batch`, int64 `[B, T]` each, so that `collate` need not copy them."""
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return {name: values[index] for name, values in self.batch.items()}
 
 
 def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Rows of `PackedDataset` -> one batch, int64 `[B, T]` each."""
+    if isinstance(rows, Rows):
+        return rows.batch
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -215,6 +279,13 @@ class TokenDataModule(LightningDataModule):
         return self._loader(self.val_plan, sampler, lambda: None)
 
     @property
+    def targets_per_pack(self) -> float:
+        """Mean number of prediction targets in the first 256 packs: the constant that normalises a loss."""
+        dataset = PackedDataset(self.plan)
+        counts = [int((dataset[i]["labels"] != IGNORED).sum()) for i in range(min(256, len(dataset)))]
+        return sum(counts) / len(counts)
+
+    @property
     def samples(self) -> int:
         """The cursor: packs of the plan, on all ranks, that went into finished optimizer steps."""
         trainer = self.trainer
@@ -231,8 +302,8 @@ class TokenDataModule(LightningDataModule):
         return {"samples": self.samples, "plan": self.plan.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Sets the cursor. Raises `FingerprintError` if the checkpoint is of another plan."""
-        if state_dict["plan"] != self.plan.fingerprint:
+        """Sets the cursor. Raises `FingerprintError` if the checkpoint is of a plan that this one does not extend."""
+        if state_dict["plan"] not in self.plan.prefixes:
             raise FingerprintError(
                 f"the checkpoint is of plan {state_dict['plan'][:12]}, this run has "
                 f"{self.plan.fingerprint[:12]}; resume with the same shards, weights, seq_len, num_packs and "
@@ -242,7 +313,8 @@ class TokenDataModule(LightningDataModule):
         self._reading = False
         if self.trainer is None:
             return
-        self._done_batches = _align(self.trainer)
+        packs_per_step = self.batch_size * _rank_and_world(self.trainer)[1] * self.trainer.accumulate_grad_batches
+        self._done_batches = _align(self.trainer, more=len(self.plan) - self._start >= packs_per_step)
         if self._sampler is not None:  # the loader was made before the checkpoint was read
             length = len(self._sampler)
             self._sampler.__dict__.update(self._make_sampler(self.trainer).__dict__)
@@ -312,23 +384,28 @@ class TokenDataModule(LightningDataModule):
         )
 
 
-def _align(trainer: Trainer) -> int:
+def _align(trainer: Trainer, *, more: bool) -> int:
     """Batches that the checkpoint in restoration counts as done, moved back to its last optimizer step.
 
     Lightning restores its batch counter as it was. After a stop inside an accumulation that would make the
-    first step of the resumed run a short one, so the counter in the loaded checkpoint is set back too.
+    first step of the resumed run a short one, so the counter in the loaded checkpoint is set back too. If there
+    is `more` in the plan than the checkpoint's run had, because it was extended, the one epoch is open again.
     """
     checkpoint = trainer._checkpoint_connector._loaded_checkpoint
     if not checkpoint or "loops" not in checkpoint:
         return 0
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
+    if more:
+        progress["is_last_batch"] = False
+        for counters in loop["epoch_progress"].values():
+            counters.update(ready=1, started=1, processed=0, completed=0)
     processed = int(progress["current"]["processed"])
     extra = processed % trainer.accumulate_grad_batches
     if extra:
         for counters in (progress["total"], progress["current"]):
             edge = counters["processed"] - extra
             counters.update(dict.fromkeys(counters, edge))
-        progress["is_last_batch"] = False
     return processed - extra
 
 

@@ -8,50 +8,101 @@ without assigning documents, at the cost of one small step per distinct length. 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anyglot_lm.patterns import Int64
+from anyglot_tokenizers.errors import AnyglotError
 
 
-def draw(
-    lengths: Int64,
-    fits: NDArray[np.bool_],
-    source_of_doc: Int64,
-    share: NDArray[np.float64],
-    budget: int,
-    seq_len: int,
-    seed: int,
-) -> Int64:
+class PlanError(AnyglotError):
+    """A mixture that cannot be had, or a broken plan."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What may be drawn, and how much of it.
+
+    Attributes:
+        lengths: ids per document, int64 `[D]`.
+        before: how often every document was drawn by earlier phases, int64 `[D]`.
+        source_of_doc: source of every document, -1 for those that may not be drawn: int64 `[D]`.
+        share: wanted share of ids per source, float64 `[S]`, sums to 1.
+        available: ids that every source may give, counted with their prompts: float64 `[S]`, inf for no limit.
+        budget: ids wanted; what is drawn holds at least one row more, unless the sources have no more.
+        seq_len: ids of a row.
+        seed: seeds of the shuffling.
+        dropout: probability of an unconditional document.
+        unconditional: lengths of documents without their prompt, int64 `[N] -> [N]`; the whole length if they have
+            none to drop.
+    """
+
+    lengths: Int64
+    before: Int64
+    source_of_doc: Int64
+    share: NDArray[np.float64]
+    available: NDArray[np.float64]
+    budget: int
+    seq_len: int
+    seed: tuple[int, ...]
+    dropout: float
+    unconditional: Callable[[Int64], Int64]
+
+
+def draw(wish: Draw) -> tuple[Int64, Int64]:
     """Documents in drawing order: shuffled epochs per source, merged so that every prefix has the shares.
 
-    Args:
-        lengths: ids per document, int64 `[D]`.
-        fits: which documents may be drawn, bool `[D]`.
-        source_of_doc: source of every document, int64 `[D]`.
-        share: wanted share of ids per source, float64 `[S]`, sums to 1.
-        budget: ids wanted; what is drawn holds at least one row more.
-        seq_len: ids of a row.
-        seed: seed of the shuffling.
+    An epoch goes on where earlier phases stopped: a document is drawn again when all of its source were drawn as often.
 
     Returns:
-        Documents, int64 `[N]`, repeated where the budget asks for it.
+        `(docs, sizes)`, int64 `[N]` each: documents, as their complement `~doc` if without prompt, and their ids.
     """
-    docs, times = [], []
-    horizon = budget + (len(share) + 1) * seq_len
-    for source in np.flatnonzero(share > 0):
-        mine = np.flatnonzero(fits & (source_of_doc == source))
-        per_epoch = int(lengths[mine].sum())
-        epochs = int(np.ceil(share[source] * horizon / per_epoch))
-        rng = np.random.default_rng([seed, int(source), 0])
-        order = np.concatenate([rng.permutation(mine) for _ in range(epochs)])
-        taken = np.cumsum(lengths[order])
-        order = order[: int(np.searchsorted(taken, share[source] * horizon)) + 1]
+    docs, sizes, times = [], [], []
+    horizon = wish.budget + (len(wish.share) + 1) * wish.seq_len
+    for source in np.flatnonzero(wish.share > 0):
+        mine = np.flatnonzero(wish.source_of_doc == source)
+        order, size = _draw_source(
+            wish, mine, np.random.default_rng([*wish.seed, 0, int(source)]), int(source), horizon
+        )
         docs.append(order)
-        times.append((taken[: len(order)] - lengths[order] / 2) / share[source])
+        sizes.append(size)
+        times.append((np.cumsum(size) - size / 2) / wish.share[source])
     merged = np.argsort(np.concatenate(times), kind="stable")
-    return np.concatenate(docs)[merged]
+    return np.concatenate(docs)[merged], np.concatenate(sizes)[merged]
+
+
+def _draw_source(wish: Draw, mine: Int64, rng: np.random.Generator, source: int, horizon: int) -> tuple[Int64, Int64]:
+    """Shuffled epochs of the documents `mine` until their part of `horizon`, or all they may give, is reached."""
+    target, available = wish.share[source] * horizon, wish.available[source]
+    before = wish.before[mine]
+    level, taken, whole = int(before.min()), 0, 0
+    docs, sizes = [mine[:0]], [mine[:0]]
+    while taken < target and whole < available:
+        epoch = rng.permutation(mine[before <= level])
+        size = wish.lengths[epoch]
+        whole += int(size.sum())
+        if wish.dropout:
+            chosen = np.flatnonzero(rng.random(len(epoch)) < wish.dropout)
+            size[chosen] = wish.unconditional(epoch[chosen])
+            epoch = np.where(size < wish.lengths[epoch], ~epoch, epoch)
+        docs.append(epoch)
+        sizes.append(size)
+        taken += int(size.sum())
+        level += 1
+    order, size = np.concatenate(docs), np.concatenate(sizes)
+    stop = int(np.searchsorted(np.cumsum(size), target)) + 1
+    if whole > available:
+        stop = min(stop, int(np.searchsorted(np.cumsum(wish.lengths[numbers_of(order)]), available, side="right")))
+    return order[:stop], size[:stop]
+
+
+def numbers_of(docs: NDArray[Any]) -> Int64:
+    """Documents of a plan `[N]` without the mark of those that lost their prompt: `d` for `d` and for `~d`."""
+    return np.where(docs < 0, ~docs, docs).astype(np.int64)
 
 
 def count_packs(counts: Int64, seq_len: int) -> int:
@@ -125,18 +176,20 @@ def assign(docs: Int64, lengths: Int64, seq_len: int) -> tuple[int, Int64]:
     return bins, pack_of
 
 
-def pack(drawn: Int64, lengths: Int64, seq_len: int, num_packs: int, seed: int) -> tuple[Int64, Int64]:
-    """Packs a prefix of `drawn` into exactly `num_packs` packs and shuffles them.
+def pack(drawn: Int64, sizes: Int64, seq_len: int, num_packs: int, seed: Sequence[int]) -> tuple[Int64, Int64]:
+    """Packs a prefix of `drawn` `[N]`, of `sizes` `[N]` ids, into exactly `num_packs` packs and shuffles them.
 
     Returns:
-        `(offsets int64 [P + 1], docs int64 [N])`: pack p holds `docs[offsets[p] : offsets[p + 1]]`.
+        `(offsets int64 [P + 1], docs int64 [M])`: pack p holds `docs[offsets[p] : offsets[p + 1]]`.
+
+    Raises:
+        PlanError: what was drawn fills fewer packs.
     """
-    sizes = lengths[drawn]
 
     def packs_of(n: int) -> int:
         return count_packs(np.bincount(sizes[:n]), seq_len)
 
-    low, high = 0, len(drawn)  # packs_of(low) <= num_packs < packs_of(high), for high by the sum of lengths
+    low, high = 0, len(drawn) + 1  # packs_of(low) <= num_packs < packs_of(high), if there is enough
     total = np.cumsum(sizes)
     guess = int(np.searchsorted(total, num_packs * seq_len))
     guesses = 0
@@ -151,13 +204,14 @@ def pack(drawn: Int64, lengths: Int64, seq_len: int, num_packs: int, seed: int) 
         guess = int(np.searchsorted(total, total[guess - 1] * num_packs / made)) if guesses < 8 else low
         if not low < guess < high:
             guess = (low + high) // 2
-    bins, pack_of = assign(drawn[:low], lengths, seq_len)
-    docs = drawn[:low]
-    if bins < num_packs:  # one more document may open several packs at once: fill up one document each
-        extra = num_packs - bins
-        docs = np.concatenate([docs, drawn[low : low + extra]])
-        pack_of = np.concatenate([pack_of, np.arange(bins, num_packs)])
-    rng = np.random.default_rng([seed, 0, 1])
+    bins, pack_of = assign(np.arange(low), sizes, seq_len)
+    # One more document may open several packs at once: fill up one document each.
+    count = low + num_packs - bins
+    if count > len(drawn):
+        raise PlanError(f"all that may be drawn fills {bins} packs instead of {num_packs}; lower num_packs or add data")
+    docs = drawn[:count]
+    pack_of = np.concatenate([pack_of, np.arange(bins, num_packs)])
+    rng = np.random.default_rng([*seed, 1])
     place = rng.permutation(num_packs)[pack_of]
     order = np.lexsort((rng.random(len(docs)), place))
     offsets = np.zeros(num_packs + 1, dtype=np.int64)

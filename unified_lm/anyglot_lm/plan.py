@@ -6,9 +6,17 @@ shuffled epochs, so that every prefix of the draw has the wanted share of tokens
 is packed together, across sources, by best-fit decreasing (Johnson 1974), and the packs are shuffled.
 Nothing is ever cut: documents longer than a row are left out and counted.
 
+A plan is a chain of *phases*, each with a mixture of its own, drawn and packed by itself; epochs go on across
+phases, so nothing is seen twice before all of its source was seen once. `extend_plan` adds a phase: the packs that are
+there stay, and the fingerprint of the plan up to every phase is kept, so a checkpoint of the shorter plan goes on
+with the longer one.
+
+With condition dropout some documents are drawn without their prompt, for guidance (Ho and Salimans,
+arXiv:2207.12598): `docs` then holds the complement `~d`, and `doc(~d)` is `bos user assistant <answer>`.
+
 A plan is a folder of two memory-mapped arrays and a JSON file. Its fingerprint covers the shards' content,
 the parameters and the arrays, so equal fingerprints mean the same run, document by document. Reading rows is
-`data`'s job.
+`data`'s job, printing is `plan_view`'s.
 """
 
 from __future__ import annotations
@@ -16,49 +24,42 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anyglot_lm.files import fingerprint_of, new_folder, read_json, sha256_file, write_json
-from anyglot_lm.packing import count_packs, draw, pack
+from anyglot_lm.files import fingerprint_of, new_folder, read_json, write_json
+from anyglot_lm.mixture import (
+    cap_shares,
+    check_repetition,
+    find_sources,
+    meet_budgets,
+    modality_shares,
+    repetition_limits,
+    shares_of,
+)
+from anyglot_lm.packing import Draw, PlanError, count_packs, draw, numbers_of, pack
 from anyglot_lm.patterns import Int64
-from anyglot_lm.segments import Template
+from anyglot_lm.phases import Limit, Phase, PlannedPhase, Source
+from anyglot_lm.plan_view import describe_plan
+from anyglot_lm.segments import Sample, Template
 from anyglot_lm.shards import ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
+from anyglot_tokenizers.errors import FingerprintError, ManifestError
 
+__all__ = ["Phase", "Plan", "PlanError", "PlannedPhase", "Source", "build_plan", "extend_plan"]
 FORMAT = "anyglot-plan"
-VERSION = 1
-ALGORITHM = "best-fit-decreasing/1"
+VERSION = 2
+ALGORITHM = "best-fit-decreasing/2"
+PROMPT = 3
+"""Ids of the prompt of an unconditional document: bos, user, assistant."""
 _log = logging.getLogger(__name__)
-
-
-class PlanError(AnyglotError):
-    """A mixture that cannot be had, or a broken plan."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a plan takes from one source (a task, or a shard folder): counts for `Plan.describe`."""
-
-    name: str
-    documents: int
-    ids: int
-    too_long: int
-    weight: float
-    drawn_documents: int
-    drawn_ids: int
-
-    @property
-    def repetition(self) -> float:
-        """How often the plan goes through the source."""
-        return self.drawn_ids / self.ids if self.ids else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,9 @@ class Plan:
         shards: the folders the documents are in.
         seq_len: ids of a row.
         pack_offsets: int64 `[P + 1]`; pack p holds the documents `docs[pack_offsets[p] : pack_offsets[p + 1]]`.
-        docs: int64 or int32 `[N]`; documents are counted through all shards in order.
-        fingerprint: identity of shards, parameters and order.
-        parameters: what it was built from.
-        sources: counts per source.
+        docs: int64 or int32 `[N]`; documents are counted through all shards in order, and `~d` is document `d`
+            without its prompt.
+        phases: what the packs were drawn from, in order.
         path: its folder, if it was saved.
     """
 
@@ -80,19 +80,29 @@ class Plan:
     seq_len: int
     pack_offsets: NDArray[Any]
     docs: NDArray[Any]
-    fingerprint: str
-    parameters: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    phases: tuple[PlannedPhase, ...]
     path: Path | None = None
-    _starts: Int64 = field(init=False, repr=False)
+    starts: Int64 = field(init=False, repr=False)
+    """Number of the first document of every shard folder, int64 `[shards + 1]`."""
 
     def __post_init__(self) -> None:
         starts = np.concatenate([[0], np.cumsum([len(s) for s in self.shards])]).astype(np.int64)
-        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "starts", starts)
 
     def __len__(self) -> int:
         """Number of packs."""
         return len(self.pack_offsets) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of shards, parameters and order."""
+        return self.phases[-1].fingerprint
+
+    @property
+    def prefixes(self) -> dict[str, int]:
+        """Fingerprint and number of packs of the plan up to the end of every phase, itself last."""
+        ends = np.cumsum([phase.num_packs for phase in self.phases]).tolist()
+        return {phase.fingerprint: end for phase, end in zip(self.phases, ends, strict=True)}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -100,20 +110,61 @@ class Plan:
         return self.shards[0].vocabulary
 
     def pack(self, index: int) -> list[int]:
-        """Documents of pack `index`, counted through all shards."""
+        """Documents of pack `index`, counted through all shards; `~d` for one without its prompt."""
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
         return [int(d) for d in self.docs[self.pack_offsets[index] : self.pack_offsets[index + 1]]]
 
     def doc(self, number: int) -> tuple[Int64, NDArray[np.bool_]]:
-        """Document `number`, counted through all shards, as `(ids int64 [N], loss bool [N])`."""
-        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self.shards[shard].doc(number - int(self._starts[shard]))
+        """Document `number`, counted through all shards, as `(ids int64 [N], loss bool [N])`.
+
+        `~number` gives it without its prompt: `bos user assistant`, then all from the first target on.
+        """
+        whole = int(numbers_of(np.asarray(number)))
+        shard = int(np.searchsorted(self.starts, whole, side="right")) - 1
+        reader, index = self.shards[shard], whole - int(self.starts[shard])
+        ids, loss = reader.doc(index)
+        if number >= 0:
+            return ids, loss
+        (cut,), _ = reader.unconditional(np.asarray([index]))
+        return (
+            np.concatenate([self.empty_prompt, ids[cut:]]),
+            np.concatenate([np.zeros(PROMPT, dtype=np.bool_), loss[cut:]]),
+        )
+
+    @property
+    def empty_prompt(self) -> Int64:
+        """What stands in front of the answer of an unconditional document: int64 `[3]`."""
+        return self.shards[0].template.prompt(Sample([]), self.vocabulary, None)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Counts per source over all phases; wanted shares are means over the phases' ids."""
+        if len(self.phases) == 1:
+            return self.phases[0].sources
+        merged: dict[str, Source] = {}
+        total = self.used_ids
+        for phase in self.phases:
+            for s in phase.sources:
+                weight = s.weight * phase.used_ids / total
+                old = merged.get(s.name)
+                if old is None:
+                    merged[s.name] = replace(s, weight=weight)
+                    continue
+                merged[s.name] = replace(
+                    old,
+                    weight=old.weight + weight,
+                    drawn_documents=old.drawn_documents + s.drawn_documents,
+                    drawn_ids=old.drawn_ids + s.drawn_ids,
+                    unconditional=old.unconditional + s.unconditional,
+                    capped=old.capped or s.capped,
+                )
+        return tuple(merged.values())
 
     @property
     def used_ids(self) -> int:
         """Ids of all packs without padding."""
-        return sum(source.drawn_ids for source in self.sources)
+        return sum(phase.used_ids for phase in self.phases)
 
     @property
     def utilisation(self) -> float:
@@ -122,28 +173,13 @@ class Plan:
 
     def describe(self) -> str:
         """The plan as a tree with counts, to print."""
-        p = self.parameters
-        lines = [
-            f"plan {self.fingerprint[:12]}: {len(self):,} packs of {self.seq_len:,} ids, "
-            f"{self.utilisation:.2%} full, seed {p['seed']}"
-        ]
-        for shard in self.shards:
-            lines.append(f"├─ shards {shard.path}: {len(shard):,} documents, {shard.meta['ids']:,} ids")
-        total = self.used_ids
-        for i, source in enumerate(self.sources):
-            branch = "└─" if i == len(self.sources) - 1 else "├─"
-            left_out = f", {source.too_long:,} longer than a row left out" if source.too_long else ""
-            lines.append(
-                f"{branch} {source.name}: {source.drawn_ids / total:.1%} of ids (wanted "
-                f"{source.weight:.1%}), {source.drawn_documents:,} documents, {source.repetition:.2f} epochs "
-                f"of {source.documents:,}{left_out}"
-            )
-        return "\n".join(lines)
+        return describe_plan(self)
 
     def save(self, path: str | Path) -> Plan:
         """Writes the plan's folder, atomically, and returns the plan that is mapped from it.
 
-        A folder that holds this very plan is left alone, so that several processes may save the same plan.
+        A folder that holds this very plan is left alone, so that several processes may save the same plan. An
+        extended plan is best saved to a folder of its own while other processes read the shorter one.
         """
         path = Path(path)
 
@@ -167,11 +203,10 @@ class Plan:
             "fingerprint": self.fingerprint,
             "seq_len": self.seq_len,
             "num_packs": len(self),
-            "parameters": dict(self.parameters),
             "shards": [
                 {"path": os.path.relpath(s.path.resolve(), base), "fingerprint": s.fingerprint} for s in self.shards
             ],
-            "sources": [vars(s) for s in self.sources],
+            "phases": [asdict(phase) for phase in self.phases],
         }
 
     @classmethod
@@ -184,11 +219,13 @@ class Plan:
         """
         path = Path(path)
         content = read_json(path / "plan.json")
-        if content.get("format") != FORMAT or content.get("version") != VERSION:
+        if content.get("format") != FORMAT or content.get("version") not in (1, VERSION):
             raise ManifestError(
                 f"{path / 'plan.json'}: format {content.get('format')!r} version {content.get('version')!r} "
-                f"is not {FORMAT!r} version {VERSION}; build the plan again"
+                f"is not {FORMAT!r} version 1 or {VERSION}; build the plan again"
             )
+        if content["version"] == 1:  # one phase, in the plan itself
+            content["phases"] = [{k: content[k] for k in ("num_packs", "fingerprint", "parameters", "sources")}]
         places = list(shards) if shards is not None else [path / s["path"] for s in content["shards"]]
         readers = open_shards([Path(os.path.normpath(p)) for p in places])
         known = [s["fingerprint"] for s in content["shards"]]
@@ -203,25 +240,33 @@ class Plan:
             docs = np.load(path / "docs.npy", mmap_mode="r")
         except (OSError, ValueError) as error:
             raise ManifestError(f"{path}: {error}; build the plan again") from error
-        arrays = {name: sha256_file(path / f"{name}.npy") for name in ("pack_offsets", "docs")}
-        if _fingerprint(content["parameters"], known, arrays) != content["fingerprint"]:
-            raise FingerprintError(f"{path}: its arrays are not those of its fingerprint; build the plan again")
+        phases = tuple(
+            PlannedPhase(p["num_packs"], p["fingerprint"], p["parameters"], tuple(Source(**s) for s in p["sources"]))
+            for p in content["phases"]
+        )
+        start, before = 0, None
+        for phase in phases:
+            stop = start + phase.num_packs
+            offsets = pack_offsets[start : stop + 1]
+            mine = docs[offsets[0] : offsets[-1]] if len(offsets) == phase.num_packs + 1 else docs
+            if _fingerprint(before, phase.parameters, known, offsets, mine) != phase.fingerprint:
+                raise FingerprintError(f"{path}: its arrays are not those of its fingerprint; build the plan again")
+            start, before = stop, phase.fingerprint
+        if start + 1 != len(pack_offsets) or before != content["fingerprint"]:
+            raise FingerprintError(f"{path}: its arrays are not those of its phases; build the plan again")
         return cls(
             shards=tuple(readers),
             seq_len=content["seq_len"],
             pack_offsets=pack_offsets,
             docs=docs,
-            fingerprint=content["fingerprint"],
-            parameters=content["parameters"],
-            sources=tuple(Source(**s) for s in content["sources"]),
+            phases=phases,
             path=path,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return Plan.load, (self.path, [s.path for s in self.shards])
-        values = (self.shards, self.seq_len, self.pack_offsets, self.docs, self.fingerprint)
-        return Plan, (*values, dict(self.parameters), self.sources)
+        return Plan, (self.shards, self.seq_len, self.pack_offsets, self.docs, self.phases)
 
 
 def build_plan(
@@ -232,7 +277,11 @@ def build_plan(
     num_packs: int | None = None,
     epochs: float | None = None,
     seed: int = 0,
-    max_repetition: float | None = None,
+    max_repetition: float | Mapping[str, float] | None = None,
+    limit: Limit = "raise",
+    condition_dropout: float = 0.0,
+    modality_budgets: Mapping[str, float] | None = None,
+    phases: Sequence[Phase] | None = None,
     path: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     template: Template | None = None,
@@ -241,146 +290,230 @@ def build_plan(
 
     Args:
         shards: shard folders.
-        weights: share of *ids* per source, normalised by their sum. A key is the name of a task or a shard folder
-            (its path as given, or its last part); every document must belong to exactly one key, and 0 leaves a
-            source out. By default every task has its natural share.
+        weights, max_repetition, limit, condition_dropout, modality_budgets: of the only phase; see `Phase`.
         seq_len: ids of a row.
         num_packs: rows of the whole run: steps x accumulation x batch size x ranks.
         epochs: instead of `num_packs`: about that many times all ids of the sources.
         seed: seed of all shuffling.
-        max_repetition: the most often a source may be gone through; None for no limit.
+        phases: a curriculum, instead of one phase. Give every phase its `num_packs`, or every phase its `share` of
+            `num_packs` or `epochs`.
         path: folder to save to. A plan that is there already and equal is kept.
         vocabulary, template: the model's, to be compared with the shards'.
 
     Raises:
-        PlanError: a key without documents, documents without or with two keys, or too much repetition.
+        PlanError: a key without documents, documents without or with two keys, too much repetition, or budgets that
+            cannot be met.
         FingerprintError: shards of another vocabulary or template.
     """
     if seq_len < 2:
         raise PlanError(f"seq_len={seq_len}; a row needs at least 2 ids")
-    if (num_packs is None) == (epochs is None):
+    if phases is None:
+        phases = [Phase(weights, None, 1.0, condition_dropout, max_repetition, limit, modality_budgets)]
+    elif weights or condition_dropout or max_repetition or limit != "raise" or modality_budgets or not phases:
+        raise PlanError("with phases, weights, limits, dropout and budgets belong to every phase; give at least one")
+    own = [phase.num_packs for phase in phases if phase.num_packs is not None]
+    if own and (len(own) != len(phases) or num_packs is not None or epochs is not None):
+        raise PlanError("give num_packs for every phase and nowhere else, or a share for every phase")
+    if not own and (num_packs is None) == (epochs is None):
         raise PlanError("give either num_packs or epochs")
     readers = open_shards(shards, vocabulary, template)
-    lengths = np.concatenate([r.lengths for r in readers]).astype(np.int64)
-    names, source_of_doc = _sources(readers, weights)
-    fits = lengths <= seq_len
-    ids = np.bincount(source_of_doc[fits], lengths[fits], minlength=len(names)).astype(np.int64)
-    share = _shares(names, ids, weights)
-    if num_packs is None:
-        assert epochs is not None
+    corpus = _Corpus(tuple(readers), np.concatenate([r.lengths for r in readers]).astype(np.int64), seq_len, seed)
+    if not own:
+        total = num_packs if num_packs is not None else corpus.packs_of_epochs(phases, epochs or 0.0)
+        if total < len(phases):
+            raise PlanError(f"num_packs={total}; a plan needs at least one pack, and one per phase")
+        parts = np.asarray([phase.share or 0.0 for phase in phases])
+        if (parts <= 0).any():
+            raise PlanError("a phase without num_packs and without share; give every phase one of them")
+        ends = np.round(np.cumsum(parts) / parts.sum() * total).astype(int)
+        own = np.diff(ends, prepend=0).tolist()
+    plan: Plan | None = None
+    for phase, count in zip(phases, own, strict=True):
+        plan = _extended(corpus, plan, replace(phase, num_packs=count, share=None))
+    assert plan is not None
+    return plan.save(path) if path is not None else plan
+
+
+def extend_plan(
+    plan: Plan,
+    weights: Mapping[str, float] | None = None,
+    *,
+    num_packs: int,
+    condition_dropout: float = 0.0,
+    max_repetition: float | Mapping[str, float] | None = None,
+    limit: Limit = "raise",
+    modality_budgets: Mapping[str, float] | None = None,
+    path: str | Path | None = None,
+) -> Plan:
+    """The plan with one more phase (see `Phase`) of `num_packs` packs at its end; what is there stays bit for bit.
+
+    A run that is at some pack of the shorter plan goes on with the longer one: its checkpoints are accepted.
+
+    Raises:
+        PlanError: as `build_plan`.
+    """
+    lengths = np.concatenate([r.lengths for r in plan.shards]).astype(np.int64)
+    corpus = _Corpus(plan.shards, lengths, plan.seq_len, int(plan.phases[0].parameters["seed"]))
+    phase = Phase(weights, num_packs, None, condition_dropout, max_repetition, limit, modality_budgets)
+    longer = _extended(corpus, plan, phase)
+    return longer.save(path) if path is not None else longer
+
+
+@dataclass(frozen=True, eq=False)
+class _Corpus:
+    """All documents that a plan may draw from."""
+
+    readers: tuple[ShardReader, ...]
+    lengths: Int64
+    seq_len: int
+    seed: int
+
+    def source_of_doc(self, of_task: Sequence[Int64]) -> Int64:
+        """Source of every document, int64 `[D]`."""
+        return np.concatenate([tasks[r.tasks] for tasks, r in zip(of_task, self.readers, strict=True)])
+
+    def packs_of_epochs(self, phases: Sequence[Phase], epochs: float) -> int:
+        """Packs that hold every document of any phase `epochs` times."""
         if not epochs > 0:
             raise PlanError(f"epochs={epochs}; give a number above 0")
-        num_packs = max(1, count_packs(np.bincount(lengths[fits & (share[source_of_doc] > 0)]), seq_len))
-        num_packs = max(1, round(num_packs * epochs))
-    if num_packs < 1:
-        raise PlanError(f"num_packs={num_packs}; a plan needs at least one pack")
-    _check_repetition(names, ids, share, num_packs * seq_len, max_repetition)
+        drawn = np.zeros(len(self.lengths), dtype=np.bool_)
+        for phase in phases:
+            names, of_task = find_sources(self.readers, phase.weights)
+            wanted = np.asarray([phase.weights[n] if phase.weights is not None else 1 for n in names]) > 0
+            drawn |= wanted[self.source_of_doc(of_task)]
+        counts = np.bincount(self.lengths[drawn & (self.lengths <= self.seq_len)])
+        return max(1, round(max(1, count_packs(counts, self.seq_len)) * epochs))
 
-    drawn = draw(lengths, fits, source_of_doc, share, num_packs * seq_len, seq_len, seed)
-    packs, docs = pack(drawn, lengths, seq_len, num_packs, seed)
-    docs = docs.astype(np.int32 if len(lengths) <= 1 << 31 else np.int64)
-    counts = np.bincount(source_of_doc[docs], minlength=len(names))
-    used = np.bincount(source_of_doc[docs], lengths[docs], minlength=len(names))
+    def unconditional(self, docs: Int64) -> Int64:
+        """Lengths of documents `[N]` without their prompt; those that have none to drop keep theirs."""
+        lengths = self.lengths[docs]
+        start = 0
+        for reader in self.readers:
+            mine = np.flatnonzero((docs >= start) & (docs < start + len(reader)))
+            cuts, droppable = reader.unconditional(docs[mine] - start)
+            lengths[mine] -= np.where(droppable, cuts - PROMPT, 0)
+            start += len(reader)
+        return lengths
+
+
+def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
+    """`plan` (None for an empty one) with a phase of `phase.num_packs` packs at its end."""
+    lengths, seq_len, num_packs = corpus.lengths, corpus.seq_len, phase.num_packs
+    assert num_packs is not None
+    names, of_task = find_sources(corpus.readers, phase.weights)
+    source_of_doc = corpus.source_of_doc(of_task)
+    fits = lengths <= seq_len
+
+    def per_source(values: NDArray[Any] | None, chosen: NDArray[Any]) -> Int64:
+        sums = np.bincount(source_of_doc[chosen], None if values is None else values[chosen], minlength=len(names))
+        return sums.astype(np.int64)
+
+    ids, documents = per_source(lengths, fits), per_source(None, fits)
+    before = np.bincount(numbers_of(plan.docs), minlength=len(lengths)) if plan else np.zeros_like(lengths)
+    had = per_source(before * lengths, fits)
+    share = shares_of(names, ids, phase.weights)
+    kinds = ("text", *corpus.readers[0].vocabulary.modalities)
+    modalities = modality_shares(corpus.readers, of_task, len(names))
+    if phase.modality_budgets is not None:
+        share = meet_budgets(share, modalities, kinds, phase.modality_budgets)
+    limits = repetition_limits(names, phase.max_repetition)
+    available = np.full(len(names), math.inf)
+    capped = np.zeros(len(names), dtype=np.bool_)
+    if phase.limit == "raise":
+        check_repetition(names, ids, had, share * (num_packs * seq_len), limits)
+    else:
+        available = np.maximum(limits * np.maximum(ids, 1) - had, 0)
+        wanted, share = share, cap_shares(share, available, num_packs * seq_len)
+        capped = share < wanted - 1e-12
+    number = len(plan.phases) if plan else 0
+    drawn, sizes = draw(
+        Draw(
+            lengths=lengths,
+            before=before,
+            source_of_doc=np.where(fits, source_of_doc, -1),
+            share=share,
+            available=available,
+            budget=num_packs * seq_len,
+            seq_len=seq_len,
+            seed=(corpus.seed, number),
+            dropout=phase.condition_dropout,
+            unconditional=corpus.unconditional,
+        )
+    )
+    offsets, docs = pack(drawn, sizes, seq_len, num_packs, (corpus.seed, number))
+    dropped = docs < 0
+    docs_of = numbers_of(docs)
+    used = lengths[docs_of]
+    used[dropped] = corpus.unconditional(docs_of[dropped])
+    drawn_ids = np.bincount(source_of_doc[docs_of], used, minlength=len(names)).astype(np.int64)
+    counts, bare = per_source(None, docs_of), per_source(None, docs_of[dropped])
     total = np.bincount(source_of_doc, minlength=len(names))
-    fitting = np.bincount(source_of_doc[fits], minlength=len(names))
     sources = tuple(
         Source(
             name=name,
-            documents=int(fitting[i]),
+            documents=int(documents[i]),
             ids=int(ids[i]),
-            too_long=int(total[i] - fitting[i]),
+            too_long=int(total[i] - documents[i]),
             weight=float(share[i]),
             drawn_documents=int(counts[i]),
-            drawn_ids=int(used[i]),
+            drawn_ids=int(drawn_ids[i]),
+            unconditional=int(bare[i]),
+            capped=bool(capped[i]),
+            modalities=dict(zip(kinds, modalities[i].tolist(), strict=True)),
         )
         for i, name in enumerate(names)
     )
     for source in sources:
-        if source.too_long and source.weight:
+        if source.too_long and source.weight and not plan:
             _log.warning(
                 "%s: %d of %d documents are longer than a row of %d ids and left out",
                 source.name, source.too_long, source.too_long + source.documents, seq_len,
             )  # fmt: skip
-    parameters = {
-        "algorithm": ALGORITHM,
-        "seq_len": seq_len,
-        "num_packs": num_packs,
-        "weights": {name: float(weights[name]) for name in names} if weights is not None else None,
-        "seed": seed,
-    }
-    arrays = {"pack_offsets": _sha256_npy(packs), "docs": _sha256_npy(docs)}
-    plan = Plan(
-        shards=tuple(readers),
-        seq_len=seq_len,
-        pack_offsets=packs,
-        docs=docs,
-        fingerprint=_fingerprint(parameters, [r.fingerprint for r in readers], arrays),
+        if source.capped:
+            _log.info("%s: its share is held at %.1f%% by max_repetition", source.name, 100 * source.weight)
+    parameters = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": corpus.seed, **asdict(phase)}
+    del parameters["share"]
+    docs = docs.astype(np.int32 if len(lengths) <= 1 << 31 else np.int64)
+    if plan:
+        offsets = np.concatenate([plan.pack_offsets, plan.pack_offsets[-1] + offsets[1:]])
+    planned = PlannedPhase(
+        num_packs=num_packs,
+        fingerprint=_fingerprint(
+            plan.fingerprint if plan else None,
+            parameters,
+            [r.fingerprint for r in corpus.readers],
+            offsets[-num_packs - 1 :],
+            docs,
+        ),
         parameters=parameters,
         sources=sources,
     )
-    return plan.save(path) if path is not None else plan
+    return Plan(
+        shards=corpus.readers,
+        seq_len=seq_len,
+        pack_offsets=offsets,
+        docs=np.concatenate([plan.docs, docs]) if plan else docs,
+        phases=(*(plan.phases if plan else ()), planned),
+    )
 
 
-def _fingerprint(parameters: Mapping[str, Any], shards: Sequence[str], arrays: Mapping[str, str]) -> str:
-    return fingerprint_of({"parameters": dict(parameters), "shards": list(shards), "arrays": dict(arrays)})
+def _fingerprint(
+    before: str | None,
+    parameters: Mapping[str, Any],
+    shards: Sequence[str],
+    pack_offsets: NDArray[Any],
+    docs: NDArray[Any],
+) -> str:
+    """Identity of a plan that ends with a phase of these arrays; `before` is that of the plan without it."""
+    arrays = {"pack_offsets": _sha256_npy(pack_offsets), "docs": _sha256_npy(docs)}
+    content: dict[str, Any] = {"parameters": dict(parameters), "shards": list(shards), "arrays": arrays}
+    return fingerprint_of(content if before is None else {"before": before, **content})
 
 
 def _sha256_npy(values: NDArray[Any]) -> str:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()
-
-
-def _sources(readers: Sequence[ShardReader], weights: Mapping[str, float] | None) -> tuple[list[str], Int64]:
-    """Names of the sources, and the source of every document: int64 `[D]`."""
-    tasks = [task for reader in readers for task in reader.task_names]
-    if weights is None:
-        names = sorted(set(tasks))
-        index = {name: i for i, name in enumerate(names)}
-        parts = [np.asarray([index[t] for t in r.task_names], dtype=np.int64)[r.tasks] for r in readers]
-        return names, np.concatenate(parts)
-    names = list(weights)
-    folders = {name: [r for r in readers if name in (str(r.path), r.path.name)] for name in names}
-    for name in names:
-        if name not in tasks and not folders[name]:
-            raise PlanError(
-                f"weight for {name!r}, but no task or shard folder has that name; there are the tasks "
-                f"{', '.join(sorted(set(tasks)))} and the folders {', '.join(r.path.name for r in readers)}"
-            )
-    parts = []
-    for reader in readers:
-        of_task = np.full(len(reader.task_names), -1, dtype=np.int64)
-        for t, task in enumerate(reader.task_names):
-            keys = [n for n in names if n == task or reader in folders[n]]
-            if len(keys) != 1:
-                problem = "no weight" if not keys else f"the weights of {' and '.join(map(repr, keys))}"
-                raise PlanError(f"task {task!r} of {reader.path} has {problem}; give it exactly one (0 leaves it out)")
-            of_task[t] = names.index(keys[0])
-        parts.append(of_task[reader.tasks])
-    return names, np.concatenate(parts)
-
-
-def _shares(names: Sequence[str], ids: Int64, weights: Mapping[str, float] | None) -> NDArray[np.float64]:
-    """Wanted share of ids per source: float64 `[S]`, sums to 1."""
-    raw = ids.astype(np.float64) if weights is None else np.asarray([weights[n] for n in names], dtype=np.float64)
-    if not np.isfinite(raw).all() or (raw < 0).any() or raw.sum() <= 0:
-        if weights is None:
-            raise PlanError("no document fits a row; use a larger seq_len")
-        raise PlanError(f"weights {dict(weights)}: all must be 0 or more and one above 0")
-    for name, weight, size in zip(names, raw, ids, strict=True):
-        if weight > 0 and not size:
-            raise PlanError(f"source {name!r} has weight {weight:g} but no document that fits; use a larger seq_len")
-    return raw / raw.sum()
-
-
-def _check_repetition(
-    names: Sequence[str], ids: Int64, share: NDArray[np.float64], budget: int, limit: float | None
-) -> None:
-    if limit is None:
-        return
-    for name, size, part in zip(names, ids, share, strict=True):
-        if part and part * budget > limit * size:
-            raise PlanError(
-                f"source {name!r} would be gone through {part * budget / size:.1f} times, max_repetition is "
-                f"{limit:g}; lower its weight or num_packs, add data, or raise the limit"
-            )
+    """sha256 of the file that `np.save` makes of `values`."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    digest = hashlib.sha256(header.getbuffer())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

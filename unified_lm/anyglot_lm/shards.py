@@ -6,7 +6,7 @@
     DIR/loss_runs.npy      uint32 [R, 2]     stretches [start, stop) of a document that are prediction targets
     DIR/loss_offsets.npy   int64 [D + 1]     document d has the runs [loss_offsets[d], loss_offsets[d + 1])
     DIR/vocabulary.json    the manifest of the ids
-    DIR/meta.json          template, tokenizers, counts, sha256 of every file
+    DIR/meta.json          template, tokenizers, counts (by task and modality), sha256 of every file
 
 A folder appears whole or not at all. At write time 1 % of the documents (the first always) are read back
 from the file and decoded to codes, which must be those that went in. This file decides no order and no
@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,8 @@ from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestEr
 FORMAT = "anyglot-shards"
 VERSION = 1
 CHECKED_SHARE = 0.01
+SCANNED = 1 << 24
+"""Ids that `ShardReader.modality_ids` reads at once."""
 _ARRAYS = ("ids.bin", "offsets.npy", "tasks.npy", "loss_runs.npy", "loss_offsets.npy")
 
 
@@ -81,6 +84,8 @@ class ShardWriter:
         self._run_offsets = array("q", [0])
         self._task_index: dict[str, int] = {}
         self._task_ids: list[int] = []
+        self._modality_of_id = modality_of_id(vocabulary)
+        self._task_modalities: list[Int64] = []
         self._targets = 0
         self._checks: dict[int, str | None] = {}
         self._rng = np.random.default_rng(0)
@@ -137,13 +142,18 @@ class ShardWriter:
                 raise ShardError(f"{where}: a task needs a name, and a folder holds at most 65,536 of them")
             self._task_index[task] = len(self._task_index)
             self._task_ids.append(0)
-        edges = np.flatnonzero(np.diff(loss.astype(np.int8), prepend=0, append=0))
+            self._task_modalities.append(np.zeros(len(self.vocabulary.blocks) + 1, dtype=np.int64))
+        flags = np.zeros(len(loss) + 2, dtype=np.bool_)
+        flags[1:-1] = loss
+        edges = np.flatnonzero(flags[1:] != flags[:-1])
         self._runs.extend(edges.tolist())
         self._run_offsets.append(len(self._runs) // 2)
         self._file.write(ids.astype(self.dtype).tobytes())
         self._offsets.append(self._offsets[-1] + len(ids))
         self._tasks.append(self._task_index[task])
         self._task_ids[self._task_index[task]] += len(ids)
+        counts = np.bincount(self._modality_of_id[ids], minlength=len(self.vocabulary.blocks) + 1)
+        self._task_modalities[self._task_index[task]] += counts
         self._targets += int(loss.sum())
         if self._rng.random() < CHECKED_SHARE or number == 0:
             self._checks[number] = _digest_sample(sample, self.vocabulary) if sample is not None else None
@@ -183,8 +193,14 @@ class ShardWriter:
 
     def _meta(self) -> dict[str, Any]:
         counts = np.bincount(np.asarray(self._tasks), minlength=len(self._task_index))
+        names = ("text", *self.vocabulary.modalities)
         tasks = [
-            {"name": name, "documents": int(counts[i]), "ids": self._task_ids[i]}
+            {
+                "name": name,
+                "documents": int(counts[i]),
+                "ids": self._task_ids[i],
+                "modalities": dict(zip(names, self._task_modalities[i].tolist(), strict=True)),
+            }
             for name, i in self._task_index.items()
         ]
         files = {
@@ -221,6 +237,18 @@ class ShardWriter:
                 raise ShardError(
                     f"{self.path}: document {number} decodes to other content than was written; please report this"
                 )
+
+
+def modality_of_id(vocabulary: Vocabulary) -> NDArray[np.uint16]:
+    """What every id belongs to, uint16 `[size]`: 0 for text and controls, else 1 + the index of its block.
+
+    A block's start and end id are its own.
+    """
+    table = np.zeros(vocabulary.size, dtype=np.uint16)
+    for index, block in enumerate(vocabulary.blocks):
+        table[block.start_id] = table[block.end_id] = index + 1
+        table[block.first_id : block.stop_id] = index + 1
+    return table
 
 
 def _digest_sample(sample: Sample, vocabulary: Vocabulary) -> str:
@@ -291,11 +319,11 @@ class ShardReader:
             if verify and sha256_file(file) != entry["sha256"]:
                 raise ShardError(f"{file}: its sha256 is not the one recorded; copy the folder again")
         self.task_names: list[str] = [task["name"] for task in self.meta["tasks"]]
-        self._ids = np.memmap(self.path / "ids.bin", dtype=self.meta["dtype"], mode="r")
-        self._offsets = np.load(self.path / "offsets.npy", mmap_mode="r")
-        self._tasks = np.load(self.path / "tasks.npy", mmap_mode="r")
-        self._runs = np.load(self.path / "loss_runs.npy", mmap_mode="r")
-        self._run_offsets = np.load(self.path / "loss_offsets.npy", mmap_mode="r")
+        # Plain views of the mapped files: slicing a np.memmap itself costs several times as much.
+        self.ids: NDArray[Any] = np.asarray(np.memmap(self.path / "ids.bin", dtype=self.meta["dtype"], mode="r"))
+        self.offsets, self._tasks, self.runs, self.run_offsets = (
+            np.asarray(np.load(self.path / name, mmap_mode="r")) for name in _ARRAYS[1:]
+        )
 
     def __len__(self) -> int:
         return int(self.meta["documents"])
@@ -310,22 +338,63 @@ class ShardReader:
     @property
     def lengths(self) -> Int64:
         """Ids per document: int64 `[D]`."""
-        return np.diff(self._offsets)
+        return np.diff(self.offsets)
 
     @property
     def tasks(self) -> NDArray[np.uint16]:
         """Index into `task_names` per document: uint16 `[D]`."""
-        return np.asarray(self._tasks)
+        return self._tasks
+
+    def runs_of(self, docs: Int64) -> tuple[Int64, Int64]:
+        """All stretches of prediction targets of documents `[N]`: the position of its document in `docs`, int64 `[R]`,
+        and `[start, stop)` inside that document, int64 `[R, 2]`.
+        """
+        first = self.run_offsets[docs]
+        counts = self.run_offsets[docs + 1] - first
+        of_doc = np.repeat(np.arange(len(docs)), counts)
+        index = np.arange(len(of_doc)) + (first - np.cumsum(counts) + counts)[of_doc]
+        return of_doc, self.runs[index].astype(np.int64)
+
+    def unconditional(self, docs: Int64) -> tuple[Int64, NDArray[np.bool_]]:
+        """Whether documents `[N]` have a prompt that can be left out, bool `[N]`, and where it ends, int64 `[N]`.
+
+        The answer starts with the first prediction target. It must follow an assistant marker, so that
+        `bos user assistant <answer>` (`Template.prompt` of an empty sample, then the answer) is a document of the
+        template, and be shorter than before.
+        """
+        cuts = self.runs[self.run_offsets[docs], 0].astype(np.int64)
+        droppable = cuts > 3
+        before = self.ids[self.offsets[docs[droppable]] + cuts[droppable] - 1]
+        droppable[droppable] = before == self.vocabulary.controls["assistant"]
+        return cuts, droppable
+
+    def modality_ids(self) -> Int64:
+        """Ids per task and modality: int64 `[tasks, 1 + blocks]`, text (with the controls) first.
+
+        Taken from meta.json; folders written before it held these counts are read through once.
+        """
+        names = ("text", *self.vocabulary.modalities)
+        if all("modalities" in task for task in self.meta["tasks"]):
+            return np.asarray([[task["modalities"][n] for n in names] for task in self.meta["tasks"]], dtype=np.int64)
+        table, counts = modality_of_id(self.vocabulary), np.zeros(len(self.task_names) * len(names), dtype=np.int64)
+        starts = np.arange(0, int(self.offsets[-1]), SCANNED)
+        edges = [*np.searchsorted(self.offsets, starts), len(self)]
+        for low, high in pairwise(edges):
+            of_doc = self._tasks[low:high].astype(np.int64) * len(names)
+            bins = np.repeat(of_doc, np.diff(self.offsets[low : high + 1]))
+            bins += table[self.ids[self.offsets[low] : self.offsets[high]]]
+            counts += np.bincount(bins, minlength=len(counts))
+        return counts.reshape(-1, len(names))
 
     def doc(self, index: int) -> tuple[Int64, NDArray[np.bool_]]:
         """Document `index` as `(ids int64 [N], loss bool [N])`."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)} in {self.path}")
-        start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
+        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         loss = np.zeros(stop - start, dtype=np.bool_)
-        for low, high in self._runs[self._run_offsets[index] : self._run_offsets[index + 1]].tolist():
+        for low, high in self.runs[self.run_offsets[index] : self.run_offsets[index + 1]].tolist():
             loss[low:high] = True
-        return self._ids[start:stop].astype(np.int64), loss
+        return self.ids[start:stop].astype(np.int64), loss
 
     def sample(self, index: int, text: TextCodec | None = None) -> Sample:
         """Document `index` parsed back to segments."""
