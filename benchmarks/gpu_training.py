@@ -224,7 +224,7 @@ def main() -> None:
     for name in arguments.models[: 1 if arguments.tiny else None]:
         print("tiny" if arguments.tiny else name)
         found = measure(name, arguments)
-        ratios |= {"mfu_tiny" if arguments.tiny else MODELS[name]: round(found["mfu"], 3)}
+        ratios |= {"mfu_tiny" if arguments.tiny else MODELS[name]: float(f"{found['mfu']:.3g}")}
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
