@@ -379,6 +379,20 @@ def test_tables_of_no_use(tmp_path: Path) -> None:
         list(read_manifest(write("j.parquet", text=["x"]), {"picture": "image"}))
 
 
+def test_a_table_is_never_held_whole(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    random = np.random.default_rng(0)
+    schema = pa.schema([("image", pa.binary())])
+    with parquet.ParquetWriter(tmp_path / "t.parquet", schema, compression="none") as writer:
+        for _ in range(24):  # row groups of 1 MB
+            writer.write_table(pa.table({"image": [random.bytes(20_000) for _ in range(50)]}, schema=schema))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read_manifest(tmp_path / "t.parquet")]
+    assert len(held) == 1200 and max(held) < 8e6, "24 MB in all"
+
+
 def test_damage_inside_a_table_costs_what_follows_only(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -535,3 +549,31 @@ def test_coco_with_faults(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ManifestError, match=message):
             list(read_manifest(put(tmp_path / "x.json", content)))
+
+
+# Anything at all
+
+
+def test_mutated_containers_never_raise_anything_else(tmp_path: Path) -> None:
+    """Bytes changed, zeroed or cut off at random: rows, bad rows or a ManifestError, nothing else."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import feather, parquet
+
+    table = pa.table({"text": [f"it is {i}" for i in range(60)], "image": [{"bytes": png(9), "path": None}] * 60})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
+    feather.write_feather(table, tmp_path / "a.arrow", compression="uncompressed", chunksize=20)
+    tar_of(tmp_path / "a.tar", [(f"{i}.{end}", png(i)) for i in range(5) for end in ("png", "txt", "json")])
+    coco(tmp_path / "a.json", [{"id": 1, "file_name": "a.png"}], [{"image_id": 1, "caption": "x"}] * 3)
+    random = np.random.default_rng(0)
+    outcomes = {"rows": 0, "refused": 0}
+    for path in sorted(tmp_path.glob("a.*")):
+        whole = path.read_bytes()
+        for _ in range(60):
+            content = bytearray(whole[: random.integers(1, len(whole)) if random.random() < 0.2 else None])
+            for at in random.integers(0, len(content), random.integers(1, 6)):
+                content[at : at + 4] = random.choice([b"\0", b"\xff", b"\x7f", random.bytes(1)]) * 4
+            try:
+                outcomes["rows"] += len(split(put(path.with_name("b" + path.suffix), bytes(content)))[0]) > 0
+            except ManifestError as error:
+                outcomes["refused"] += "b" + path.suffix in str(error)
+    assert outcomes["rows"] > 20 and outcomes["refused"] > 50

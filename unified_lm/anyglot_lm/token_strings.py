@@ -68,7 +68,12 @@ class SpanForm:
     def token_pattern(self) -> re.Pattern[str]:
         """Matches one code; its only group is the number."""
         prefixes = "|".join(re.escape(prefix) for prefix in (self.prefix, *self.aliases))
-        return re.compile(f"(?:{prefixes})([0-9]{{{self.digits},9}}){re.escape(self.suffix)}")
+        number = f"[0-9]{{{self.digits}}}|[1-9][0-9]{{{self.digits},8}}"
+        return re.compile(f"(?:{prefixes})({number}){re.escape(self.suffix)}")
+
+    @cached_property
+    def _tokens_pattern(self) -> re.Pattern[str]:
+        return re.compile(f"(?:{self.token_pattern.pattern})*")
 
     def write(self, codes: Any) -> str:
         """Codes int `[K', *grid]` -> the string of the span; the first `num_quantizers` of more are taken.
@@ -85,12 +90,15 @@ class SpanForm:
         array = array[: self.num_quantizers].astype(np.int64)
         self._check(array)
         numbers_KT = array.reshape(len(array), -1) + np.arange(len(array))[:, None] * self.codebook_size
-        tokens = [self.token(number) for number in numbers_KT.T.reshape(-1).tolist()]
+        numbers = [f"{number:0{self.digits}d}" for number in numbers_KT.T.reshape(-1).tolist()]
         if not self.row_end:
-            return f"{self.start}{''.join(tokens)}{self.end}"
+            return f"{self.start}{self._join(numbers)}{self.end}"
         height, width = array.shape[1:]
-        rows = ("".join(tokens[row * width : (row + 1) * width]) + self.row_end for row in range(height))
+        rows = (self._join(numbers[row * width : (row + 1) * width]) + self.row_end for row in range(height))
         return f"{self.start}{height}*{width}{self.header_end}{''.join(rows)}{self.footer}{self.end}"
+
+    def _join(self, numbers: list[str]) -> str:
+        return f"{self.prefix}{(self.suffix + self.prefix).join(numbers)}{self.suffix}"
 
     def read(self, inner: str) -> Int64:
         """What stands between start and end -> codes int64 `[K, *grid]`; inverse of `write`.
@@ -101,14 +109,11 @@ class SpanForm:
         grid = self.grid
         if self.row_end:
             inner, grid = self._read_rows(inner)
-        numbers: list[int] = []
-        at = 0
-        while at < len(inner):
-            match = self.token_pattern.match(inner, at)
-            if match is None or match[1] != f"{int(match[1]):0{self.digits}d}":
-                raise CodesError(f"{self._what} holds {inner[at : at + 24]!r}, not codes such as {self.token(0)}")
-            numbers.append(int(match[1]))
-            at = match.end()
+        matched = self._tokens_pattern.match(inner)
+        at = matched.end() if matched is not None else 0
+        if at < len(inner):
+            raise CodesError(f"{self._what} holds {inner[at : at + 24]!r}, not codes such as {self.token(0)}")
+        numbers = [int(number) for number in self.token_pattern.findall(inner)]
         if not numbers or len(numbers) % self.num_quantizers:
             raise CodesError(f"{self._what} holds {len(numbers)} codes, not frames of {self.num_quantizers}")
         flat_TK = np.asarray(numbers, dtype=np.int64).reshape(-1, self.num_quantizers)

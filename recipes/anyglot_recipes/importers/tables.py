@@ -102,9 +102,10 @@ def _batches(path: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]
     if path.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
-        with parquet.ParquetFile(path, memory_map=True) as file:
+        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             names = _check_types(path, file.schema_arrow, columns)
-            yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=names)
+            for group in range(file.num_row_groups):  # one iterator over all of them keeps what it has read
+                yield from file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=[group], columns=names)
         return
     with pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
