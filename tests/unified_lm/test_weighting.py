@@ -55,8 +55,8 @@ def test_the_name_of_a_codebook_beats_its_modality_and_the_mean_is_one() -> None
 @pytest.mark.parametrize(
     ("factors", "shares", "message"),
     [
-        ({"smell": 1.0}, None, "'smell'; there are text, image, speech, speech/0, speech/1, speech/2"),
-        ({"speech/3": 1.0}, None, "no modality or codebook 'speech/3'"),
+        ({"smell": 1.0}, None, "no modality 'smell'; there are text, image, speech, speech/0, speech/1, speech/2"),
+        ({"speech/3": 1.0}, None, "no codebook 'speech/3'"),
         ({"speech": -1.0}, None, "the factor of 'speech/0' is -1.0"),
         ({"text": math.nan}, None, "the factor of 'text' is nan"),
         ({}, [1.0, 1.0], "2 shares for 5 classes"),

@@ -19,6 +19,7 @@ from anyglot_lm.loss import SpanNLL, class_sums
 from anyglot_tokenizers.errors import ManifestError
 
 LIMIT = 4.0
+"""Learned log-variances stay within ±LIMIT."""
 
 
 class SpanWeights(nn.Module):
@@ -61,7 +62,8 @@ class SpanWeights(nn.Module):
         known = list(dict.fromkeys([*modalities, *class_names]))
         unknown = sorted(factors.keys() - set(known))
         if unknown:
-            raise ManifestError(f"loss weights: no modality or codebook {unknown[0]!r}; there are {', '.join(known)}")
+            kind = "codebook" if "/" in unknown[0] else "modality"
+            raise ManifestError(f"loss weights: no {kind} {unknown[0]!r}; there are {', '.join(known)}")
         chosen = [
             factors.get(name, factors.get(modality, 1.0))
             for name, modality in zip(class_names, modalities, strict=True)
@@ -85,7 +87,7 @@ class SpanWeights(nn.Module):
         """(weight of the nll [C], constant cost of a position [C]); the second is 0 for fixed weights."""
         if self.log_variance is None:
             return self.factor_C, torch.zeros_like(self.factor_C)
-        s_C = LIMIT * torch.tanh(self.log_variance / LIMIT)
+        s_C = LIMIT * torch.tanh(self.log_variance.to(self.factor_C.dtype) / LIMIT)
         weight_C = self.factor_C * (-s_C).exp()
         mean = (self.share_C * weight_C).sum().detach()
         return weight_C / mean, self.factor_C * s_C / 2 / mean
