@@ -336,5 +336,5 @@ def check_block(strings: TokenStrings, vocabulary: Vocabulary, modality: str) ->
     if mine != theirs:
         raise ManifestError(
             f"the vocabulary's {modality} block has {mine[0]} x {mine[1]} codes, {strings.name} {theirs[0]} x "
-            f"{theirs[1]}; use vocabulary_of({strings.name!r}, ...)"
+            f"{theirs[1]}; use a model made for these codes (vocabulary_of), or a plain language model with none yet"
         )
