@@ -211,7 +211,7 @@ def test_the_real_smollm2(smollm2: tuple[PreTrainedModel, HFTextTokenizer], tmp_
     found = logits(model, row[None])[0]
     lo, hi, class_of_id = vocabulary.slice_table()
     for name, index in ((name, i) for i, name in enumerate(vocabulary.slice_names()) if name != "open"):
-        at = (torch.from_numpy(class_of_id)[row] == index).nonzero()[:, 0]
+        at = (torch.tensor(class_of_id)[row] == index).nonzero()[:, 0]
         loss = cross_entropy(found[at - 1, lo[index] : hi[index]], row[at] - lo[index]).item()
         assert loss < 1.02 * math.log(hi[index] - lo[index]), name
 
