@@ -1,6 +1,6 @@
 """Documents beyond pairs: plain text for replay, and interleaved ones of several rows.
 
-`text_documents` cuts long texts into samples that a row can hold, at paragraphs, then sentences, then words, and loses
+`text_documents` cuts long texts into samples that a row can hold, at paragraphs, then lines, sentences and words, and loses
 nothing; `interleaved` strings the text and media of several rows into one sample in which everything is learnt.
 `write_text_shards` is `anyglot replay`. Mixtures and packing are the plan's business.
 """
@@ -27,11 +27,7 @@ FRAME = 3
 
 
 def text_documents(text: str, codec: TextCodec, max_ids: int) -> Iterator[Sample]:
-    """Samples of plain text, each at most `max_ids` ids with its frame; joined they are `text`.
-
-    Raises:
-        ManifestError: a stretch without any space is longer than a row.
-    """
+    """Samples of plain text, each at most `max_ids` ids with its frame; joined they are `text` (without blank ends)."""
     room = max_ids - FRAME
     held, size = "", 0
     for piece, length in _pieces(text, codec, room, 0):
@@ -48,14 +44,13 @@ def _plain(text: str) -> Sample:
 
 
 def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[tuple[str, int]]:
-    for piece in re.split(BREAKS[level], text):
+    half = len(text) // 2  # of a word that is longer than a row
+    for piece in re.split(BREAKS[level], text) if level < len(BREAKS) else (text[:half], text[half:]):
         length = len(codec.encode(piece))
         if length <= room:
             yield piece, length
-        elif level + 1 < len(BREAKS):
-            yield from _pieces(piece, codec, room, level + 1)
         else:
-            raise ManifestError(f"{piece[:40]!r}... is one word of {length} ids; rows hold {room}, leave it out")
+            yield from _pieces(piece, codec, room, level + 1)
 
 
 def interleaved(rows: Sequence[Sequence[tuple[str, str | np.ndarray]]]) -> Sample:
@@ -67,7 +62,7 @@ def write_text_shards(files: Iterable[Path], model_dir: Path, out: Path, *, max_
     """Write UTF-8 text files as one shard folder for the model in `model_dir`. Returns the number of documents.
 
     Raises:
-        ManifestError: a file that is no UTF-8 text, or has a word longer than a row.
+        ManifestError: a file that is no UTF-8 text.
     """
     vocabulary, codec = Vocabulary.load(model_dir / "vocabulary.json"), load_text(model_dir)
     with ShardWriter(out, vocabulary, Template.load(model_dir / "template.json"), text=codec) as writer:

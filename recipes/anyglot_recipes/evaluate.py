@@ -146,7 +146,8 @@ def _used(model: UnifiedModel, modality: str, codes: np.ndarray | None) -> np.nd
 
 def request(task: str) -> Request:
     """What the grammar must make the model answer for `task`."""
-    return Request(order=split_task(task)[1], max_ids=512)
+    targets = split_task(task)[1]
+    return Request(order=targets, max_ids=128 if targets == ("text",) else 512)
 
 
 def answer(

@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> None:
         help=f"how a modality is written ({', '.join(BLOCK_KEYS)}), e.g. image.grid=16x16 speech.max_frames=500",
     )
     parser.add_argument("--init", default="covariance", help="random, mean, covariance (default) or codebook")
+    parser.add_argument("--head_noise", type=float, default=0.1, help="spread of the head's new rows (default 0.1)")
     parser.add_argument("--overwrite", action="store_true", help="put new rows over those of the rarest text pieces")
     parser.add_argument("--rope_scaling", metavar="TYPE:FACTOR", help="e.g. yarn:2 for twice as long inputs")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,6 +74,7 @@ def expand_command(arguments: argparse.Namespace) -> int:
             blocks,
             gguf_file=arguments.gguf_file,
             init=arguments.init,
+            head_noise=arguments.head_noise,
             overwrite=arguments.overwrite,
             rope_scaling=_rope_scaling(arguments.rope_scaling),
             seed=arguments.seed,
@@ -101,6 +103,7 @@ def expand(
     *,
     gguf_file: str | None = None,
     init: str = "covariance",
+    head_noise: float = 0.1,
     overwrite: bool = False,
     rope_scaling: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -114,6 +117,8 @@ def expand(
             `BlockSpec.from_code_spec`. Images need a grid and have the pattern raster by default.
         gguf_file: see `load_backbone`.
         init: how new rows start, see `anyglot_lm.rows`.
+        head_noise: spread of new rows of the head (of a tied model: of both ends), in that of old ones. 0.1 starts
+            near the uniform loss; 1 tells media apart from the first step, for models that only read them.
         overwrite: instead of adding rows, overwrite those of the rarest pieces of text.
         rope_scaling: see `load_backbone`.
         seed: of the new rows.
@@ -145,6 +150,7 @@ def expand(
         init=_init(init),
         codebooks=_codebooks(tokenizers),
         controls_from=controls_from,
+        head_noise=head_noise,
         overwrite=overwrite,
         seed=seed,
     )

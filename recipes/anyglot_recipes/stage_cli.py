@@ -9,9 +9,11 @@ checkpoint remembers. What a stage trains and on what is in `stage.py` and `stag
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +90,25 @@ DEFAULTS = {
 def parse_stage(program: str, arguments: Sequence[str], name: str = "stage") -> StageCLI:
     """Model, data and trainer of a stage, from `--config=FILE` and `--key=value` arguments; nothing has run yet."""
     model, data = PROGRAMS[program]
-    return StageCLI(
-        model,
-        data,
-        run=False,
-        args=list(arguments),
-        save_config_callback=None,
-        seed_everything_default=0,
-        trainer_defaults=DEFAULTS,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": f"anyglot train {name}", "default_env": False},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # argv is another program's
+        return StageCLI(
+            model,
+            data,
+            run=False,
+            args=list(arguments),
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults=DEFAULTS,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": f"anyglot train {name}", "default_env": False},
+        )
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """`{"data.shards": ["a"], "run_dir": "b"}` -> `['--data.shards=["a"]', "--run_dir=b"]`."""
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in plain.items()]
 
 
 def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> dict[str, Any] | None:

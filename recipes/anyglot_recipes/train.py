@@ -22,6 +22,7 @@ PROGRAMS = {
     "nano": ("anyglot_recipes.nano", "nano", "NanoConfig"),
     "field": ("anyglot_recipes.field", "field_trial", "FieldConfig"),
     "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
+    "smol": ("anyglot_recipes.smol", "smol", "SmolConfig"),
     "tokenizer": ("anyglot_recipes.tokenizer", "train_tokenizer", "TokenizerRecipe"),
 }
 STAGES = ("stage", "dpo")

