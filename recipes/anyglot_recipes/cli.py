@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import tokenizer_cli
+from anyglot_recipes import expand, plan_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -57,6 +57,11 @@ _EXTRAS = {
     "sentencepiece": "lm",
     "lightning": "train",
     "jsonargparse": "train",
+    "matplotlib": "train",
+    "peft": "train",
+    "tensorboard": "train",
+    "gguf": "lm",
+    "pyarrow": "data",
     "scipy": "synth",
     "pocketsphinx": "judge",
     "jiwer": "synth",
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="run a training recipe", add_help=False)
-    train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, field) or the path of a YAML file")
+    train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, align, ...) or the path of a YAML file")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="run a benchmark")
@@ -113,15 +118,28 @@ def _parser() -> argparse.ArgumentParser:
     synth.set_defaults(run=_synth)
 
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
-    prepare.add_argument("source", nargs="+", help="a folder with a CSV or JSONL manifest, or a folder a label")
+    prepare.add_argument(
+        "source",
+        nargs="+",
+        help="a manifest (CSV, TSV, JSONL), WebDataset tars, parquet or arrow, COCO captions, LibriSpeech, LJSpeech, "
+        "AnyGPT JSONL, or a folder a label",
+    )
     prepare.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="whose tokenizers encode")
     prepare.add_argument("--out", required=True, metavar="DIR")
     prepare.add_argument(
         "--column", action="append", default=[], metavar="NAME=MODALITY", help="what a manifest column holds"
     )
+    prepare.add_argument("--images", metavar="DIR", help="folder of the pictures of COCO captions, if not beside them")
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")
     prepare.set_defaults(run=_prepare)
+
+    replay = commands.add_parser("replay", help="plain text files -> shards, so that a language is kept in training")
+    replay.add_argument("file", nargs="+", help="UTF-8 text")
+    replay.add_argument("--model", required=True, metavar="DIR", help="whose text tokenizer and vocabulary")
+    replay.add_argument("--out", required=True, metavar="DIR")
+    replay.add_argument("--max_ids", type=_positive, default=512, help="longest document (default 512)")
+    replay.set_defaults(run=_replay)
 
     generate = commands.add_parser("generate", help="any mix in, any mix out")
     generate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
@@ -134,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     tokenizer_cli.add_parser(commands)
+    expand.add_parser(commands)
+    plan_cli.add_parser(commands)
     return parser
 
 
@@ -199,6 +219,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.prepare import prepare_command
 
     return prepare_command(arguments)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from anyglot_recipes.documents import write_text_shards
+
+    files = [Path(file) for file in arguments.file]
+    number = write_text_shards(files, Path(arguments.model), Path(arguments.out), max_ids=arguments.max_ids)
+    _log(f"{arguments.out}: {number} documents of plain text")
+    return 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Documents beyond pairs: plain text for replay, and interleaved ones of several rows.
 
-`text_documents` cuts long texts into samples that a row can hold, at paragraphs, then lines, sentences and words, and loses
-nothing; `interleaved` strings the text and media of several rows into one sample in which everything is learnt.
-`write_text_shards` is `anyglot replay`. Mixtures and packing are the plan's business.
+`text_documents` cuts long texts into samples that a row can hold, at paragraphs, then lines, sentences and words,
+and loses nothing; `interleaved` strings the text and media of several rows into one sample in which everything is
+learnt. `write_text_shards` is `anyglot replay`. Mixtures and packing are the plan's business.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ FRAME = 3
 
 
 def text_documents(text: str, codec: TextCodec, max_ids: int) -> Iterator[Sample]:
-    """Samples of plain text, each at most `max_ids` ids with its frame; joined they are `text` (without blank ends)."""
+    """Samples of plain text, each at most `max_ids` ids; joined they are `text`, blank stretches aside."""
     room = max_ids - FRAME
-    held, size = "", 0
-    for piece, length in _pieces(text, codec, room, 0):
-        if held and size + length > room:
-            yield _plain(held)
-            held, size = "", 0
-        held, size = held + piece, size + length
+    held = ""
+    for piece in _pieces(text, codec, room, 0):
+        if held and len(codec.encode(held + piece)) > room:  # ids of a whole are not the sum of its parts'
+            if held.strip():
+                yield _plain(held)
+            held = ""
+        held += piece
     if held.strip():
         yield _plain(held)
 
@@ -43,12 +44,11 @@ def _plain(text: str) -> Sample:
     return Sample([Segment("text", text, "assistant")])
 
 
-def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[tuple[str, int]]:
+def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[str]:
     half = len(text) // 2  # of a word that is longer than a row
     for piece in re.split(BREAKS[level], text) if level < len(BREAKS) else (text[:half], text[half:]):
-        length = len(codec.encode(piece))
-        if length <= room:
-            yield piece, length
+        if len(codec.encode(piece)) <= room:
+            yield piece
         else:
             yield from _pieces(piece, codec, room, level + 1)
 

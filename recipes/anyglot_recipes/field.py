@@ -36,6 +36,7 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -186,9 +187,9 @@ def _rows(folder: Path, columns: dict[str, str]) -> Iterator[Row]:
         yield row
 
 
-def _picture(kind: str, word: str, path: Path) -> Picture:
+def _picture(kind: str, word: str, path: Media) -> Picture:
     pixels = (read_image(path, size=IMAGE_SIZE) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Picture(kind, word, pixels, path.name)
+    return Picture(kind, word, pixels, Path(str(path)).name)
 
 
 def _held_out(content: bytes, share: float) -> bool:

@@ -92,7 +92,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     def make_start(folder: Path) -> None:
         tokenizers = open_tokenizers([config.tokenizers])
         blocks = {name: BLOCKS.get(name, {}) for name in tokenizers}
-        how = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
+        how: dict[str, Any] = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
         expand(backbone, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
     start = run.once("start", make_start)

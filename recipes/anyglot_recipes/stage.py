@@ -90,7 +90,7 @@ class Stage(LitUnified):
             compile=compile,
             log_every=log_every,
         )
-        self.preset, self.lora, self.freeze = preset, lora, list(freeze or [])
+        self.preset, self.lora, self.frozen = preset, lora, list(freeze or [])
         self.train_old_rows, self.gradient_checkpointing = train_old_rows, gradient_checkpointing
         self.rope_scaling, self.frozen_dtype = rope_scaling, DTYPES[frozen_dtype]
 
@@ -105,7 +105,7 @@ class Stage(LitUnified):
             self.preset,
             first_new=self.vocabulary.text_size,
             lora=self.lora,
-            freeze=self.freeze,
+            freeze=self.frozen,
             train_old_rows=self.train_old_rows,
         )
         for parameter in model.parameters():

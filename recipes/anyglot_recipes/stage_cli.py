@@ -119,6 +119,12 @@ def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> di
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("anyglot_lm").setLevel(logging.INFO)
+    for noise in (
+        "You defined a `validation_step`",
+        ".*isinstance\\(treespec, LeafSpec\\)",
+        ".*does not have many workers",
+    ):
+        warnings.filterwarnings("ignore", message=noise)
     cli = parse_stage(program, arguments, name)
     rounds = cli.datamodule.adapt_rounds
     for round in range(rounds):
@@ -146,9 +152,7 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(run_dir / "config.yaml") as temporary:
             temporary.write_text(cli.parser.dump(cli.config, skip_none=False))
-    trainer.accumulate_grad_batches = data.prepare_run(
-        run_dir, module.vocabulary, max_steps, trainer.world_size, round
-    )
+    trainer.accumulate_grad_batches = data.prepare_run(run_dir, module.vocabulary, max_steps, trainer.world_size, round)
     trainer.val_check_interval = data.val_every * trainer.accumulate_grad_batches
     if trainer.is_global_zero:
         print(data.plan.describe(), file=sys.stderr, flush=True)

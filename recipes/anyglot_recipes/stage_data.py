@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 
-from anyglot_lm.data import PackedDataset, TokenDataModule
+from anyglot_lm.data import TokenDataModule
 from anyglot_lm.mixture import lagging_weights
 from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
 from anyglot_lm.remap import remap_shards
@@ -127,8 +127,8 @@ class StageData(TokenDataModule):
         per_step = self.packs_per_step or group
         if per_step % group:
             raise ManifestError(
-                f"data.packs_per_step {per_step} is no multiple of data.batch_size {self.batch_size} x {world} devices; "
-                f"use for example {-(-per_step // group) * group}"
+                f"data.packs_per_step {per_step} is no multiple of data.batch_size {self.batch_size} x {world} devices;"
+                f" use for example {-(-per_step // group) * group}"
             )
         own, replay = [_shards(path) for path in self.shards], [_shards(path) for path in self.replay]
         replay = [_remapped(path, vocabulary, run_dir / "remapped" / str(i)) for i, path in enumerate(replay)]
@@ -136,7 +136,9 @@ class StageData(TokenDataModule):
             plan = Plan.load(self._path(run_dir, round))
         else:
             if self.phases:
-                ends = np.round(np.cumsum([p.share for p in self.phases]) / sum(p.share for p in self.phases) * max_steps)
+                ends = np.round(
+                    np.cumsum([p.share for p in self.phases]) / sum(p.share for p in self.phases) * max_steps
+                )
                 steps = np.diff(ends.astype(int), prepend=0).tolist()
                 phases = [
                     self._phase(p.weights, n * per_step, p.condition_dropout)
@@ -201,11 +203,6 @@ class StageData(TokenDataModule):
         """Whether the plan of a round is there."""
         return (self._path(run_dir, round) / "plan.json").exists()
 
-    @property
-    def targets_per_pack(self) -> float:
-        """Mean number of target ids in the first packs of the plan: the constant that normalises the loss."""
-        return targets_per_pack(self.plan)
-
     def _path(self, run_dir: Path, round: int) -> Path:
         return run_dir / (f"plan-{round}" if self.adapt_rounds > 1 else "plan")
 
@@ -235,13 +232,6 @@ class StageData(TokenDataModule):
 def round_end(max_steps: int, rounds: int, round: int) -> int:
     """The optimizer step at which a round ends."""
     return max_steps * (round + 1) // rounds
-
-
-def targets_per_pack(plan: Plan, packs: int = 256) -> float:
-    """Mean number of target ids in the first `packs` packs of a plan, at least 1."""
-    data = PackedDataset(plan)
-    counts = [int((data[i]["labels"] >= 0).sum()) for i in range(min(packs, len(plan)))]
-    return max(float(np.mean(counts)), 1.0)
 
 
 def _shards(path: str) -> Path:

@@ -59,12 +59,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: UnifiedModel) ->
     tiny_model.save_pretrained(root / "start")
     pairs = []
     for value in range(16):
-        drawing = Sample([Segment("text", COLORS[value % 4], "user"), Segment("image", picture(value % 4), "assistant")])
+        drawing = Sample(
+            [Segment("text", COLORS[value % 4], "user"), Segment("image", picture(value % 4), "assistant")]
+        )
         pairs += [("image->text", caption(value % 4)), ("text->image", drawing)]
     plain = [("text", Sample([Segment("text", f"{c} and {d}", "assistant")])) for c in COLORS for d in COLORS]
-    twos = [
-        ("captions", s) for v in range(16) for s in (caption(v % 4), caption(v % 4, wrong=True))
-    ]
+    twos = [("captions", s) for v in range(16) for s in (caption(v % 4), caption(v % 4, wrong=True))]
     return {
         "start": str(root / "start"),
         "pairs": write(root / "pairs", tiny_model, pairs),
@@ -98,7 +98,12 @@ def test_every_shipped_stage_runs(path: Path, world: dict[str, str], tmp_path: P
     content = yaml.safe_load(path.read_text())
     shards = world["preferences" if content["program"] == "dpo" else "pairs"]
     arguments = [f"--run_dir={tmp_path / 'run'}", f"--model.start={world['start']}", f'--data.shards=["{shards}"]']
-    arguments += ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
+    arguments += [
+        "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
+    ]
     arguments += ["--data.seq_len=96", "--data.batch_size=1", "--data.packs_per_step=2", "--data.num_workers=0"]
     arguments += ["--model.log_every=1", "--checkpoint_every=2", "--model.compile=false", "--data.max_repetition=50"]
     if "replay" in content["data"]:
@@ -205,7 +210,10 @@ def test_the_lagging_modality_gets_more(run: Callable[..., dict[str, Any]]) -> N
     shares = [{s.name: s.weight for s in phase.sources} for phase in second.phases]
     line = log(Path(report["run_dir"]))
     assert line, "the second round logs"
-    lags = {task: line[0][f"loss/{m}"] / line[0][f"uniform/{m}"] for task, m in (("image->text", "text"), ("text->image", "image"))}
+    lags = {
+        task: line[0][f"loss/{m}"] / line[0][f"uniform/{m}"]
+        for task, m in (("image->text", "text"), ("text->image", "image"))
+    }
     more = max(lags, key=lags.__getitem__)
     assert shares[1][more] > shares[0][more]
 
@@ -214,7 +222,9 @@ def test_learned_weights_are_logged_and_resume(run: Callable[..., dict[str, Any]
     report = run("--model.learned_weights=true")
     last = log(report["run_dir"])[-1]
     assert {"weight/text", "weight/image"} <= set(last)
-    assert "lm.weights.log_variance" in torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
+    assert (
+        "lm.weights.log_variance" in torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
+    )
 
 
 def test_validation_logs_text_perplexity(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:

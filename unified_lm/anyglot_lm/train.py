@@ -87,9 +87,7 @@ class LitUnified(L.LightningModule):
         self.lr, self.rows_lr, self.warmup_steps, self.cooldown = lr, rows_lr, warmup_steps, cooldown
         self.weight_decay, self.muon, self.param_dtype, self.log_every = weight_decay, muon, param_dtype, log_every
         weights = SpanWeights(self.class_names, modality_weights, learned=learned_weights)
-        self._make = lambda built: PackedLM(
-            built, vocabulary, weights, sliced=sliced, z_loss=z_loss, compile=compile
-        )
+        self._make = lambda built: PackedLM(built, vocabulary, weights, sliced=sliced, z_loss=z_loss, compile=compile)
         self._build: Callable[[], PreTrainedModel] | None = None
         if isinstance(model, PreTrainedModel):
             self.lm = self._make(model)
@@ -123,13 +121,15 @@ class LitUnified(L.LightningModule):
         if self.max_steps is None:
             self.max_steps = self.trainer.max_steps
         if self.max_steps < 1:
-            raise ManifestError(f"max_steps={self.max_steps}; the schedule needs the run's length, give trainer.max_steps")
+            raise ManifestError(
+                f"max_steps={self.max_steps}; the schedule needs the run's length, give trainer.max_steps"
+            )
         if self.targets_per_pack is None:
             self.targets_per_pack = float(self.trainer.datamodule.targets_per_pack)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else self.param_dtype
-        self._window = Window(self.vocabulary, self.model, self.device, dtype)
+        self._window = Window(self.vocabulary, self.model, self.device, dtype, self.lm.sliced)
         self._watch = DivergenceWatch()
         self._closed = self.global_step
         self._keep_settings()

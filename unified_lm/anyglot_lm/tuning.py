@@ -174,7 +174,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(embedding, SplitRows) and isinstance(head, SplitRows):
         tied = head.new is embedding.new
         weight = embedding.weight
-        plain = nn.Embedding(*weight.shape, _weight=weight)
+        plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
         line = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         line.weight = plain.weight if tied else nn.Parameter(head.weight)
         model.set_input_embeddings(plain)
