@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anyglot_lm.hf_text import AnyText
 from anyglot_lm.segments import Sample, Template
-from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.audio import AudioCodec
@@ -32,8 +32,6 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from anyglot_lm.plan import Plan
 
 
 @dataclass
@@ -281,7 +279,7 @@ def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 128) ->
 
 
 def build_vocabulary(
-    text: TextTokenizer, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]
+    text: AnyText, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]
 ) -> Vocabulary:
     """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes."""
     blocks = []
@@ -304,7 +302,7 @@ def write_shards(
     folder: Path,
     samples: Iterable[tuple[str, Sample]],
     vocabulary: Vocabulary,
-    text: TextTokenizer,
+    text: AnyText,
     seq_len: int,
 ) -> int:
     """Render (task, sample) pairs into one shard set in `folder`. Returns how many were left out for their length."""
@@ -327,7 +325,7 @@ def train_lm(
     config: LMConfig,
     shards: Sequence[Path],
     vocabulary: Vocabulary,
-    text: TextTokenizer,
+    text: AnyText,
     tokenizers: dict[str, Tokenizer],
     seed: int,
     weights: dict[str, float] | None = None,
@@ -387,14 +385,13 @@ def train_lm(
             (start or new)(),
             vocabulary,
             max_steps=config.max_steps,
-            targets_per_pack=targets_per_pack(plan),
             lr=config.lr,
             warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay,
             muon=config.muon,
             modality_weights=config.modality_weights,
             sliced=config.sliced,
-            compile=config.compile and _can_compile(run),
+            compile=config.compile and can_compile(run),
             log_every=config.log_every,
         )
         data = TokenDataModule(plan, batch_size=config.batch_size, num_workers=config.num_workers)
@@ -415,16 +412,8 @@ def train_lm(
     return folder, json.loads((folder / "training.json").read_text())["loss"]
 
 
-def targets_per_pack(plan: Plan, packs: int = 256) -> float:
-    """Mean number of target ids in the first `packs` packs of a plan: the constant that normalises the loss."""
-    from anyglot_lm.data import PackedDataset
-
-    data = PackedDataset(plan)
-    counts = [int((data[i]["labels"] >= 0).sum()) for i in range(min(packs, len(plan)))]
-    return max(float(np.mean(counts)), 1.0)
-
-
-def _can_compile(run: Run) -> bool:
+def can_compile(run: Run) -> bool:
+    """Whether this machine has the C++ compiler that torch.compile needs; says so where it has none."""
     if shutil.which("g++") or shutil.which("c++") or shutil.which("clang++"):
         return True
     run.say("no C++ compiler found: training without torch.compile (slower)")

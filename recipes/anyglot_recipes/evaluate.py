@@ -124,7 +124,8 @@ def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], c
 
     scenes = [item.scene for item in items]
     stored = {"text": "image", "image": "image", "speech": "reply", "music": "music"}
-    plain = {m: float(np.mean(media_score(m, [i.codes[c] for i in items], scenes))) for m, c in stored.items()}
+    asked = {target for task in tasks for target in split_task(task)[1]}  # a model may lack the others
+    plain = {m: float(np.mean(media_score(m, [i.codes[stored[m]] for i in items], scenes))) for m in asked}
     result = {}
     for task in tasks:
         if task == "image+speech->speech":
@@ -161,7 +162,8 @@ def answer(
     """The model's outputs for one task, media decoded."""
     prompts: list[Sample] = [prompt(item, task) for item in items]
     requests = [request(task)] * len(items)
-    return model.respond(prompts, requests, sampling=sampling or SAMPLING, seed=seed)
+    sampling = sampling or {m: how for m, how in SAMPLING.items() if m in ("text", *model.vocabulary.modalities)}
+    return model.respond(prompts, requests, sampling=sampling, seed=seed)
 
 
 @torch.inference_mode()

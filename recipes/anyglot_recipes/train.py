@@ -23,6 +23,8 @@ PROGRAMS = {
     "field": ("anyglot_recipes.field", "field_trial", "FieldConfig"),
     "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
     "smol": ("anyglot_recipes.smol", "smol", "SmolConfig"),
+    "nano_dpo": ("anyglot_recipes.nano_dpo", "nano_dpo", "NanoDPOConfig"),
+    "progressive": ("anyglot_recipes.progressive", "progressive", "ProgressiveConfig"),
     "tokenizer": ("anyglot_recipes.tokenizer", "train_tokenizer", "TokenizerRecipe"),
 }
 STAGES = ("stage", "dpo")
