@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyglot_lm.packing import assign, count_packs
-from anyglot_lm.plan import Plan, PlanError, build_plan
+from anyglot_lm.plan import Plan, PlanError, build_plan, extend_plan
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import FingerprintError
@@ -205,3 +205,55 @@ def test_100k_documents_are_packed_fast(monkeypatch: pytest.MonkeyPatch, tmp_pat
     plan = build_plan([path], seq_len=2048, num_packs=int(lengths.sum()) // 2048)
     assert time.perf_counter() - start < 3
     assert plan.utilisation > 0.999
+
+
+@pytest.fixture(scope="module")
+def twos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders of pairs of uneven documents."""
+    rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("twos")
+    first = [(task, int(n)) for task in ("image", "text") for n in rng.integers(4, 30, 60)]
+    return [write(folder / "a", first), write(folder / "b", [("speech", int(n)) for n in rng.integers(4, 60, 40)])]
+
+
+def test_units_stay_together(twos: list[Path], tmp_path: Path) -> None:
+    plan = build_plan(twos, seq_len=64, num_packs=80, together=2, path=tmp_path / "plan")
+    assert len(plan) == 80
+    lengths = np.concatenate([s.lengths for s in plan.shards])
+    for pack in contents(plan):
+        assert pack and sum(lengths[pack]) <= 64
+        assert all(a % 2 == 0 and b == a + 1 for a, b in zip(pack[::2], pack[1::2], strict=True))
+    fits = lengths.reshape(-1, 2).sum(1) <= 64
+    drawn = np.bincount(plan.docs[::2] // 2, minlength=len(fits))
+    assert not drawn[~fits].any() and (~fits).any()
+    assert drawn[fits].max() - drawn[fits].min() <= 2
+    speech = next(s for s in plan.sources if s.name == "speech")
+    assert speech.too_long == 2 * (~fits[60:]).sum() and speech.documents == 2 * fits[60:].sum()
+    assert speech.drawn_documents == (plan.docs >= 120).sum()
+    assert speech.drawn_ids == lengths[plan.docs[plan.docs >= 120]].sum()
+    assert Plan.load(tmp_path / "plan").fingerprint == plan.fingerprint, "the parameters are in the fingerprint"
+    longer = extend_plan(plan, {"speech": 1, "image": 0, "text": 0}, num_packs=20)
+    assert contents(longer)[:80] == contents(plan) and plan.fingerprint in longer.prefixes
+    added = contents(longer)[80:]
+    assert all(a >= 120 and a % 2 == 0 and b == a + 1 for p in added for a, b in zip(p[::2], p[1::2], strict=True))
+
+
+def test_one_document_is_no_unit(shards: list[Path]) -> None:
+    """Fingerprints of plans without units are those from before there were any."""
+    plan = build_plan(shards, seq_len=64, num_packs=5, together=1)
+    assert plan.fingerprint == build_plan(shards, seq_len=64, num_packs=5).fingerprint
+    assert "together" not in plan.phases[0].parameters
+    pairs = build_plan(shards, seq_len=64, num_packs=5, together=2)
+    assert pairs.phases[0].parameters["together"] == 2 and pairs.fingerprint != plan.fingerprint
+
+
+def test_shards_that_are_not_made_of_units(twos: list[Path], tmp_path: Path) -> None:
+    odd = write(tmp_path / "odd", [("t", 9)] * 5)
+    mixed = write(tmp_path / "mixed", [("t", 9), ("t", 9), ("t", 9), ("u", 9)])
+    with pytest.raises(PlanError, match=r"odd: 5 documents are no multiple of 2"):
+        build_plan([*twos, odd], seq_len=64, num_packs=2, together=2)
+    with pytest.raises(PlanError, match=r"mixed: documents 2 to 3 belong together but are of several tasks"):
+        build_plan([mixed], seq_len=64, num_packs=1, together=2)
+    with pytest.raises(PlanError, match=r"condition_dropout=0\.1 with together=2"):
+        build_plan(twos, seq_len=64, num_packs=2, together=2, condition_dropout=0.1)
+    with pytest.raises(PlanError, match="together=0"):
+        build_plan(twos, seq_len=64, num_packs=2, together=0)

@@ -14,6 +14,9 @@ with the longer one.
 With condition dropout some documents are drawn without their prompt, for guidance (Ho and Salimans,
 arXiv:2207.12598): `docs` then holds the complement `~d`, and `doc(~d)` is `bos user assistant <answer>`.
 
+With `together` above 1, documents that stand together in their shard folder (a preferred answer and the other, say) are
+drawn and packed as one unit: they lie in one pack, side by side and in their order.
+
 A plan is a folder of two memory-mapped arrays and a JSON file. Its fingerprint covers the shards' content,
 the parameters and the arrays, so equal fingerprints mean the same run, document by document. Reading rows is
 `data`'s job, printing is `plan_view`'s.
@@ -282,6 +285,7 @@ def build_plan(
     condition_dropout: float = 0.0,
     modality_budgets: Mapping[str, float] | None = None,
     phases: Sequence[Phase] | None = None,
+    together: int = 1,
     path: str | Path | None = None,
     vocabulary: Vocabulary | None = None,
     template: Template | None = None,
@@ -297,12 +301,14 @@ def build_plan(
         seed: seed of all shuffling.
         phases: a curriculum, instead of one phase. Give every phase its `num_packs`, or every phase its `share` of
             `num_packs` or `epochs`.
+        together: documents `together * i` to `together * i + together - 1` of every shard folder, all of one task, are
+            one unit; 2 for pairs. Excludes condition dropout.
         path: folder to save to. A plan that is there already and equal is kept.
         vocabulary, template: the model's, to be compared with the shards'.
 
     Raises:
         PlanError: a key without documents, documents without or with two keys, too much repetition, or budgets that
-            cannot be met.
+            cannot be met; shards that are not made of units.
         FingerprintError: shards of another vocabulary or template.
     """
     if seq_len < 2:
@@ -316,8 +322,7 @@ def build_plan(
         raise PlanError("give num_packs for every phase and nowhere else, or a share for every phase")
     if not own and (num_packs is None) == (epochs is None):
         raise PlanError("give either num_packs or epochs")
-    readers = open_shards(shards, vocabulary, template)
-    corpus = _Corpus(tuple(readers), np.concatenate([r.lengths for r in readers]).astype(np.int64), seq_len, seed)
+    corpus = _corpus(open_shards(shards, vocabulary, template), seq_len, seed, together)
     if not own:
         total = num_packs if num_packs is not None else corpus.packs_of_epochs(phases, epochs or 0.0)
         if total < len(phases):
@@ -348,12 +353,13 @@ def extend_plan(
     """The plan with one more phase (see `Phase`) of `num_packs` packs at its end; what is there stays bit for bit.
 
     A run that is at some pack of the shorter plan goes on with the longer one: its checkpoints are accepted.
+    Row length, seed and `together` are the plan's.
 
     Raises:
         PlanError: as `build_plan`.
     """
-    lengths = np.concatenate([r.lengths for r in plan.shards]).astype(np.int64)
-    corpus = _Corpus(plan.shards, lengths, plan.seq_len, int(plan.phases[0].parameters["seed"]))
+    known = plan.phases[0].parameters
+    corpus = _corpus(plan.shards, plan.seq_len, int(known["seed"]), int(known.get("together", 1)))
     phase = Phase(weights, num_packs, None, condition_dropout, max_repetition, limit, modality_budgets)
     longer = _extended(corpus, plan, phase)
     return longer.save(path) if path is not None else longer
@@ -361,31 +367,34 @@ def extend_plan(
 
 @dataclass(frozen=True, eq=False)
 class _Corpus:
-    """All documents that a plan may draw from."""
+    """All units that a plan may draw from; a unit is `together` documents, `lengths` int64 `[U]` its ids."""
 
     readers: tuple[ShardReader, ...]
     lengths: Int64
     seq_len: int
     seed: int
+    together: int
 
-    def source_of_doc(self, of_task: Sequence[Int64]) -> Int64:
-        """Source of every document, int64 `[D]`."""
-        return np.concatenate([tasks[r.tasks] for tasks, r in zip(of_task, self.readers, strict=True)])
+    def source_of_unit(self, of_task: Sequence[Int64]) -> Int64:
+        """Source of every unit, int64 `[U]`."""
+        return np.concatenate(
+            [tasks[r.tasks[:: self.together]] for tasks, r in zip(of_task, self.readers, strict=True)]
+        )
 
     def packs_of_epochs(self, phases: Sequence[Phase], epochs: float) -> int:
-        """Packs that hold every document of any phase `epochs` times."""
+        """Packs that hold every unit of any phase `epochs` times."""
         if not epochs > 0:
             raise PlanError(f"epochs={epochs}; give a number above 0")
         drawn = np.zeros(len(self.lengths), dtype=np.bool_)
         for phase in phases:
             names, of_task = find_sources(self.readers, phase.weights)
             wanted = np.asarray([phase.weights[n] if phase.weights is not None else 1 for n in names]) > 0
-            drawn |= wanted[self.source_of_doc(of_task)]
+            drawn |= wanted[self.source_of_unit(of_task)]
         counts = np.bincount(self.lengths[drawn & (self.lengths <= self.seq_len)])
         return max(1, round(max(1, count_packs(counts, self.seq_len)) * epochs))
 
     def unconditional(self, docs: Int64) -> Int64:
-        """Lengths of documents `[N]` without their prompt; those that have none to drop keep theirs."""
+        """Lengths of documents `[N]` without their prompt; those that have none to drop keep theirs. No units."""
         lengths = self.lengths[docs]
         start = 0
         for reader in self.readers:
@@ -396,20 +405,48 @@ class _Corpus:
         return lengths
 
 
+def _corpus(shards: Sequence[ShardReader], seq_len: int, seed: int, together: int) -> _Corpus:
+    """Raises PlanError where the documents of a folder are not units of `together` of one task."""
+    if together < 1:
+        raise PlanError(f"together={together}; it is a number of documents, 1 or more")
+    lengths = [r.lengths.astype(np.int64) for r in shards]
+    if together > 1:
+        for reader in shards:
+            if len(reader) % together:
+                raise PlanError(
+                    f"{reader.path}: {len(reader)} documents are no multiple of {together}, but they belong together "
+                    f"in units of {together}; write whole units only"
+                )
+            tasks = np.asarray(reader.tasks).reshape(-1, together)
+            mixed = np.flatnonzero((tasks != tasks[:, :1]).any(1))
+            if len(mixed):
+                first = int(mixed[0]) * together
+                raise PlanError(
+                    f"{reader.path}: documents {first} to {first + together - 1} belong together but are of several "
+                    "tasks; write each unit under one task"
+                )
+        lengths = [values.reshape(-1, together).sum(1) for values in lengths]
+    return _Corpus(tuple(shards), np.concatenate(lengths), seq_len, seed, together)
+
+
 def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     """`plan` (None for an empty one) with a phase of `phase.num_packs` packs at its end."""
-    lengths, seq_len, num_packs = corpus.lengths, corpus.seq_len, phase.num_packs
+    lengths, seq_len, num_packs, together = corpus.lengths, corpus.seq_len, phase.num_packs, corpus.together
     assert num_packs is not None
+    if together > 1 and phase.condition_dropout:
+        raise PlanError(f"condition_dropout={phase.condition_dropout} with together={together}; give one of them")
     names, of_task = find_sources(corpus.readers, phase.weights)
-    source_of_doc = corpus.source_of_doc(of_task)
+    source_of_unit = corpus.source_of_unit(of_task)
     fits = lengths <= seq_len
 
     def per_source(values: NDArray[Any] | None, chosen: NDArray[Any]) -> Int64:
-        sums = np.bincount(source_of_doc[chosen], None if values is None else values[chosen], minlength=len(names))
+        sums = np.bincount(source_of_unit[chosen], None if values is None else values[chosen], minlength=len(names))
         return sums.astype(np.int64)
 
     ids, documents = per_source(lengths, fits), per_source(None, fits)
-    before = np.bincount(numbers_of(plan.docs), minlength=len(lengths)) if plan else np.zeros_like(lengths)
+    before = np.zeros_like(lengths)
+    if plan:
+        before = np.bincount(numbers_of(plan.docs[::together]) // together, minlength=len(lengths))
     had = per_source(before * lengths, fits)
     share = shares_of(names, ids, phase.weights)
     kinds = ("text", *corpus.readers[0].vocabulary.modalities)
@@ -430,7 +467,7 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
         Draw(
             lengths=lengths,
             before=before,
-            source_of_doc=np.where(fits, source_of_doc, -1),
+            source_of_doc=np.where(fits, source_of_unit, -1),
             share=share,
             available=available,
             budget=num_packs * seq_len,
@@ -440,22 +477,22 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             unconditional=corpus.unconditional,
         )
     )
-    offsets, docs = pack(drawn, sizes, seq_len, num_packs, (corpus.seed, number))
-    dropped = docs < 0
-    docs_of = numbers_of(docs)
-    used = lengths[docs_of]
-    used[dropped] = corpus.unconditional(docs_of[dropped])
-    drawn_ids = np.bincount(source_of_doc[docs_of], used, minlength=len(names)).astype(np.int64)
-    counts, bare = per_source(None, docs_of), per_source(None, docs_of[dropped])
-    total = np.bincount(source_of_doc, minlength=len(names))
+    offsets, units = pack(drawn, sizes, seq_len, num_packs, (corpus.seed, number))
+    dropped = units < 0
+    units_of = numbers_of(units)
+    used = lengths[units_of]
+    used[dropped] = corpus.unconditional(units_of[dropped])
+    drawn_ids = np.bincount(source_of_unit[units_of], used, minlength=len(names)).astype(np.int64)
+    counts, bare = per_source(None, units_of), per_source(None, units_of[dropped])
+    total = np.bincount(source_of_unit, minlength=len(names))
     sources = tuple(
         Source(
             name=name,
-            documents=int(documents[i]),
+            documents=int(documents[i]) * together,
             ids=int(ids[i]),
-            too_long=int(total[i] - documents[i]),
+            too_long=int(total[i] - documents[i]) * together,
             weight=float(share[i]),
-            drawn_documents=int(counts[i]),
+            drawn_documents=int(counts[i]) * together,
             drawn_ids=int(drawn_ids[i]),
             unconditional=int(bare[i]),
             capped=bool(capped[i]),
@@ -466,14 +503,18 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     for source in sources:
         if source.too_long and source.weight and not plan:
             _log.warning(
-                "%s: %d of %d documents are longer than a row of %d ids and left out",
-                source.name, source.too_long, source.too_long + source.documents, seq_len,
+                "%s: %d of %d documents%s are longer than a row of %d ids and left out",
+                source.name, source.too_long, source.too_long + source.documents,
+                f" (in units of {together})" if together > 1 else "", seq_len,
             )  # fmt: skip
         if source.capped:
             _log.info("%s: its share is held at %.1f%% by max_repetition", source.name, 100 * source.weight)
     parameters = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": corpus.seed, **asdict(phase)}
     del parameters["share"]
-    docs = docs.astype(np.int32 if len(lengths) <= 1 << 31 else np.int64)
+    if together > 1:
+        parameters["together"] = together
+        offsets, units = offsets * together, (units[:, None] * together + np.arange(together)).ravel()
+    docs = units.astype(np.int32 if len(lengths) * together <= 1 << 31 else np.int64)
     if plan:
         offsets = np.concatenate([plan.pack_offsets, plan.pack_offsets[-1] + offsets[1:]])
     planned = PlannedPhase(
