@@ -99,7 +99,7 @@ class Stage(LitUnified):
         model = load_backbone(self.start, rope_scaling=self.rope_scaling)
         if self.gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable({"use_reentrant": False})
         choose_trained(
             model,
             self.preset,

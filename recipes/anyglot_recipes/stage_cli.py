@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,8 +129,6 @@ def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> di
     for round in range(rounds):
         if round:
             cli = parse_stage(program, arguments, name)
-        if round + 1 < rounds and cli.datamodule.has_round(Path(cli.config.run_dir), round + 1):
-            continue  # that round is over
         _fit(cli, round, rounds)
     run_dir = Path(cli.config_init.run_dir)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[cli.config_init.export_dtype]
@@ -142,23 +139,25 @@ def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> di
 
 
 def _fit(cli: StageCLI, round: int, rounds: int) -> None:
+    """Train to the end of a round, from where the run stands; a round that is over is left alone."""
     run_dir, trainer = Path(cli.config_init.run_dir), cli.trainer
     module, data = cli.model, cli.datamodule
-    max_steps = trainer.max_steps
-    if max_steps < 1:
+    if trainer.max_steps < 1:
         raise ManifestError("trainer.max_steps is missing; the plan and the schedule need the length of the run")
-    module.max_steps = max_steps
+    module.max_steps = trainer.max_steps
+    data.attach(run_dir, module.vocabulary, trainer.max_steps, round)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    trainer.val_check_interval = data.val_every * trainer.accumulate_grad_batches
+    last = round + 1 == rounds
+    if not last and data.is_over():
+        return
     if trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(run_dir / "config.yaml") as temporary:
             temporary.write_text(cli.parser.dump(cli.config, skip_none=False))
-    trainer.accumulate_grad_batches = data.prepare_run(run_dir, module.vocabulary, max_steps, trainer.world_size, round)
-    trainer.val_check_interval = data.val_every * trainer.accumulate_grad_batches
-    if trainer.is_global_zero:
-        print(data.plan.describe(), file=sys.stderr, flush=True)
-    trainer.fit_loop.epoch_loop.max_steps = round_end(max_steps, rounds, round)
+    trainer.fit_loop.epoch_loop.max_steps = round_end(trainer.max_steps, rounds, round)
     trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
     if trainer.is_global_zero:
         draw_run(run_dir)
-    if round + 1 < rounds:
-        data.next_round(run_dir, max_steps, round + 1, module.last)
+        if not last:
+            data.next_round(module.last)

@@ -7,6 +7,7 @@ rounds; the mixture of each but the first is set by what the round before learnt
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class StageData(TokenDataModule):
     """
 
     plan: Plan
+    together = 1
+    """Documents of a shard folder that make up one unit of the plan: 2 for pairs."""
 
     def __init__(
         self,
@@ -86,6 +89,9 @@ class StageData(TokenDataModule):
         val_every: int = 100,
     ) -> None:
         L.LightningDataModule.__init__(self)
+        self.prepare_data_per_node = False
+        if not val_shards:  # Lightning takes this as: there is no validation
+            self.val_dataloader = None  # type: ignore[method-assign,assignment]
         if not shards:
             raise ManifestError("data.shards is empty; give shard folders, such as those anyglot prepare writes")
         if bool(replay) != (replay_share > 0) or not 0 <= replay_share < 1:
@@ -106,75 +112,82 @@ class StageData(TokenDataModule):
         self.val_shards, self.val_packs, self.val_every = val_shards, val_packs, val_every
         self.batch_size, self.num_workers = batch_size, num_workers
 
-    def prepare_run(self, run_dir: Path, vocabulary: Vocabulary, max_steps: int, world: int, round: int = 0) -> int:
-        """Build or open the plan of the run (of a round of it) below `run_dir`; every rank may call it at once.
+    def attach(self, run_dir: Path, vocabulary: Vocabulary, max_steps: int, round: int = 0) -> None:
+        """Say which run the data are for, before `Trainer.fit`.
 
         Args:
-            run_dir: of the stage.
+            run_dir: of the stage; all ranks must see it.
             vocabulary: the model's.
             max_steps: optimizer steps of the whole run.
-            world: data-parallel ranks.
             round: of the adaptive mixture; the plan of every round but the first must be there (`next_round`).
+        """
+        self.run_dir, self.vocabulary, self.max_steps, self.round = run_dir, vocabulary, max_steps, round
 
-        Returns:
-            Micro-batches per optimizer step.
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per optimizer step on `world` data-parallel ranks.
 
         Raises:
-            ManifestError, FingerprintError, PlanError: shards that are missing or of another vocabulary, sizes that do
-                not divide, or a mixture that cannot be had.
+            ManifestError: `packs_per_step` is no multiple of what the ranks take at once.
         """
         group = self.batch_size * world
-        per_step = self.packs_per_step or group
-        if per_step % group:
+        self._per_step = self.packs_per_step or group
+        if self._per_step % group:
             raise ManifestError(
-                f"data.packs_per_step {per_step} is no multiple of data.batch_size {self.batch_size} x {world} devices;"
-                f" use for example {-(-per_step // group) * group}"
+                f"data.packs_per_step {self._per_step} is no multiple of data.batch_size {self.batch_size} x {world} "
+                f"devices; use for example {-(-self._per_step // group) * group}"
             )
-        own, replay = [_shards(path) for path in self.shards], [_shards(path) for path in self.replay]
-        replay = [_remapped(path, vocabulary, run_dir / "remapped" / str(i)) for i, path in enumerate(replay)]
-        if round:
-            plan = Plan.load(self._path(run_dir, round))
-        else:
-            if self.phases:
-                ends = np.round(
-                    np.cumsum([p.share for p in self.phases]) / sum(p.share for p in self.phases) * max_steps
-                )
-                steps = np.diff(ends.astype(int), prepend=0).tolist()
-                phases = [
-                    self._phase(p.weights, n * per_step, p.condition_dropout)
-                    for p, n in zip(self.phases, steps, strict=True)
-                ]
-            else:
-                steps_now = round_end(max_steps, self.adapt_rounds, 0)
-                phases = [self._phase(self._weights(own, replay), steps_now * per_step, self.condition_dropout)]
-            plan = build_plan(
-                [*own, *replay],
-                seq_len=self.seq_len,
-                seed=self.seed,
-                phases=phases,
-                path=self._path(run_dir, 0),
-                vocabulary=vocabulary,
-            )
-        val_plan = None
-        if self.val_shards:
-            shards = [_shards(path) for path in self.val_shards]
-            path = run_dir / "val_plan"
-            val_plan = build_plan(
-                shards, seq_len=self.seq_len, num_packs=self.val_packs, path=path, vocabulary=vocabulary
-            )
-        super().__init__(plan, self.batch_size, self.num_workers, val_plan)
-        return per_step // group
+        return self._per_step // group
 
-    def next_round(self, run_dir: Path, max_steps: int, round: int, metrics: Mapping[str, float]) -> None:
-        """Write the plan of `round`: the one before, and packs in which modalities that lag have a larger share.
+    def prepare_data(self) -> None:
+        """Write what all ranks read: remapped shards and plans. Lightning calls it on the first rank only.
+
+        Raises:
+            ManifestError, FingerprintError, PlanError: shards that are missing or of another vocabulary, or a mixture
+                that cannot be had.
+        """
+        own, replay = [_shards(path) for path in self.shards], [_shards(path) for path in self.replay]
+        folder = self.run_dir / "remapped"
+        replay = [_remapped(path, self.vocabulary, folder / str(i)) for i, path in enumerate(replay)]
+        if not self.round:
+            self._build([*own, *replay], self._phases(own, replay), self._path(0))
+        if self.val_shards:
+            phases = [Phase(num_packs=self.val_packs)]
+            self._build([_shards(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
+
+    def setup(self, stage: str) -> None:
+        """Open the plans that the first rank wrote."""
+        self.use(self._path(self.round), self.run_dir / "val_plan" if self.val_shards else None)
+        if self.trainer is not None and self.trainer.is_global_zero:
+            print(self.plan.describe(), file=sys.stderr, flush=True)
+        super().setup(stage)
+
+    def _build(self, shards: list[Path], phases: list[Phase], path: Path) -> None:
+        build_plan(
+            shards,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            phases=phases,
+            together=self.together,
+            path=path,
+            vocabulary=self.vocabulary,
+        )
+
+    def _phases(self, own: list[Path], replay: list[Path]) -> list[Phase]:
+        """Of the whole run, or of the first round."""
+        if not self.phases:
+            steps = round_end(self.max_steps, self.adapt_rounds, 0)
+            return [self._phase(self._weights(own, replay), steps, self.condition_dropout)]
+        shares = np.cumsum([p.share for p in self.phases])
+        steps = np.diff(np.round(shares / shares[-1] * self.max_steps).astype(int), prepend=0).tolist()
+        return [self._phase(p.weights, n, p.condition_dropout) for p, n in zip(self.phases, steps, strict=True)]
+
+    def next_round(self, metrics: Mapping[str, float]) -> None:
+        """Write the plan of the next round: this one, and packs in which modalities that lag have a larger share.
 
         Args:
-            run_dir, max_steps: as in `prepare_run`, which was called before.
-            round: 1 for the second.
-            metrics: the last log line of the round before.
+            metrics: the last log line of the round that is over.
         """
-        before = self.plan
-        per_step = len(before) // round_end(max_steps, self.adapt_rounds, round - 1)
+        before, ends = self.plan, [round_end(self.max_steps, self.adapt_rounds, self.round + i) for i in (0, 1)]
         classes = [key.removeprefix("loss/") for key in metrics if key.startswith("loss/")]
         first = {name.partition("/")[0]: name for name in reversed(classes)}  # of several codebooks the first
         weights = {source.name: source.weight for source in before.phases[-1].sources}
@@ -186,30 +199,30 @@ class StageData(TokenDataModule):
             targets,
             self.adapt_strength,
         )
-        steps = round_end(max_steps, self.adapt_rounds, round) - round_end(max_steps, self.adapt_rounds, round - 1)
-        phase = self._phase(weights, steps * per_step, self.condition_dropout)
+        phase = self._phase(weights, ends[1] - ends[0], self.condition_dropout)
+        assert phase.num_packs is not None
         extend_plan(
             before,
             phase.weights,
-            num_packs=steps * per_step,
+            num_packs=phase.num_packs,
             condition_dropout=phase.condition_dropout,
             max_repetition=phase.max_repetition,
             limit=phase.limit,
             modality_budgets=phase.modality_budgets,
-            path=self._path(run_dir, round),
+            path=self._path(self.round + 1),
         )
 
-    def has_round(self, run_dir: Path, round: int) -> bool:
-        """Whether the plan of a round is there."""
-        return (self._path(run_dir, round) / "plan.json").exists()
+    def is_over(self) -> bool:
+        """Whether this round is over: the plan of the next one is there."""
+        return (self._path(self.round + 1) / "plan.json").exists()
 
-    def _path(self, run_dir: Path, round: int) -> Path:
-        return run_dir / (f"plan-{round}" if self.adapt_rounds > 1 else "plan")
+    def _path(self, round: int) -> Path:
+        return self.run_dir / (f"plan-{round}" if self.adapt_rounds > 1 else "plan")
 
-    def _phase(self, weights: dict[str, float] | None, num_packs: int, condition_dropout: float) -> Phase:
+    def _phase(self, weights: dict[str, float] | None, steps: int, condition_dropout: float) -> Phase:
         return Phase(
             weights,
-            num_packs,
+            steps * self._per_step,
             condition_dropout=condition_dropout,
             max_repetition=self.max_repetition,
             limit="cap" if self.max_repetition is not None else "raise",

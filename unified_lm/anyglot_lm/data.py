@@ -240,18 +240,22 @@ class TokenDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise PlanError(f"batch_size={batch_size}, num_workers={num_workers}; use at least 1 and at least 0")
-        self.plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        self.val_plan = val_plan if isinstance(val_plan, Plan) or val_plan is None else Plan.load(val_plan)
-        if self.val_plan is not None:
-            self.plan.vocabulary.check_same(self.val_plan.vocabulary, "the training plan", "the validation plan")
+        self.use(plan, val_plan)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._start = 0
         self._done_batches = 0
         self._reading = False
         self._sampler: PlanSampler | None = None
-        if self.val_plan is None:  # Lightning takes this as: there is no validation
+        if val_plan is None:  # Lightning takes this as: there is no validation
             self.val_dataloader = None  # type: ignore[method-assign,assignment]
+
+    def use(self, plan: Plan | str | Path, val_plan: Plan | str | Path | None = None) -> None:
+        """Take these plans (or their folders) from now on; before `setup`."""
+        self.plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+        self.val_plan = val_plan if isinstance(val_plan, Plan) or val_plan is None else Plan.load(val_plan)
+        if self.val_plan is not None:
+            self.plan.vocabulary.check_same(self.val_plan.vocabulary, "the training plan", "the validation plan")
 
     def setup(self, stage: str) -> None:
         """Forgets the cursor of an earlier run; `Trainer` calls it before it restores a checkpoint."""
