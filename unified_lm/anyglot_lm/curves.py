@@ -33,6 +33,7 @@ PANELS = (
     Panel("accuracy", ("accuracy/",), low=0.0),
     Panel("codes in use, as perplexity (dotted: of the data)", ("perplexity/",), "target_perplexity/", log=True),
     Panel("validation", ("val/",)),
+    Panel("preference (dotted: held out)", ("preference/",), "val/preference/"),
     Panel("ids per second", ("ids_per_s", "useful_ids_per_s"), low=0.0),
     Panel("share: MFU, padding", ("mfu", "padding"), low=0.0),
     Panel("norms", ("grad_norm", "output_norm"), log=True),
@@ -108,18 +109,20 @@ def draw_curves(metrics_csv: str | Path | Sequence[str | Path], png: str | Path)
 
 
 def _names(panel: Panel, series: Series) -> list[str]:
-    """The metrics of a panel that exist."""
+    """The metrics of a panel that exist, and are no dotted lines of another panel."""
     wanted = [*panel.lines, panel.dotted] if panel.dotted else [*panel.lines]
-    return [n for want in wanted for n in series if n == want or (want.endswith("/") and n.startswith(want))]
+    found = [n for want in wanted for n in series if n == want or (want.endswith("/") and n.startswith(want))]
+    others = tuple(p.dotted for p in PANELS if p.dotted and p is not panel)
+    return [n for n in found if not n.startswith(others)]
 
 
 def _draw(axes: Any, panel: Panel, names: list[str], series: Series) -> None:
-    labels = dict.fromkeys(name.partition("/")[2] or name for name in names if name != "loss")  # which is black
+    labels = dict.fromkeys(_label(panel, name) for name in names if name != "loss")  # which is black
     many = len(labels) > 10  # the palette has ten colours
     colours = {label: f"C{i}" if not many else _rainbow(i / len(labels)) for i, label in enumerate(labels)}
     shown = set()
     for name in names:
-        label = name.partition("/")[2] or name
+        label = _label(panel, name)
         dotted = bool(panel.dotted) and name.startswith(panel.dotted)
         points = [(step, value) for step, value in series[name] if math.isfinite(value)]
         steps, values = [p[0] for p in points], [p[1] for p in points]
@@ -145,6 +148,13 @@ def _draw(axes: Any, panel: Panel, names: list[str], series: Series) -> None:
     elif panel.low is not None:
         axes.set_ylim(bottom=panel.low)
     axes.legend(fontsize=7, ncols=1 + len(labels) // 8)
+
+
+def _label(panel: Panel, name: str) -> str:
+    """A metric's name without the prefix that all lines of its kind have."""
+    if panel.dotted and name.startswith(panel.dotted):
+        return name.removeprefix(panel.dotted)
+    return name.partition("/")[2] or name
 
 
 def _rainbow(share: float) -> tuple[float, float, float]:

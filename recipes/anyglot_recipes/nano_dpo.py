@@ -1,0 +1,200 @@
+"""The `nano_dpo` recipe: a model of nanoworld learns to prefer right answers over slightly wrong ones.
+
+scenes -> pairs (the right answer, and the answer for a scene that differs in one thing's colour, size, shape or place)
+-> DPO -> the preference on held-out pairs and the benchmark, each before and after. Every stage continues where it was
+killed (see `chain.py`); the training is `dpo.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_lm.segments import Sample
+from anyglot_lm.shards import ShardReader, ShardWriter
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.chain import Run, encode_audio, encode_images, seed_of
+from anyglot_recipes.dpo import score_pairs
+from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE, make_items, test_items
+from anyglot_recipes.stage_cli import as_arguments, run_stage
+from anyglot_recipes.tasks import PAIRS, Item, sample, split_task
+from anyglot_recipes.train import CONFIGS
+from anyglot_synth.nanoworld import melody
+from anyglot_synth.nanoworld.draw import draw
+from anyglot_synth.nanoworld.language import describe, edit
+from anyglot_synth.nanoworld.scene import Scene, Split
+from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
+from anyglot_tokenizers.errors import CodesError, ManifestError
+from anyglot_tokenizers.files import atomic_write
+
+SHIPPED = Path(__file__).parent / "weights" / "nano"
+
+
+@dataclass
+class NanoDPOConfig:
+    """The nano_dpo recipe.
+
+    Args:
+        run_dir: everything is written below; run again with the same folder to continue.
+        seed: of all randomness.
+        model: folder of a model of nanoworld, default the shipped one.
+        tasks: ordered pairs of media such as "text->image", or all twelve.
+        scenes: training scenes; each gives a pair of every task.
+        held_out: held-out scenes, whose pairs are never trained on.
+        workers: processes that make media.
+        dpo: settings of the stage, over those of configs/dpo.yaml, as `{"model.lr": 0.0001}`.
+        n: other held-out scenes, for the benchmark before and after; 0 skips it.
+    """
+
+    run_dir: str = "runs/nano_dpo"
+    seed: int = 0
+    model: str = str(SHIPPED)
+    tasks: list[str] = field(default_factory=lambda: list(PAIRS))
+    scenes: int = 200
+    held_out: int = 40
+    workers: int = 2
+    dpo: dict[str, Any] = field(default_factory=dict)
+    n: int = 60
+
+
+def nano_dpo(config: NanoDPOConfig) -> dict[str, Any] | None:
+    """Train and grade.
+
+    Returns:
+        "before" and "after", the benchmark's means over the twelve pairs of media; "preference" of held-out pairs:
+        "before" and "after", the share whose preferred answer is the likelier one, "accuracy", the share where it
+        gained on the other, "margin", by how many nats, and "pairs", their number; "rows", the same by task; "model".
+        None on every process but the first of several.
+    """
+    unknown = [task for task in config.tasks if task not in PAIRS]
+    if unknown or not config.tasks or min(config.scenes, config.held_out) < 1:
+        raise ManifestError(
+            f"nano_dpo: tasks {unknown or config.tasks}, scenes {config.scenes}, held_out {config.held_out}; give "
+            f"tasks among {', '.join(PAIRS)}, and at least one scene of each kind"
+        )
+    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n")}
+    run = Run(config.run_dir, settings)
+    train = run.once("pairs", lambda folder: _make_pairs(folder, run, config, "train", config.scenes))
+    held_out = run.once("held_out", lambda folder: _make_pairs(folder, run, config, "test", config.held_out))
+    after = run.dir / "dpo" / "model"
+    if not (after / "config.json").exists():
+        data = {"data.shards": [str(train)], "data.val_shards": [str(held_out)], "data.seed": config.seed}
+        given = {"run_dir": run.dir / "dpo", "model.start": config.model, **data, **config.dpo}
+        if run_stage("dpo", [f"--config={CONFIGS / 'dpo.yaml'}", *as_arguments(given)], "nano_dpo") is None:
+            return None
+    folders = {"before": Path(config.model), "after": after}
+    preference, rows = _preference(folders, held_out)
+    report: dict[str, Any] = {"before": None, "after": None, "preference": preference, "rows": rows}
+    if config.n:
+        for name, folder in folders.items():
+            graded = _grade(run, name, folder, config)
+            report[name] = graded["mean"]
+            for row in graded["rows"]:
+                rows.setdefault(row["task"], {})[f"score_{name}"] = row["score"]
+    report["rows"] = [{"task": task, **row} for task, row in rows.items()]
+    with atomic_write(run.dir / "report.json") as path:
+        path.write_text(json.dumps(report, indent=1))
+    run.say(
+        f"preferred answer the likelier one: {preference['before']:.3f} of held-out pairs before, "
+        f"{preference['after']:.3f} after; benchmark {report['before']} before, {report['after']} after"
+    )
+    return {**report, "model": str(after)}
+
+
+def wrong_items(
+    items: Sequence[Item], model: UnifiedModel, modalities: set[str], seed: int, workers: int
+) -> list[Item]:
+    """For every item one of a scene in which one thing has another colour, size, shape or place.
+
+    `modalities` are made anew (speech as the assistant's "reply"); all other media stay those of the right scene.
+    """
+    rng = np.random.default_rng([seed, 79])
+    scenes = [_altered(item.scene, rng) for item in items]
+    codes: dict[str, list[np.ndarray]] = {}
+    if "image" in modalities:
+        pictures = np.stack([draw(scene, rng, IMAGE_SIZE) for scene in scenes])
+        codes["image"] = encode_images(model.tokenizers["image"], pictures)
+    if "speech" in modalities:
+        cache = SpeechCache(default_cache_dir(), workers)
+        said = [cache.say(describe(scene, rng, style="spoken"), ASSISTANT_VOICE) for scene in scenes]
+        codes["reply"] = encode_audio(model.tokenizers["speech"], said)
+    if "music" in modalities:
+        codes["music"] = encode_audio(model.tokenizers["music"], [melody.render(scene, rng) for scene in scenes])
+    return [
+        replace(item, scene=scene, codes={**item.codes, **{name: made[i] for name, made in codes.items()}})
+        for i, (item, scene) in enumerate(zip(items, scenes, strict=True))
+    ]
+
+
+def _altered(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene after an edit that leaves the number of things."""
+    while True:
+        altered = edit(scene, rng)[1]
+        if len(altered) == len(scene):
+            return altered
+
+
+def preference_pairs(
+    items: Sequence[Item], wrong: Sequence[Item], tasks: Sequence[str], seed: int
+) -> Iterator[tuple[str, Sample, Sample]]:
+    """(task, right answer, wrong answer) of every item and task: one prompt, and texts in one wording."""
+    for i, (item, other) in enumerate(zip(items, wrong, strict=True)):
+        for task in tasks:
+            right, altered = (sample(x, task, np.random.default_rng([seed, 80, i])) for x in (item, other))
+            asked = [s for s in right.segments if s.role == "user"]
+            yield task, right, Sample([*asked, *(s for s in altered.segments if s.role == "assistant")])
+
+
+def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num: int) -> None:
+    model = UnifiedModel.from_pretrained(config.model)
+    cache, seed = SpeechCache(default_cache_dir(), config.workers), seed_of(config.seed, "dpo", split) % 2**31
+    items = make_items(split, num, seed, dict(model.tokenizers), cache, config.workers)
+    wrong = wrong_items(items, model, {split_task(task)[1][0] for task in config.tasks}, seed, config.workers)
+    left_out = 0
+    with ShardWriter(folder, model.vocabulary, model.template, text=model.text) as writer:
+        for task, *pair in preference_pairs(items, wrong, config.tasks, seed):
+            try:
+                both = [model.template.render(answer, model.vocabulary, model.text) for answer in pair]
+            except CodesError:  # a medium longer than the vocabulary allows
+                left_out += 1
+                continue
+            for (ids, loss), answer in zip(both, pair, strict=True):
+                writer.add(ids, loss, task, answer)
+    run.say(f"{folder.name.removesuffix('.tmp')}: {left_out} pairs left out for their length")
+
+
+def _preference(folders: dict[str, Path], held_out: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The preference of held-out pairs, over all and by task."""
+    before_P2, after_P2 = (score_pairs(folder, held_out).numpy() for folder in folders.values())
+    reader = ShardReader(held_out)
+    task_P = np.asarray(reader.tasks)[::2]
+    gained_P = (after_P2 - before_P2) @ [1, -1]
+
+    def summary(chosen: Any) -> dict[str, Any]:
+        return {
+            "pairs": len(gained_P[chosen]),
+            "before": round(float((before_P2[chosen, 0] > before_P2[chosen, 1]).mean()), 4),
+            "after": round(float((after_P2[chosen, 0] > after_P2[chosen, 1]).mean()), 4),
+            "accuracy": round(float((gained_P[chosen] > 0).mean()), 4),
+            "margin": round(float(gained_P[chosen].mean()), 4),
+        }
+
+    return summary(slice(None)), {reader.task_names[t]: summary(task_P == t) for t in np.unique(task_P).tolist()}
+
+
+def _grade(run: Run, name: str, folder: Path, config: NanoDPOConfig) -> dict[str, Any]:
+    """The benchmark's report of a model, kept in the run folder."""
+    from anyglot_recipes.evaluate import evaluate
+
+    def make(out: Path) -> None:
+        model = UnifiedModel.from_pretrained(folder)
+        items = test_items(model, config.n, config.seed)
+        (out / "report.json").write_text(json.dumps(evaluate(model, items, tasks=PAIRS, progress=run.say), indent=1))
+
+    report: dict[str, Any] = json.loads((run.once(f"benchmark/{name}-{config.n}", make) / "report.json").read_text())
+    return report
