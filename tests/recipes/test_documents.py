@@ -56,16 +56,19 @@ def test_what_fits_is_one_document(tiny_model: UnifiedModel) -> None:
     assert len(contents(STORY, tiny_model, room - 1)) == 2
 
 
-def test_cuts_prefer_paragraphs_then_lines_then_sentences_then_words(tiny_model: UnifiedModel) -> None:
-    first, second = "aa bb. cc dd.\nee ff.\n\n", "gg hh."
-
-    def room(text: str) -> int:
-        return len(tiny_model.text.encode(text)) + 3
-
-    assert contents(first + second, tiny_model, room(first)) == [first, second]
-    assert contents("aa bb. cc dd.\nee ff.", tiny_model, room("aa bb. cc dd.\n")) == ["aa bb. cc dd.\n", "ee ff."]
-    assert contents("aa bb. cc dd.", tiny_model, room("aa bb. ")) == ["aa bb. ", "cc dd."]
-    assert contents("aa bbb", tiny_model, room("aa ")) == ["aa ", "bbb"]
+@pytest.mark.parametrize(
+    ("first", "begun", "rest"),
+    [
+        ("aa bb.\n\n", "cc dd.\n", "ee."),  # a paragraph, and one of two lines
+        ("aa bb.\n", "cc dd. ", "ee."),  # a line, and one of two sentences
+        ("aa bb. ", "cc ", "dd."),  # a sentence, and one of two words
+        ("aaaaa ", "b", "bb"),  # two words
+    ],
+)
+def test_a_cut_keeps_whole_what_it_can(first: str, begun: str, rest: str, tiny_model: UnifiedModel) -> None:
+    """The row has room for the beginning of the second part, which still comes whole in the next row."""
+    room = len(tiny_model.text.encode(first + begun)) + 3
+    assert contents(first + begun + rest, tiny_model, room) == [first, begun + rest]
 
 
 def test_a_word_longer_than_a_row_is_cut_and_comes_back(tiny_model: UnifiedModel) -> None:
