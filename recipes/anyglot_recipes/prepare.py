@@ -247,7 +247,13 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     else:
         print(f"{report.num_good} rows: {report.out_dir / RECORDS}")
         print(f"{report.num_bad} bad rows: {report.out_dir / ERRORS}")
-        print(f"{samples} training samples (pairs): {report.out_dir / 'shards'}; {left_out} too long")
+        if samples:
+            print(f"{samples} training samples (pairs): {report.out_dir / 'shards'}; {left_out} too long")
+        else:
+            print(
+                f"no training samples: {left_out} pairs are too long for the vocabulary, no row holds another; "
+                "text comes from a manifest's column or the names of sub-folders"
+            )
     return 0
 
 

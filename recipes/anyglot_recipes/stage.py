@@ -6,6 +6,7 @@ program that runs both is `stage_cli.py`; preferences are `dpo.py`'s, the loss a
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from anyglot_lm.tuning import Lora, Preset, choose_trained, merge
 from anyglot_lm.unified import UnifiedModel, load_text
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers import load
+from anyglot_tokenizers.errors import CheckpointError, ManifestError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -74,6 +76,11 @@ class Stage(LitUnified):
         log_every: int = 10,
     ) -> None:
         self.start = Path(start)
+        if not (self.start / "vocabulary.json").is_file():
+            raise ManifestError(
+                f"model.start {start!r} is no model folder (it holds no vocabulary.json); anyglot expand makes the "
+                "first one, every stage another (RUN_DIR/model)"
+            )
         super().__init__(
             self.build,
             Vocabulary.load(self.start / "vocabulary.json"),
@@ -97,6 +104,7 @@ class Stage(LitUnified):
     def build(self) -> PreTrainedModel:
         """The model of the start folder, in float32, with what trains chosen."""
         model = load_backbone(self.start, rope_scaling=self.rope_scaling)
+        self.started_from = _identity(model, self.rope_scaling, self.lora if self.preset == "lora" else None)
         if self.gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
@@ -112,6 +120,19 @@ class Stage(LitUnified):
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.frozen_dtype)
         return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["anyglot"]["start"] = self.started_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises `CheckpointError` if what trains was trained on top of other weights: they would not fit together."""
+        if checkpoint.get("anyglot", {}).get("start", self.started_from) != self.started_from:
+            raise CheckpointError(
+                f"the checkpoint of this run folder was started from another model than {self.start}, or with another "
+                "model.lora.alpha or model.rope_scaling; give another --run_dir, or the old settings back"
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def export(self, out: Path, dtype: torch.dtype) -> None:
         """Write the merged model as a model folder; called on every rank, rank 0 writes."""
@@ -129,3 +150,9 @@ class Stage(LitUnified):
         tokenizers = {name: load(self.start / "tokenizers" / name) for name in self.vocabulary.modalities}
         template, text = Template.load(self.start / "template.json"), load_text(self.start)
         UnifiedModel(plain, self.vocabulary, template, text, tokenizers, where=str(out)).save_pretrained(out)
+
+
+def _identity(model: PreTrainedModel, rope_scaling: dict[str, Any] | None, lora: Lora | None) -> str:
+    """sha256 of what a checkpoint leaves out and its weights depend on: sums of the start's bits, positions, scale."""
+    sums = [(name, int(p.detach().view(torch.int32).sum(dtype=torch.int64))) for name, p in model.named_parameters()]
+    return hashlib.sha256(repr((sums, rope_scaling, lora and lora.alpha)).encode()).hexdigest()

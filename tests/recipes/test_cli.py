@@ -17,7 +17,7 @@ from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_
 from anyglot_tokenizers.query import QueryImageVQ
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "train", "eval", "synth", "prepare", "generate", "tokenizer")
+COMMANDS = ("demo", "train", "eval", "synth", "prepare", "generate", "tokenizer", "plan", "expand", "replay")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,16 @@ def test_file_that_is_no_media(folder: Path, tmp_path: Path, capsys: pytest.Capt
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     assert str(bad) in refused(capsys, "generate", "--model", folder, "--image", bad, "--to", "text")
+
+
+def test_media_without_text_give_no_samples(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but codes is no error, but whoever trains on them next learns here what is missing."""
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "a.png", torch.zeros(3, 32, 32))
+    out = tmp_path / "codes"
+    assert main(["prepare", str(tmp_path / "photos"), "--model", str(folder), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "no training samples" in shown and "the names of sub-folders" in shown and not (out / "shards").exists()
 
 
 def test_nothing_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from anyglot_lm.plan import Plan
@@ -22,6 +23,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.stage import Stage
 from anyglot_recipes.stage_cli import run_stage
+from anyglot_recipes.stage_data import StageData
 from anyglot_recipes.train import CONFIGS, STAGES, program_of
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -197,6 +199,31 @@ def test_the_command_line_beats_the_checkpoint(
     assert [line["lr"] for line in log(run.folder)] == [0.125, 0.125]  # type: ignore[attr-defined]
 
 
+def test_a_run_folder_of_another_start_is_refused(
+    run: Callable[..., dict[str, Any]], world: dict[str, str], tmp_path: Path
+) -> None:
+    """Trained weights fit the frozen ones that they were trained on, and no others."""
+    run("--model.preset=lora")
+    shutil.copytree(world["start"], tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    for changed in (f"--model.start={tmp_path / 'other'}", "--model.lora.alpha=8"):
+        with pytest.raises(AnyglotError, match="started from another model than .*give another --run_dir"):
+            run("--model.preset=lora", changed)
+    shutil.copytree(world["start"], tmp_path / "moved")
+    run("--model.preset=lora", f"--model.start={tmp_path / 'moved'}")
+
+
+def test_frozen_weights_in_half_the_memory(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
+    report = run("--model.preset=rows", "--model.frozen_dtype=bf16", "--precision=bf16")
+    start = load_file(Path(world["start"]) / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(tensors(report)[name], start[name].bfloat16().float())
+    changed = (tensors(report)["model.embed_tokens.weight"] != start["model.embed_tokens.weight"]).any(1)
+    assert changed.any()
+
+
 def test_frozen_weights_are_not_in_checkpoints(run: Callable[..., dict[str, Any]]) -> None:
     report = run("--model.preset=rows")
     state = torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
@@ -216,6 +243,25 @@ def test_the_lagging_modality_gets_more(run: Callable[..., dict[str, Any]]) -> N
     }
     more = max(lags, key=lags.__getitem__)
     assert shares[1][more] > shares[0][more]
+
+
+def test_a_round_without_a_log_line_of_its_own_counts(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds end between two log lines, and a run may stop there: the mixture follows the losses all the same."""
+    settings = ["--data.adapt_rounds=2", "--data.max_repetition=100", "--model.log_every=4", "--checkpoint_every=4"]
+    plan = Plan.load(Path(run(*settings, name="whole")["run_dir"]) / "plan-1")
+    first, second = ({s.name: s.weight for s in phase.sources} for phase in plan.phases)
+    assert first != second
+
+    def stop(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(StageData, "next_round", stop)
+        run(*settings, name="cut")
+    again = Plan.load(Path(run(*settings, name="cut")["run_dir"]) / "plan-1")
+    assert again.fingerprint == plan.fingerprint
 
 
 def test_learned_weights_are_logged_and_resume(run: Callable[..., dict[str, Any]]) -> None:
@@ -241,6 +287,8 @@ def test_validation_logs_text_perplexity(run: Callable[..., dict[str, Any]], wor
         (["--data.replay_share=0.5"], "give both or neither"),
         (["--data.packs_per_step=3", "--data.batch_size=2"], "no multiple of data.batch_size 2 x 1 devices"),
         (["--checkpoint_every=3", "--model.log_every=2"], "no multiple of log_every"),
+        (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
+        (["--model.frozen_dtype=bf16"], "frozen_dtype bf16 needs bf16 arithmetic"),
         (["--precision=fp16"], "precision 'fp16'; use auto, bf16, fp32"),
         (["--model.freeze=['tower']"], "'tower' is found in no parameter"),
         (["--trainer.strategy=fsdp2", "--trainer.devices=auto"], "needs trainer.devices as a number"),

@@ -168,7 +168,8 @@ class LitUnified(L.LightningModule):
 
     def _close_window(self) -> None:
         """At a step that is to be logged: sums since the last log become `_metrics`, once."""
-        due = self.global_step % self.log_every == 0 or self.global_step == self.max_steps
+        # The trainer's own end is that of a round, where there are rounds.
+        due = self.global_step % self.log_every == 0 or self.global_step in (self.max_steps, self.trainer.max_steps)
         if not due or self.global_step == self._closed or self._window is None or not self._window:
             return
         metrics = self._window.close(self._sum_ranks, self.trainer.world_size)
@@ -216,7 +217,12 @@ class LitUnified(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume is checked against, and leaves frozen weights out: they come from the start folder."""
         self._close_window()  # callbacks save before this module's own hook at the end of a step
-        checkpoint["anyglot"] = {"vocabulary": self.vocabulary.fingerprint, "last_loss": self.last_loss}
+        last = {name: value for name, value in self.last.items() if name.startswith(("loss/", "uniform/"))}
+        checkpoint["anyglot"] = {
+            "vocabulary": self.vocabulary.fingerprint,
+            "last_loss": self.last_loss,
+            "last": last,  # an adaptive mixture needs it where a run stopped at the end of a round
+        }
         if not self._sharded:
             trained = self._trained_names()
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
@@ -232,7 +238,7 @@ class LitUnified(L.LightningModule):
                 f"the checkpoint was trained with the vocabulary {made_for[:12]}, this run has "
                 f"{self.vocabulary.fingerprint[:12]}; use another run_dir, or give the old vocabulary back"
             )
-        self.last_loss = own.get("last_loss", math.nan)
+        self.last_loss, self.last = own.get("last_loss", math.nan), own.get("last", {})
         if "state_dict" not in checkpoint:  # a sharded checkpoint; the strategy compares the names
             return
         saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
