@@ -47,7 +47,7 @@ def _plain(text: str) -> Sample:
 def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[str]:
     half = len(text) // 2  # of a word that is longer than a row
     for piece in re.split(BREAKS[level], text) if level < len(BREAKS) else (text[:half], text[half:]):
-        if len(codec.encode(piece)) <= room:
+        if len(piece) < 2 or len(codec.encode(piece)) <= room:
             yield piece
         else:
             yield from _pieces(piece, codec, room, level + 1)
@@ -62,8 +62,10 @@ def write_text_shards(files: Iterable[Path], model_dir: Path, out: Path, *, max_
     """Write UTF-8 text files as one shard folder for the model in `model_dir`. Returns the number of documents.
 
     Raises:
-        ManifestError: a file that is no UTF-8 text.
+        ManifestError: a file that is no UTF-8 text, or rows too short for a character.
     """
+    if max_ids < 16:
+        raise ManifestError(f"max_ids={max_ids}; a character may take several ids, give at least 16")
     vocabulary, codec = Vocabulary.load(model_dir / "vocabulary.json"), load_text(model_dir)
     with ShardWriter(out, vocabulary, Template.load(model_dir / "template.json"), text=codec) as writer:
         for file in files:
