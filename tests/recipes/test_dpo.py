@@ -330,4 +330,6 @@ def test_the_nanoworld_recipe(world: Path, tmp_path: Path) -> None:
 def test_the_recipe_names_its_tasks() -> None:
     with pytest.raises(AnyglotError, match=r"tasks \['image->smell'\].*text->image"):
         nano_dpo(NanoDPOConfig(tasks=["image->smell"]))
+    with pytest.raises(AnyglotError, match="dpo holds model as sections"):
+        nano_dpo(NanoDPOConfig(dpo={"model": {"lr": "1"}, "model.lora": {"r": 2}}))
     assert NanoDPOConfig().tasks == list(PAIRS)
