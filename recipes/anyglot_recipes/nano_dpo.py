@@ -27,7 +27,7 @@ from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld import melody
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import describe, edit
-from anyglot_synth.nanoworld.scene import Scene, Split
+from anyglot_synth.nanoworld.scene import HELD_OUT, Scene, Split
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import CodesError, ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -138,11 +138,18 @@ def wrong_items(
 
 
 def _altered(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene after an edit that leaves the number of things."""
+    """The scene after an edit that leaves the number of things, and of those held out from training.
+
+    Otherwise the wrong answer to a held-out scene would mostly be one that training knew, and likelier for that.
+    """
     while True:
         altered = edit(scene, rng)[1]
-        if len(altered) == len(scene):
+        if len(altered) == len(scene) and _unseen(altered) == _unseen(scene):
             return altered
+
+
+def _unseen(scene: Scene) -> int:
+    return sum(thing.triple in HELD_OUT for thing in scene.things)
 
 
 def preference_pairs(
