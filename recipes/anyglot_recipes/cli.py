@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--model", required=True, metavar="DIR", help="whose text tokenizer and vocabulary")
     replay.add_argument("--out", required=True, metavar="DIR")
     replay.add_argument("--max_ids", type=_positive, default=512, help="longest document (default 512)")
+    replay.add_argument("--overwrite", action="store_true", help="replace shards that are there")
     replay.set_defaults(run=_replay)
 
     generate = commands.add_parser("generate", help="any mix in, any mix out")
@@ -225,7 +226,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.documents import write_text_shards
 
     files = [Path(file) for file in arguments.file]
-    number = write_text_shards(files, Path(arguments.model), Path(arguments.out), max_ids=arguments.max_ids)
+    how = {"max_ids": arguments.max_ids, "overwrite": arguments.overwrite}
+    number = write_text_shards(files, Path(arguments.model), Path(arguments.out), **how)
     _log(f"{arguments.out}: {number} documents of plain text")
     return 0
 

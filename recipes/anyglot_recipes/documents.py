@@ -58,7 +58,9 @@ def interleaved(rows: Sequence[Sequence[tuple[str, str | np.ndarray]]]) -> Sampl
     return Sample([Segment(modality, content, "assistant") for row in rows for modality, content in row])
 
 
-def write_text_shards(files: Iterable[Path], model_dir: Path, out: Path, *, max_ids: int = 512) -> int:
+def write_text_shards(
+    files: Iterable[Path], model_dir: Path, out: Path, *, max_ids: int = 512, overwrite: bool = False
+) -> int:
     """Write UTF-8 text files as one shard folder for the model in `model_dir`. Returns the number of documents.
 
     Raises:
@@ -67,7 +69,9 @@ def write_text_shards(files: Iterable[Path], model_dir: Path, out: Path, *, max_
     if max_ids < 16:
         raise ManifestError(f"max_ids={max_ids}; a character may take several ids, give at least 16")
     vocabulary, codec = Vocabulary.load(model_dir / "vocabulary.json"), load_text(model_dir)
-    with ShardWriter(out, vocabulary, Template.load(model_dir / "template.json"), text=codec) as writer:
+    with ShardWriter(
+        out, vocabulary, Template.load(model_dir / "template.json"), text=codec, overwrite=overwrite
+    ) as writer:
         for file in files:
             try:
                 text = file.read_text(encoding="utf-8")

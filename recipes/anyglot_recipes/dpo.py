@@ -23,7 +23,7 @@ from anyglot_lm.preference import dpo_loss, sequence_logps
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.stage import Stage
-from anyglot_recipes.stage_data import StageData
+from anyglot_recipes.stage_data import StageData, shards_at
 from anyglot_tokenizers.errors import ManifestError
 
 MEANS = ("loss", "margin", "accuracy")
@@ -168,8 +168,30 @@ class DPOData(StageData):
 
     together = 2
 
+    def prepare_data(self) -> None:
+        """As `StageData`, once the folders are seen to hold pairs.
+
+        Raises:
+            ManifestError: documents in twos whose prompts differ.
+        """
+        for path in (*self.shards, *(self.val_shards or [])):
+            _check_pairs(shards_at(path))
+        super().prepare_data()
+
     @property
     def targets_per_pack(self) -> float:
         """Mean number of pairs in a pack: the constant that normalises the loss."""
         plan: Plan = self.plan
         return len(plan.docs) / 2 / len(plan)
+
+
+def _check_pairs(path: Path, most: int = 1000) -> None:
+    """Compare the prompts of the first `most` pairs of a shard folder."""
+    reader = ShardReader(path)
+    for first in range(0, min(len(reader) - 1, 2 * most), 2):
+        preferred, other = (ids[: int(np.argmax(loss))] for ids, loss in map(reader.doc, (first, first + 1)))
+        if not np.array_equal(preferred, other):
+            raise ManifestError(
+                f"{path}: documents {first} and {first + 1} have different prompts; dpo needs documents in twos, the "
+                "preferred answer and another to the same prompt"
+            )

@@ -21,7 +21,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, encode_audio, encode_images, seed_of
 from anyglot_recipes.dpo import score_pairs
 from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE, make_items, test_items
-from anyglot_recipes.stage_cli import as_arguments, run_stage
+from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import PAIRS, Item, sample, split_task
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld import melody
@@ -77,12 +77,7 @@ def nano_dpo(config: NanoDPOConfig) -> dict[str, Any] | None:
             f"nano_dpo: tasks {unknown or config.tasks}, scenes {config.scenes}, held_out {config.held_out}; give "
             f"tasks among {', '.join(PAIRS)}, and at least one scene of each kind"
         )
-    nested = sorted(key for key, value in config.dpo.items() if isinstance(value, dict) and "." not in key)
-    if nested:  # what --dpo.model.lr=1 makes, of which only some would count
-        raise ManifestError(
-            f"nano_dpo: dpo holds {', '.join(nested)} as sections; give its settings by their whole names, as in "
-            """--dpo '{"model.lr": 0.0001, "trainer.max_steps": 100}' (all of them: they replace those of the YAML)"""
-        )
+    check_whole_names(config.dpo, "dpo")
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n")}
     run = Run(config.run_dir, settings)
     train = run.once("pairs", lambda folder: _make_pairs(folder, run, config, "train", config.scenes))

@@ -31,7 +31,7 @@ from anyglot_recipes.chain import (
 )
 from anyglot_recipes.expand import add_modalities, block_specs, open_tokenizers
 from anyglot_recipes.nano import IMAGE_SIZE, WorldConfig, make_items
-from anyglot_recipes.stage_cli import as_arguments, run_stage
+from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import MODALITIES, PAIRS, Item, sample, split_task
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
@@ -82,6 +82,7 @@ def progressive(config: ProgressiveConfig) -> dict[str, Any]:
     """
     lm, world = config.lm, config.world
     check_lm(lm)
+    check_whole_names(config.stage, "stage")
     if not 0 < config.replay_share < 1 or config.n < 1:
         raise ManifestError(
             f"progressive: replay_share {config.replay_share} must lie between 0 and 1, and n {config.n} be positive"

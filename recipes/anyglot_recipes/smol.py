@@ -24,7 +24,7 @@ from anyglot_recipes.chain import Run, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
 from anyglot_recipes.expand import expand, open_tokenizers
 from anyglot_recipes.nano import WorldConfig, make_items, test_items
-from anyglot_recipes.stage_cli import as_arguments, run_stage
+from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import Item, sample
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
@@ -85,6 +85,8 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     Returns:
         The benchmark's report, with "loss" and, where a text was given, "perplexity" before and after.
     """
+    check_whole_names(config.rows, "rows")
+    check_whole_names(config.lora, "lora")
     backbone, gguf_file = _backbone(config)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
     run = Run(config.run_dir, settings)

@@ -143,7 +143,7 @@ class Stage(LitUnified):
             if not self.trainer.is_global_zero:
                 return
             model = self.build()
-            model.load_state_dict(whole, strict=False)
+            model.load_state_dict(whole)
         if not self.trainer.is_global_zero:
             return
         plain = merge(model.float().cpu()).to(dtype)

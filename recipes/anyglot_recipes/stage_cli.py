@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -33,6 +33,18 @@ from anyglot_tokenizers.train import resolve_precision
 
 PROGRAMS: dict[str, tuple[type[Stage], type[StageData]]] = {"stage": (Stage, StageData), "dpo": (DPOStage, DPOData)}
 PRECISIONS = {"auto": "auto", "bf16": "bf16-mixed", "fp32": "32-true"}
+
+
+class KeepConfig(Callback):
+    """Writes all settings to `config.yaml` of the run folder, once the run has accepted its checkpoint."""
+
+    def __init__(self, cli: StageCLI) -> None:
+        self.cli = cli
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with atomic_write(Path(self.cli.config_init.run_dir) / "config.yaml") as temporary:
+                temporary.write_text(self.cli.parser.dump(self.cli.config, skip_none=False))
 
 
 class StageCLI(LightningCLI):
@@ -75,7 +87,8 @@ class StageCLI(LightningCLI):
             kwargs["precision"] = "32-true"  # FSDP2 casts what it gathers, so autocast has nothing to do
             self.model.param_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
         self.checkpoint = AtomicCheckpoint(run_dir / "last.ckpt", config.checkpoint_every)
-        kwargs["callbacks"] = [*(config.trainer.callbacks or []), self.checkpoint]
+        kwargs["callbacks"] = [*(config.trainer.callbacks or []), self.checkpoint, KeepConfig(self)]
+        kwargs["log_every_n_steps"] = self.model.log_every
         return super().instantiate_trainer(**kwargs)
 
 
@@ -87,7 +100,6 @@ DEFAULTS = {
     "use_distributed_sampler": False,
     "num_sanity_val_steps": 0,
     "check_val_every_n_epoch": None,
-    "log_every_n_steps": 1,
 }
 
 
@@ -113,6 +125,20 @@ def as_arguments(values: Mapping[str, Any]) -> list[str]:
     """`{"data.shards": ["a"], "run_dir": "b"}` -> `['--data.shards=["a"]', "--run_dir=b"]`."""
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in plain.items()]
+
+
+def check_whole_names(settings: Mapping[str, Any], name: str) -> None:
+    """Refuse what `--name.model.lr=1` makes of a chain's settings of a stage: sections, of which only some would count.
+
+    Raises:
+        ManifestError: a setting that is not named as a whole, such as "model.lr".
+    """
+    nested = sorted(key for key, value in settings.items() if isinstance(value, dict) and "." not in key)
+    if nested:
+        raise ManifestError(
+            f"{name} holds {', '.join(nested)} as sections; give its settings by their whole names, as in "
+            f"""--{name} '{{"model.lr": 0.0001, "trainer.max_steps": 100}}' (all: they replace those of the YAML)"""
+        )
 
 
 def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> dict[str, Any] | None:
@@ -156,10 +182,6 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
     last = round + 1 == rounds
     if not last and data.is_over():
         return
-    if trainer.is_global_zero:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(run_dir / "config.yaml") as temporary:
-            temporary.write_text(cli.parser.dump(cli.config, skip_none=False))
     trainer.fit_loop.epoch_loop.max_steps = round_end(trainer.max_steps, rounds, round)
     trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
     if trainer.is_global_zero:

@@ -145,14 +145,13 @@ class StageData(TokenDataModule):
             ManifestError, FingerprintError, PlanError: shards that are missing or of another vocabulary, or a mixture
                 that cannot be had.
         """
-        own, replay = [_shards(path) for path in self.shards], [_shards(path) for path in self.replay]
-        folder = self.run_dir / "remapped"
-        replay = [_remapped(path, self.vocabulary, folder / str(i)) for i, path in enumerate(replay)]
+        own, replay = [shards_at(path) for path in self.shards], [shards_at(path) for path in self.replay]
+        replay = [_remapped(path, self.vocabulary, self.run_dir / "remapped") for path in replay]
         if not self.round:
             self._build([*own, *replay], self._phases(own, replay), self._path(0))
         if self.val_shards:
             phases = [Phase(num_packs=self.val_packs)]
-            self._build([_shards(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
+            self._build([shards_at(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
 
     def setup(self, stage: str) -> None:
         """Open the plans that the first rank wrote."""
@@ -230,15 +229,26 @@ class StageData(TokenDataModule):
         )
 
     def _weights(self, own: list[Path], replay: list[Path]) -> dict[str, float] | None:
-        """Share of ids by task: those given, or the natural ones with replay at its share."""
+        """Share of ids by source: those given, or the natural ones with replay at its share.
+
+        Sources are tasks, or folders where a task is both learnt anew and replayed.
+        """
         if self.weights is not None or (not replay and self.adapt_rounds == 1):
             return self.weights
+        tasks = {path: ShardReader(path).meta["tasks"] for path in (*own, *replay)}
+        both = {t["name"] for p in own for t in tasks[p]} & {t["name"] for p in replay for t in tasks[p]}
+        if both and self.adapt_rounds > 1:
+            raise ManifestError(
+                f"data.adapt_rounds weighs tasks, and {', '.join(sorted(both))} is both learnt anew and replayed; give "
+                "the tasks other names, or leave out adapt_rounds"
+            )
         weights: dict[str, float] = {}
         for folders, share in ((own, 1 - self.replay_share), (replay, self.replay_share)):
-            tasks = [task for path in folders for task in ShardReader(path).meta["tasks"]]
-            total = sum(task["ids"] for task in tasks)
-            for task in tasks:
-                weights[task["name"]] = weights.get(task["name"], 0.0) + share * task["ids"] / total
+            total = sum(task["ids"] for path in folders for task in tasks[path])
+            for path in folders:
+                for task in tasks[path]:
+                    source = str(path) if both else task["name"]
+                    weights[source] = weights.get(source, 0.0) + share * task["ids"] / total
         return weights
 
 
@@ -247,7 +257,7 @@ def round_end(max_steps: int, rounds: int, round: int) -> int:
     return max_steps * (round + 1) // rounds
 
 
-def _shards(path: str) -> Path:
+def shards_at(path: str) -> Path:
     """The shard folder at `path`, or in the folder of `anyglot prepare` there."""
     for place in (Path(path), Path(path) / "shards"):
         if (place / "meta.json").is_file():
@@ -255,10 +265,12 @@ def _shards(path: str) -> Path:
     raise ManifestError(f"{path}: holds no shards (meta.json); write some with anyglot prepare --model START")
 
 
-def _remapped(path: Path, vocabulary: Vocabulary, out: Path) -> Path:
-    """The shards at `path` in the ids of `vocabulary`: themselves, or a copy in `out`."""
-    if ShardReader(path).vocabulary.fingerprint == vocabulary.fingerprint:
+def _remapped(path: Path, vocabulary: Vocabulary, folder: Path) -> Path:
+    """The shards at `path` in the ids of `vocabulary`: themselves, or a copy in `folder` named by its origin."""
+    reader = ShardReader(path)
+    if reader.vocabulary.fingerprint == vocabulary.fingerprint:
         return path
+    out = folder / f"{reader.fingerprint[:16]}-{vocabulary.fingerprint[:16]}"
     if not (out / "meta.json").exists():
         remap_shards(path, out, vocabulary)
     return out

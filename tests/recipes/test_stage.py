@@ -280,6 +280,25 @@ def test_validation_logs_text_perplexity(run: Callable[..., dict[str, Any]], wor
     assert lines[0]["val/text_perplexity"] == pytest.approx(np.exp(lines[0]["val/text"]), rel=1e-5)
 
 
+def test_replay_keeps_its_share_where_tasks_are_the_same(
+    run: Callable[..., dict[str, Any]], world: dict[str, str], tmp_path: Path, tiny_model: UnifiedModel
+) -> None:
+    """Captions learnt anew and old captions replayed have one name; shares stay what they were asked for."""
+    new = write(tmp_path / "new", tiny_model, [("image->text", caption(v % 4)) for v in range(64)])
+    old = write(tmp_path / "old", tiny_model, [("image->text", caption(v % 4)) for v in range(8)])
+    given = [f'--data.shards=["{new}"]', f'--data.replay=["{old}"]', "--data.replay_share=0.5"]
+    report = run(*given, "--trainer.max_steps=16")
+    sources = Plan.load(Path(report["run_dir"]) / "plan").phases[0].sources
+    assert [source.weight for source in sources] == [0.5, 0.5]
+    with pytest.raises(AnyglotError, match="both learnt anew and replayed"):
+        run(*given, "--data.adapt_rounds=2", name="adaptive")
+
+
+def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(AnyglotError, match="different prompts; dpo needs documents in twos"):
+        run(program="dpo", data="pairs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -34,7 +34,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: UnifiedModel) ->
             picture = torch.full((1, 4, 4), value % 4).numpy()
             word = Segment("text", WORDS[value % len(WORDS)], "assistant")
             writer.add_sample(Sample([Segment("image", picture, "user"), word]), "image->text")
-            writer.add_sample(Sample([Segment("text", word.content, "user"), Segment("image", picture, "assistant")]), "t")
+            writer.add_sample(
+                Sample([Segment("text", word.content, "user"), Segment("image", picture, "assistant")]), "t"
+            )
     return root
 
 

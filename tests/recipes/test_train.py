@@ -10,7 +10,6 @@ from anyglot_recipes.cli import main
 from anyglot_recipes.train import CONFIGS, PROGRAMS, find_recipe, parse_recipe, program_of
 from anyglot_tokenizers.errors import ManifestError
 
-
 CHAINS = [path for path in sorted(CONFIGS.rglob("*.yaml")) if program_of(path) in PROGRAMS]
 
 

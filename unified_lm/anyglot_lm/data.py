@@ -311,7 +311,7 @@ class TokenDataModule(LightningDataModule):
             raise FingerprintError(
                 f"the checkpoint is of plan {state_dict['plan'][:12]}, this run has "
                 f"{self.plan.fingerprint[:12]}; resume with the same shards, weights, seq_len, num_packs and "
-                "seed, or start a new run from the weights alone"
+                "seed, or start a new run in another folder"
             )
         self._start = int(state_dict["samples"])
         self._reading = False

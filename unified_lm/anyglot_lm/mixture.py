@@ -39,7 +39,8 @@ def find_sources(
         names = sorted(set(tasks))
         return names, [np.asarray([names.index(t) for t in r.task_names], dtype=np.int64) for r in readers]
     names = list(weights)
-    folders = {name: [r for r in readers if name in (str(r.path), r.path.name)] for name in names}
+    exact = {name: [r for r in readers if name == str(r.path)] for name in names}
+    folders = {name: exact[name] or [r for r in readers if name == r.path.name] for name in names}
     for name in names:
         if name not in tasks and not folders[name]:
             raise PlanError(

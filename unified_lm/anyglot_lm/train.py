@@ -259,7 +259,7 @@ class LitUnified(L.LightningModule):
                 raise ManifestError("muon needs whole matrices, FSDP2 shards them; give muon: false")
             optimizer = MuonAdamW(groups, self.lr)
         else:
-            optimizer = torch.optim.AdamW(groups, self.lr, betas=(0.9, 0.95), fused=self.device.type == "cuda")
+            optimizer = torch.optim.AdamW(groups, self.lr, betas=(0.9, 0.95), fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
