@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anyglot_lm.files import write_bytes
-from anyglot_lm.text import TextTokenizer
+from anyglot_lm.text import TextTokenizer, check_text_ids, check_unicode
 from anyglot_tokenizers.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -141,12 +141,7 @@ class HFTextTokenizer:
 
         Raises `ManifestError` for a string that is no Unicode text (lone surrogates).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ManifestError(
-                f"text holds the lone surrogate {text[error.start]!r} and is no valid Unicode; read it as UTF-8"
-            ) from error
+        check_unicode(text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -156,12 +151,7 @@ class HFTextTokenizer:
         Raises:
             ManifestError: an id outside `[0, size)`.
         """
-        pieces = [int(i) for i in ids]
-        bad = [i for i in pieces if not 0 <= i < self.size]
-        if bad:
-            raise ManifestError(
-                f"id {bad[0]} is no text id (0 to {self.size - 1}); cut media and control ids out first"
-            )
+        pieces = check_text_ids(ids, self.size)
         return str(self._tokenizer.decode(pieces, skip_special_tokens=False))
 
     def __getstate__(self) -> bytes:

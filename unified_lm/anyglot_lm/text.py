@@ -27,6 +27,25 @@ if TYPE_CHECKING:
 _SPACE_MARK = "\u2581"
 
 
+def check_unicode(text: str) -> None:
+    """Raises `ManifestError` for a string that is no Unicode text (lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"text holds the lone surrogate {text[error.start]!r} and is no valid Unicode; read it as UTF-8"
+        ) from error
+
+
+def check_text_ids(ids: Sequence[int] | np.ndarray, size: int) -> list[int]:
+    """`ids` as integers. Raises `ManifestError` for one outside `[0, size)`."""
+    pieces = [int(i) for i in ids]
+    bad = [i for i in pieces if not 0 <= i < size]
+    if bad:
+        raise ManifestError(f"id {bad[0]} is no text id (0 to {size - 1}); cut media and control ids out first")
+    return pieces
+
+
 class TextTokenizer:
     """A text tokenizer.
 
@@ -137,12 +156,7 @@ class TextTokenizer:
 
         Raises `ManifestError` for a string that is no Unicode text (lone surrogates).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ManifestError(
-                f"text holds the lone surrogate {text[error.start]!r} and is no valid Unicode; read it as UTF-8"
-            ) from error
+        check_unicode(text)
         ids: list[int] = []
         for i, part in enumerate(text.split(_SPACE_MARK)):
             if i:
@@ -157,12 +171,7 @@ class TextTokenizer:
         Raises:
             ManifestError: an id outside `[0, size)`.
         """
-        pieces = [int(i) for i in ids]
-        bad = [i for i in pieces if not 0 <= i < self.size]
-        if bad:
-            raise ManifestError(
-                f"id {bad[0]} is no text id (0 to {self.size - 1}); cut media and control ids out first"
-            )
+        pieces = check_text_ids(ids, self.size)
         unknown = self.unknown_id
         return str(self._processor.decode([i for i in pieces if i != unknown]))
 
