@@ -1,8 +1,9 @@
 """The `nano_dpo` recipe: a model of nanoworld learns to prefer right answers over slightly wrong ones.
 
-scenes -> pairs (the right answer, and the answer for a scene that differs in one thing's colour, size, shape or place)
--> DPO -> the preference on held-out pairs and the benchmark, each before and after. Every stage continues where it was
-killed (see `chain.py`); the training is `dpo.py`'s.
+scenes -> pairs -> DPO -> the preference on held-out pairs and the benchmark, each before and after. A training pair is the
+best and the worst of several answers of the model itself, as the checkers see them (`candidates`), or the right answer
+and that to a scene which differs in one thing's colour, size, shape or place; held-out pairs are always of the latter
+kind. Every stage continues where it was killed (see `chain.py`); the training is `dpo.py`'s.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from anyglot_lm.segments import Sample
+from anyglot_lm.engine import Sampling
+from anyglot_lm.grammar import TEXT
+from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.shards import ShardReader, ShardWriter
-from anyglot_lm.unified import UnifiedModel
+from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import Run, encode_audio, encode_images, seed_of
 from anyglot_recipes.dpo import score_pairs
 from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE, make_items, test_items
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
-from anyglot_recipes.tasks import PAIRS, Item, sample, split_task
+from anyglot_recipes.tasks import PAIRS, Item, prompt, sample, split_task
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld import melody
 from anyglot_synth.nanoworld.draw import draw
@@ -45,6 +48,8 @@ class NanoDPOConfig:
         model: folder of a model of nanoworld, default the shipped one.
         tasks: ordered pairs of media such as "text->image", or all twelve.
         scenes: training scenes; each gives a pair of every task.
+        candidates: answers of the model to each prompt, at temperature 1, of which the best and the worst make a pair
+            where their scores differ; 0 makes pairs of right and altered answers.
         held_out: held-out scenes, whose pairs are never trained on.
         workers: processes that make media.
         dpo: settings of the stage, over those of configs/dpo.yaml, as `{"model.lr": 0.0001}`.
@@ -56,6 +61,7 @@ class NanoDPOConfig:
     model: str = str(SHIPPED)
     tasks: list[str] = field(default_factory=lambda: list(PAIRS))
     scenes: int = 200
+    candidates: int = 0
     held_out: int = 40
     workers: int = 2
     dpo: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +82,10 @@ def nano_dpo(config: NanoDPOConfig) -> dict[str, Any] | None:
         raise ManifestError(
             f"nano_dpo: tasks {unknown or config.tasks}, scenes {config.scenes}, held_out {config.held_out}; give "
             f"tasks among {', '.join(PAIRS)}, and at least one scene of each kind"
+        )
+    if config.candidates < 0 or config.candidates == 1:
+        raise ManifestError(
+            f"nano_dpo: candidates {config.candidates}; a pair needs 2 answers or more, 0 alters right ones"
         )
     check_whole_names(config.dpo, "dpo")
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n")}
@@ -158,14 +168,44 @@ def preference_pairs(
             yield task, right, Sample([*asked, *(s for s in altered.segments if s.role == "assistant")])
 
 
+def sampled_pairs(
+    items: Sequence[Item], model: UnifiedModel, tasks: Sequence[str], seed: int, candidates: int
+) -> Iterator[tuple[str, Sample, Sample]]:
+    """(task, best answer, worst answer) of `candidates` sampled ones, where the checkers tell them apart."""
+    from anyglot_recipes.evaluate import Checkers, grade, request
+
+    checkers = Checkers()
+    sampling = {name: Sampling() for name in (TEXT, *model.vocabulary.modalities)}
+    for t, task in enumerate(tasks):
+        prompts = [prompt(item, task, np.random.default_rng([seed, 80, i])) for i, item in enumerate(items)]
+        repeated = [asked for asked in prompts for _ in range(candidates)]
+        answers = model.respond(repeated, request(task), sampling, seed=seed_of(seed, "sampled", t))
+        graded = grade([item for item in items for _ in range(candidates)], task, answers, checkers)
+        for i, asked in enumerate(prompts):
+            ranked = sorted(graded[i * candidates : (i + 1) * candidates], key=lambda answer: -answer.score)
+            if ranked[0].score > ranked[-1].score:
+                yield task, _answered(asked, ranked[0].outputs), _answered(asked, ranked[-1].outputs)
+
+
+def _answered(asked: Sample, outputs: Sequence[Output]) -> Sample:
+    """The prompt with an answer of the model."""
+    said = [o.text if o.codes is None else o.codes.numpy() for o in outputs]
+    segments = [Segment(o.modality, content, "assistant") for o, content in zip(outputs, said, strict=True)]
+    return Sample([*asked.segments, *segments])
+
+
 def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num: int) -> None:
     model = UnifiedModel.from_pretrained(config.model)
     cache, seed = SpeechCache(default_cache_dir(), config.workers), seed_of(config.seed, "dpo", split) % 2**31
     items = make_items(split, num, seed, dict(model.tokenizers), cache, config.workers)
-    wrong = wrong_items(items, model, {split_task(task)[1][0] for task in config.tasks}, seed, config.workers)
+    if split == "train" and config.candidates:
+        pairs = sampled_pairs(items, model, config.tasks, seed, config.candidates)
+    else:
+        wrong = wrong_items(items, model, {split_task(task)[1][0] for task in config.tasks}, seed, config.workers)
+        pairs = preference_pairs(items, wrong, config.tasks, seed)
     left_out = 0
     with ShardWriter(folder, model.vocabulary, model.template, text=model.text) as writer:
-        for task, *pair in preference_pairs(items, wrong, config.tasks, seed):
+        for task, *pair in pairs:
             try:
                 both = [model.template.render(answer, model.vocabulary, model.text) for answer in pair]
             except CodesError:  # a medium longer than the vocabulary allows

@@ -208,7 +208,7 @@ class _Decoder:
             if name not in known:
                 raise GenerationError(f"settings for unknown modality {name!r}; this model has {sorted(known)}")
         implementation = model.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
+        if "flex" in implementation or "flash" in implementation:
             raise GenerationError(
                 f"attention {implementation!r} is not supported here; load the model with attn_implementation='sdpa'"
             )

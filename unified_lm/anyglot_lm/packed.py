@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from anyglot_lm.attention import faster_on_cpu
 from anyglot_lm.loss import SliceTable, SpanNLL, span_nll
 from anyglot_lm.model import hidden_states
 from anyglot_lm.tuning import output_rows
@@ -67,6 +68,7 @@ class PackedLM(nn.Module):
         self.model = model
         self.model.train()
         self.model.config.use_cache = False
+        faster_on_cpu(self.model)
         self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
         self.sliced, self.z_loss = sliced, z_loss
         lo, hi, class_of_id = vocabulary.slice_table()

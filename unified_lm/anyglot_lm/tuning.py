@@ -69,12 +69,12 @@ class SplitRows(nn.Module):
 
 
 class SplitEmbedding(SplitRows):
-    """ids int64 `[*]` -> rows `[*, D]`."""
+    """ids int64 `[*]` -> rows `[*, D]`, in the dtype of the rows that stay: with bf16 ones all layers run in bf16."""
 
     def forward(self, ids: Tensor) -> Tensor:
         first_new = len(self.old)
         old = F.embedding(ids.clamp(max=first_new - 1), self.old)
-        new = F.embedding((ids - first_new).clamp(min=0), self.new)
+        new = F.embedding((ids - first_new).clamp(min=0), self.new).to(old.dtype)
         return torch.where((ids >= first_new)[..., None], new, old)
 
 
