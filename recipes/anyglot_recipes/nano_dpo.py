@@ -1,9 +1,9 @@
 """The `nano_dpo` recipe: a model of nanoworld learns to prefer right answers over slightly wrong ones.
 
-scenes -> pairs -> DPO -> the preference on held-out pairs and the benchmark, each before and after. A training pair is the
-best and the worst of several answers of the model itself, as the checkers see them (`candidates`), or the right answer
-and that to a scene which differs in one thing's colour, size, shape or place; held-out pairs are always of the latter
-kind. Every stage continues where it was killed (see `chain.py`); the training is `dpo.py`'s.
+scenes -> pairs -> DPO -> the preference on held-out pairs and the benchmark, each before and after. A training pair is
+the best and the worst of several answers of the model itself, as the checkers see them (`candidates`), or the right
+answer and that to a scene which differs in one thing's colour, size, shape or place; held-out pairs are always of the
+latter kind. Every stage continues where it was killed (see `chain.py`); the training is `dpo.py`'s.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Attention for training on a CPU: torch's fused kernel there is slow backwards in bf16, plain products are not.
 
-`faster_on_cpu` puts it in the place of "sdpa" in a model, through transformers' own registry of attention functions. For
-short rows in bf16 the scores are two matrix products and a softmax, without copies of grouped keys and values; anything
-else (float32, long rows whose scores would fill the memory, other devices) goes to `scaled_dot_product_attention` as
-before. Masks are made by transformers as for sdpa.
+`faster_on_cpu` puts it in the place of "sdpa" in a model, through transformers' own registry of attention functions.
+For short rows in bf16 attention is two matrix products and a softmax, without copies of grouped keys and values;
+anything else (float32, long rows whose scores would fill the memory, other devices) goes to
+`scaled_dot_product_attention` as before. Masks are made by transformers as for sdpa.
 
 Shape suffixes: B rows, H heads, K heads of keys and values, G = H / K, T positions, D head size.
 """
