@@ -123,7 +123,7 @@ def test_seed_decides_the_answer() -> None:
 def test_prefill_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = prompts(9)
     whole = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0])
-    monkeypatch.setattr("anyglot_lm.engine.PREFILL_MASK_ELEMENTS", 400)
+    monkeypatch.setattr("anyglot_lm.engine.PREFILL_IDS", 5)
     assert generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0]) == whole
 
 

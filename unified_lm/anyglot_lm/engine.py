@@ -1,24 +1,27 @@
-"""Batched, grammar-constrained decoding of a Hugging Face causal language model.
+"""The engine: batched, grammar-constrained decoding of a causal language model, row by row as they come and go.
 
-Three small steps, as in pytorch-labs/gpt-fast: prefill the prompts, choose one id per row, feed it. What is
-special here:
+Three small steps, as in pytorch-labs/gpt-fast: prefill a prompt, choose one id for every row, feed it. What is special
+here:
 
-- Rows of a batch may be in different states. Rows that may say the same things are one *group*; only that
-  group's slice of the LM head is multiplied, and only over that group's rows. A row with a single legal id
-  needs no logits at all.
-- The key/value cache is preallocated, and compacted when enough rows are done.
-- Every row has random numbers of its own (counter-based: Philox keyed by the row's seed), one per id. What a
-  row says does not depend on which rows share its batch, up to the rounding of the matrix products.
+- Rows join when there is room and leave when they are done; each is at a place of its own (`cache.py`).
+- Rows of a batch may be in different states. Rows that may say the same things are one *group*; only that group's
+  slice of the LM head is multiplied, and only over that group's rows. An id without a choice needs no logits at all.
+- Inside a span whose next slices are certain (a picture of fixed size), ids stay on the device: nothing is looked at
+  until the last of them.
+- Equal prompts, such as those of several candidates, are computed once. What a row computed can be kept (`Memory`), and
+  a later prompt that begins with the same ids goes on from there.
 
-This file knows nothing of text, media or model folders (`unified.py` does), and nothing of which ids are
-legal (`grammar.py` does).
+`generate` runs a list of prompts to the end. This file knows nothing of text, media or model folders (`unified.py` and
+`stream.py` do), of which ids are legal (`grammar.py`), how one is chosen (`sampling.py`) or how layers run
+(`decoder.py`).
 
-Shape suffixes: B rows in flight, S streams (= B, or 2B with guidance), T columns of the cache, H hidden size,
-V vocabulary, G rows of a group, C width of the group's slice.
+Shape suffixes: B rows in flight, S streams (one a row, two with guidance), H hidden size, V vocabulary, G rows of a
+group, C width of the group's slice.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,61 +31,25 @@ import torch
 import torch.nn.functional as F
 
 from anyglot_lm.grammar import Ranges, Request, SpanGrammar, State
+from anyglot_lm.int8 import Int8Linear, int8_product
+from anyglot_lm.sampling import GREEDY as GREEDY
+from anyglot_lm.sampling import GenerationError as GenerationError
+from anyglot_lm.sampling import Sampling as Sampling
+from anyglot_lm.sampling import penalise, row_draws, sample
+from anyglot_lm.sampling import row_seeds as row_seeds
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import AnyglotError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from anyglot_lm.cache import PreallocatedCache
+PREFILL_IDS = 4096
+"""Ids of one pass over prompts, padding included; longer prompts take several."""
 
-PREFILL_MASK_ELEMENTS = 2**23
-"""Prompts are prefilled in chunks of columns, so that no attention mask has more elements than this."""
+JOIN_FRACTION = 8
+"""`generate` lets rows join as soon as one in so many is free."""
 
-COMPACT_FRACTION = 8
-"""Finished rows leave the batch as soon as they are one in so many."""
-
-
-class GenerationError(AnyglotError):
-    """The model, the prompts or the settings do not allow generation."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose among the legal ids of one modality.
-
-    Filters apply in the order repetition penalty, temperature, top-k, min-p, top-p.
-
-    Args:
-        temperature: divides the logits; 0 is greedy (filters are then ignored).
-        top_k: keep only the k likeliest ids; 0 keeps all.
-        top_p: keep the likeliest ids up to this much probability (nucleus sampling, Holtzman et al. 2019).
-        min_p: drop ids less likely than this share of the likeliest (Nguyen et al. 2024).
-        repetition_penalty: divides positive and multiplies negative logits of ids that the row has already
-            written in this answer (CTRL, Keskar et al. 2019); 1 is off.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks = [
-            ("temperature", self.temperature, self.temperature >= 0, ">= 0 (0 is greedy)"),
-            ("top_k", self.top_k, self.top_k >= 0, ">= 0 (0 keeps every id)"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "> 0 (1 is off)"),
-        ]
-        for name, value, good, rule in checks:
-            if not good:
-                raise GenerationError(f"Sampling.{name} is {value}; it must be {rule}")
-
-
-GREEDY = Sampling(temperature=0.0)
+NO_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True)
@@ -100,12 +67,392 @@ class Guidance:
     scales: Mapping[str, float]
 
 
-def row_seeds(seed: int, num_rows: int) -> list[int]:
-    """Seeds of the rows of `generate(..., seed=seed)`: pass one of them alone to repeat one row alone."""
-    return [int(value) for value in np.random.SeedSequence(seed).generate_state(num_rows, np.uint64)]
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a row computed: its ids, and the keys and values `[L, 2, N, T, D]` of the first `T` of them."""
+
+    ids: list[int]
+    kv: Tensor
+
+    def shared(self, prompt: Sequence[int]) -> int:
+        """How many ids of a prompt need not be computed again; its last one always is."""
+        most = min(self.kv.shape[3], len(prompt) - 1)
+        return next((i for i in range(most) if self.ids[i] != prompt[i]), most)
 
 
-@torch.inference_mode()
+@dataclass(eq=False)
+class Row:
+    """One answer in the making; made by `Engine.submit`.
+
+    Attributes:
+        ids: what is written so far, eos at the end.
+        done: whether the answer is whole (or was cancelled).
+        memory: where the row starts from; at the end, if `keep` is set, what a later row may start from.
+    """
+
+    prompts: list[list[int]]  # with guidance also the unconditional one
+    state: State
+    draws: np.ndarray
+    sampling: Mapping[str, Sampling]
+    scales: Mapping[str, float]
+    memory: Memory | None = None
+    keep: bool = False
+    ids: list[int] = field(default_factory=list)
+    done: bool = False
+    slots: list[int] = field(default_factory=list)
+    seen_V: Tensor | None = None
+
+    def settings(self) -> tuple[str, Sampling, float]:
+        """What governs the next id: modality, sampling, scale of guidance."""
+        modality = self.state.modality
+        scale = float(self.scales.get(modality, 1.0)) if len(self.prompts) > 1 else 1.0
+        return modality, self.sampling.get(modality, NO_SAMPLING), scale
+
+
+class Engine:
+    """Decodes rows of one model. Not for several threads at once; between calls it does nothing.
+
+    Args:
+        model: a causal language model in float32 or bfloat16, with "sdpa" or "eager" attention; put into evaluation
+            mode. `int8.quantize_int8` may have been over it.
+        vocabulary: that the model was trained with.
+        streams: rows in flight at most (guided rows count twice).
+        capacity: ids of prompt and answer at most, default all positions of the model.
+        compile: run steps through torch.compile.
+        join_at: streams that must be free before waiting rows join others in flight.
+
+    Raises:
+        GenerationError: the model does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: Vocabulary,
+        *,
+        streams: int = 64,
+        capacity: int | None = None,
+        compile: bool = False,
+        join_at: int = 1,
+    ) -> None:
+        from anyglot_lm.decoder import decoder_of
+
+        implementation = model.config._attn_implementation
+        if "flex" in implementation or "flash" in implementation:
+            raise GenerationError(
+                f"attention {implementation!r} is not supported here; load the model with attn_implementation='sdpa'"
+            )
+        self.head: Any = model.get_output_embeddings()
+        if self.head.weight.shape[0] < vocabulary.size:
+            raise GenerationError(
+                f"the model has {self.head.weight.shape[0]} rows in its LM head and the vocabulary "
+                f"{vocabulary.size} ids; use the vocabulary.json of the model's own folder"
+            )
+        model.eval()
+        self.vocabulary, self.grammar = vocabulary, SpanGrammar(vocabulary)
+        self.max_positions: int = model.config.max_position_embeddings
+        self.capacity = min(capacity or self.max_positions, self.max_positions)
+        self.decoder = decoder_of(model, compile=compile)
+        self.device = model.get_input_embeddings().weight.device
+        with torch.inference_mode():
+            self.cache = self.decoder.new_cache(streams, self.capacity)
+        self.join_at = min(join_at, streams)
+        self.rows: list[Row] = []
+        self.waiting: deque[Row] = deque()
+        self._hidden_SH = torch.empty(0, 0, device=self.device)  # by slot; takes its shape with the first prompt
+        self._owners_S, self._in_order = torch.empty(0, dtype=torch.long, device=self.device), True
+        self._slices: dict[Ranges, tuple[int, int, Tensor | None]] = {}
+        self._known = {"text", *vocabulary.modalities}
+
+    @property
+    def busy(self) -> bool:
+        """Whether any row is in flight or waiting."""
+        return bool(self.rows or self.waiting)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        request: Request,
+        *,
+        sampling: Mapping[str, Sampling] | None = None,
+        seed: int = 0,
+        unconditional: Sequence[int] | None = None,
+        scales: Mapping[str, float] | None = None,
+        memory: Memory | None = None,
+        keep: bool = False,
+        name: str = "the prompt",
+    ) -> Row:
+        """A row that waits for its turn.
+
+        Args:
+            prompt: ids.
+            request: what the answer may look like.
+            sampling: settings by modality, `"text"` for text; `"text"` also governs what stands between spans (a start
+                id or eos). Modalities left out use `Sampling()`.
+            seed: of the row's random numbers.
+            unconditional, scales: prompt and scales of classifier-free guidance, see `Guidance`.
+            memory: of an earlier row; what the prompts share is not computed again.
+            keep: leave `row.memory` at the end.
+            name: of the prompt in errors.
+
+        Raises:
+            GenerationError: prompt or settings do not fit.
+            RequestError: a request that this vocabulary cannot fulfil.
+        """
+        for modality in [*(sampling or {}), *(scales or {})]:
+            if modality not in self._known:
+                raise GenerationError(
+                    f"settings for unknown modality {modality!r}; this model has {sorted(self._known)}"
+                )
+        prompts = [list(prompt)] + ([list(unconditional)] if unconditional is not None else [])
+        longest = self.grammar.longest(request)
+        for stream in prompts:
+            self._check_prompt(stream, longest, name)
+        if len(prompts) > self.cache.slots:
+            raise GenerationError("guidance needs two streams; make the engine with streams=2 or more")
+        draws = row_draws(seed, longest)
+        row = Row(prompts, self.grammar.start(request), draws, sampling or {}, scales or {}, memory, keep)
+        if any(s.repetition_penalty != 1 for s in row.sampling.values()):
+            row.seen_V = torch.zeros(self.vocabulary.size, dtype=torch.bool, device=self.device)
+        self.waiting.append(row)
+        return row
+
+    def _check_prompt(self, prompt: list[int], longest: int, name: str) -> None:
+        if not prompt:
+            raise GenerationError(f"{name} is empty; a prompt holds at least the bos id")
+        if min(prompt) < 0 or max(prompt) >= self.vocabulary.size:
+            raise GenerationError(f"{name} has ids outside 0..{self.vocabulary.size - 1}: another vocabulary?")
+        if len(prompt) + longest > self.capacity:
+            raise GenerationError(
+                f"{name} has {len(prompt)} ids and the answer up to {longest}, but the model has "
+                f"{self.capacity} positions; shorten the prompt or lower max_ids"
+            )
+
+    @torch.inference_mode()
+    def cancel(self, row: Row) -> None:
+        """Ends a row where it stands; its room is free."""
+        if row in self.waiting:
+            self.waiting.remove(row)
+        elif not row.done:
+            self._leave(row)
+        row.done = True
+
+    @torch.inference_mode()
+    def step(self, most: int = 16) -> list[Row]:
+        """Lets waiting rows join, and writes at least one id of every row in flight.
+
+        Args:
+            most: ids of a row at most. More than one are written only where the legal slices are certain (or the rest
+                is forced).
+
+        Returns:
+            The rows that were in flight; those that are done have left.
+
+        Raises:
+            GenerationError: the logits are not finite. The engine is empty then.
+        """
+        self._join()
+        rows = self.rows[:]
+        if not rows:
+            return rows
+        certain = [self.grammar.certain(row.state, most) for row in rows]
+        steps = min(map(len, certain))
+        draws_nB = torch.from_numpy(np.stack([row.draws[len(row.ids) : len(row.ids) + steps] for row in rows], 1)).to(
+            self.device
+        )
+        settings = [row.settings() for row in rows]
+        written, finite = [], torch.ones((), dtype=torch.bool, device=self.device)
+        for i in range(steps):
+            ids_B, good = self._choose([ranges[i] for ranges in certain], settings, draws_nB[i])
+            finite &= good
+            written.append(ids_B)
+            if i + 1 < steps:
+                self._feed(ids_B)
+        values = torch.stack(written, 1).tolist()
+        if not bool(finite):
+            self.rows, self.cache.lengths = [], []
+            raise GenerationError(
+                f"the model's logits for {settings[0][0]} are not finite; check its weights and dtype"
+            )
+        for row, ids in zip(rows, values, strict=True):
+            self._write(row, ids)
+        for row in rows:
+            if row.done:
+                self._leave(row)
+        if self.rows:
+            self._feed(torch.tensor([row.ids[-1] for row in self.rows], device=self.device))
+        return rows
+
+    def _join(self) -> None:
+        """Prefills waiting rows, as many as there is room for."""
+        if not self.waiting or (self.rows and self.cache.free < self.join_at):
+            return
+        alike: dict[tuple[int, ...], list[tuple[Row, int]]] = {}
+        room = self.cache.free
+        while self.waiting and len(self.waiting[0].prompts) <= room:
+            row = self.waiting.popleft()
+            room -= len(row.prompts)
+            row.slots = [-1] * len(row.prompts)
+            for stream, prompt in enumerate(row.prompts):
+                if stream == 0 and row.memory is not None and row.memory.shared(prompt):
+                    self._go_on(row, row.memory)
+                else:
+                    alike.setdefault(tuple(prompt), []).append((row, stream))
+            self.rows.append(row)
+        distinct = sorted(alike, key=len)
+        while distinct:
+            count = 1
+            while count < len(distinct) and (count + 1) * len(distinct[count]) <= PREFILL_IDS:
+                count += 1
+            first = self._prefill([list(prompt) for prompt in distinct[:count]])
+            for slot, prompt in enumerate(distinct[:count], first):
+                for i, (row, stream) in enumerate(alike[prompt]):
+                    row.slots[stream] = self._twin(slot) if i else slot
+            del distinct[:count]
+        self._index()
+
+    def _prefill(self, prompts: list[list[int]]) -> int:
+        """Runs prompts in slots of their own; returns the first one."""
+        first = self.cache.open(len(prompts))
+        hidden_SH = (
+            self._pieces(first, prompts[0]) if len(prompts) == 1 else self.decoder.prefill(self.cache, first, prompts)
+        )
+        self._put(first, hidden_SH)
+        return first
+
+    def _pieces(self, slot: int, prompt: list[int]) -> Tensor:
+        """One prompt of any length."""
+        for start in range(0, len(prompt), PREFILL_IDS):
+            hidden_SH = self.decoder.prefill(self.cache, slot, [prompt[start : start + PREFILL_IDS]])
+        return hidden_SH
+
+    def _go_on(self, row: Row, memory: Memory) -> None:
+        """Puts what a row remembers into a slot, and runs the rest of its prompt."""
+        slot, shared = self.cache.open(1), memory.shared(row.prompts[0])
+        self.cache.restore(slot, memory.kv[..., :shared, :])
+        self._put(slot, self._pieces(slot, row.prompts[0][shared:]))
+        row.slots[0] = slot
+
+    def _twin(self, slot: int) -> int:
+        """Another slot with the same prompt."""
+        twin = self.cache.open(1)
+        self.cache.copy(slot, twin)
+        self._put(twin, self._hidden_SH[slot : slot + 1])
+        return twin
+
+    def _put(self, first: int, hidden_SH: Tensor) -> None:
+        if len(self._hidden_SH) < self.cache.slots:
+            self._hidden_SH = hidden_SH.new_zeros(self.cache.slots, hidden_SH.shape[1])
+        self._hidden_SH[first : first + len(hidden_SH)] = hidden_SH
+
+    def _leave(self, row: Row) -> None:
+        """Takes a row out of flight."""
+        if row.keep:
+            ids = row.prompts[0] + row.ids
+            row.memory = Memory(ids, self.cache.read(row.slots[0]))
+        owners = {slot: (other, stream) for other in self.rows for stream, slot in enumerate(other.slots)}
+        for slot in sorted(row.slots, reverse=True):
+            moved = self.cache.close(slot)
+            if moved != slot:
+                other, stream = owners[slot] = owners.pop(moved)
+                other.slots[stream] = slot
+                self._hidden_SH[slot] = self._hidden_SH[moved]
+        self.rows.remove(row)
+        self._index()
+
+    def _index(self) -> None:
+        """What depends on which rows are in which slots."""
+        owners_S = [0] * len(self.cache.lengths)
+        for i, row in enumerate(self.rows):
+            for slot in row.slots:
+                owners_S[slot] = i
+        self._owners_S = torch.tensor(owners_S, device=self.device)
+        self._in_order = owners_S == list(range(len(self.rows)))  # slot i is row i
+
+    def _feed(self, ids_B: Tensor) -> None:
+        """Runs one more id of every row."""
+        ids_S = ids_B if self._in_order else ids_B[self._owners_S]
+        hidden_SH = self.decoder.step(self.cache, ids_S)
+        self._hidden_SH[: len(hidden_SH)] = hidden_SH
+
+    def _choose(
+        self, ranges_B: Sequence[Ranges], settings_B: Sequence[tuple[str, Sampling, float]], draws_B: Tensor
+    ) -> tuple[Tensor, Tensor | bool]:
+        """The next id of every row, and whether all logits were finite."""
+        groups: dict[Any, list[int]] = {}
+        for i, (ranges, settings) in enumerate(zip(ranges_B, settings_B, strict=True)):
+            groups.setdefault((ranges, *settings), []).append(i)
+        ids_B, finite = torch.empty(len(ranges_B), dtype=torch.long, device=self.device), True
+        for (ranges, _, sampling, scale), members in groups.items():
+            everyone = len(members) == len(ranges_B)
+            members_G = slice(None) if everyone else torch.tensor(members, device=self.device)
+            low, high, mask_C = self._slice(ranges)
+            if high - low == 1:
+                ids_B[members_G] = low
+                continue
+            rows = [self.rows[i] for i in members]
+            logits_GC = self._logits(rows, low, high, scale)
+            if mask_C is not None:
+                logits_GC = logits_GC + mask_C
+            if sampling.repetition_penalty != 1:
+                seen_GC = torch.stack([row.seen_V[low:high] for row in rows])
+                logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
+            finite = torch.isfinite(logits_GC.amax(-1)).all() & finite
+            ids_B[members_G] = low + sample(logits_GC, draws_B[members_G], sampling)
+        for i, row in enumerate(self.rows):
+            if row.seen_V is not None:
+                row.seen_V[ids_B[i]] = True
+        return ids_B, finite
+
+    def _logits(self, rows: list[Row], low: int, high: int, scale: float) -> Tensor:
+        """float32[G, C]: the slice of the head over the rows of a group, guided where asked."""
+
+        def head(stream: int) -> Tensor:
+            slots = [row.slots[stream] for row in rows]
+            first = slots[0]
+            consecutive = slots == list(range(first, first + len(slots)))
+            hidden_GH = self._hidden_SH[first : first + len(slots)] if consecutive else self._hidden_SH[slots]
+            return self._head(hidden_GH, low, high).float()
+
+        if scale == 1.0:
+            return head(0)
+        unconditional_GC = head(1)
+        return unconditional_GC + scale * (head(0) - unconditional_GC)
+
+    def _head(self, hidden_GH: Tensor, low: int, high: int) -> Tensor:
+        bias_V = getattr(self.head, "bias", None)
+        bias_C = None if bias_V is None else bias_V[low:high]
+        if isinstance(self.head, Int8Linear):
+            return int8_product(hidden_GH, self.head.weight[low:high], self.head.scales[low:high], bias_C)
+        return F.linear(hidden_GH, self.head.weight[low:high], bias_C)
+
+    def _slice(self, ranges: Ranges) -> tuple[int, int, Tensor | None]:
+        """(low, high, additive mask or None) of the smallest slice that holds all ranges."""
+        if ranges not in self._slices:
+            low, high = ranges[0][0], ranges[-1][1]
+            mask_C = None
+            if len(ranges) > 1:
+                mask_C = torch.full((high - low,), -torch.inf, device=self.device)
+                for start, stop in ranges:
+                    mask_C[start - low : stop - low] = 0
+            self._slices[ranges] = (low, high, mask_C)
+        return self._slices[ranges]
+
+    def _write(self, row: Row, ids: list[int]) -> None:
+        """Appends ids, and the whole rest of the answer if it is forced."""
+        for token in ids:
+            row.state = self.grammar.advance(row.state, token)
+        row.ids += ids
+        state, tail = row.state, []
+        while not self.grammar.finished(state):
+            ranges = self.grammar.allowed(state)
+            if len(ranges) > 1 or ranges[0][1] - ranges[0][0] > 1:
+                return
+            tail.append(ranges[0][0])
+            state = self.grammar.advance(state, tail[-1])
+        row.ids, row.state, row.done = row.ids + tail, state, True
+
+
 def generate(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -116,20 +463,21 @@ def generate(
     batch_size: int = 64,
     guidance: Guidance | None = None,
     on_row: Callable[[int, list[int]], None] | None = None,
+    compile: bool = False,
 ) -> list[list[int]]:
     """Continues each prompt with ids that its request's grammar allows, eos included.
 
     Args:
-        model: `LlamaForCausalLM` or alike, in float32 or bfloat16, with "sdpa" or "eager" attention.
+        model: as for `Engine`; its mode comes back.
         vocabulary: the vocabulary that the model was trained with.
         prompts: ids of each row; lengths may differ.
         requests: one request for each row, or one for all.
-        sampling: settings by modality, `"text"` for text; `"text"` also governs what stands between spans (a
-            start id or eos). Modalities left out use `Sampling()`.
+        sampling: settings by modality, see `Engine.submit`.
         seed: one seed (row i then draws from `row_seeds(seed, n)[i]`) or one for each row.
         batch_size: rows in flight at once.
         guidance: classifier-free guidance; doubles the work of a batch.
         on_row: called with (row, ids) as soon as a row is done; rows finish in any order.
+        compile: run steps through torch.compile.
 
     Returns:
         The new ids of each row, in the order of the prompts, without the prompt.
@@ -148,286 +496,44 @@ def generate(
             raise GenerationError(f"{name} has {length} entries for {len(prompts)} prompts; give one for each")
     if batch_size < 1:
         raise GenerationError(f"batch_size is {batch_size}; it must be at least 1")
+    if not prompts:
+        return []
+    streams = min(batch_size, len(prompts)) * (1 if guidance is None else 2)
     grammar = SpanGrammar(vocabulary)
-    decoder = _Decoder(model, vocabulary, grammar, dict(sampling or {}), guidance.scales if guidance else None)
-
-    rows = []
-    for i, (prompt, request, row_seed) in enumerate(zip(prompts, per_row, seeds, strict=True)):
-        streams = [list(prompt)] + ([list(guidance.prompts[i])] if guidance else [])
-        for stream in streams:
-            decoder.check_prompt(i, stream, grammar.longest(request))
-        draws = _uniform(row_seed, grammar.longest(request))
-        rows.append(_Row(index=i, streams=streams, state=grammar.start(request), draws=draws))
-
-    # Rows with equal requests walk through the same states together: they share slices, and finish together.
-    first_with: dict[str, int] = {}
-    kinds = [first_with.setdefault(repr(request), i) for i, request in enumerate(per_row)]
-    order = sorted(rows, key=lambda row: (kinds[row.index], len(row.streams[0]), row.index))
+    given = [*prompts, *(guidance.prompts if guidance else [])]
+    capacity = max(map(len, given)) + max(grammar.longest(request) for request in per_row)
     was_training = model.training
-    model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            decoder.run(order[start : start + batch_size], on_row)
+        engine = Engine(
+            model,
+            vocabulary,
+            streams=streams,
+            capacity=capacity,
+            compile=compile,
+            join_at=-(-streams // JOIN_FRACTION),
+        )
+        # Rows with equal requests walk through the same states together: they share slices, and finish together.
+        first_with: dict[str, int] = {}
+        kinds = [first_with.setdefault(repr(request), i) for i, request in enumerate(per_row)]
+        rows: dict[Row, int] = {}
+        for i in sorted(range(len(prompts)), key=lambda i: (kinds[i], len(prompts[i]), i)):
+            row = engine.submit(
+                prompts[i],
+                per_row[i],
+                sampling=sampling,
+                seed=seeds[i],
+                unconditional=guidance.prompts[i] if guidance else None,
+                scales=guidance.scales if guidance else None,
+                name=f"prompt {i}",
+            )
+            rows[row] = i
+        while engine.busy:
+            for row in engine.step():
+                if row.done and on_row is not None:
+                    on_row(rows[row], row.ids)
     finally:
         model.train(was_training)
-    return [row.ids for row in rows]
-
-
-def _uniform(seed: int, count: int) -> np.ndarray:
-    """float64[count] in [0, 1): the row's random numbers, a multiple of 2**-32 each.
-
-    The coarse step makes u * total < total exactly: inverse-CDF sampling can never land behind the last id.
-    """
-    bits = np.random.Philox(key=seed % 2**128).random_raw(count)
-    return (bits >> np.uint64(32)).astype(np.float64) * 2.0**-32
-
-
-@dataclass
-class _Row:
-    index: int
-    streams: list[list[int]]  # the prompt, and with guidance the unconditional prompt
-    state: State
-    draws: np.ndarray
-    ids: list[int] = field(default_factory=list)
-    done: bool = False
-
-
-class _Decoder:
-    """What stays the same for all batches of one call of `generate`."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        vocabulary: Vocabulary,
-        grammar: SpanGrammar,
-        sampling: dict[str, Sampling],
-        scales: Mapping[str, float] | None,
-    ) -> None:
-        known = {"text"} | {block.modality for block in vocabulary.blocks}
-        for name in [*sampling, *(scales or {})]:
-            if name not in known:
-                raise GenerationError(f"settings for unknown modality {name!r}; this model has {sorted(known)}")
-        implementation = model.config._attn_implementation
-        if "flex" in implementation or "flash" in implementation:
-            raise GenerationError(
-                f"attention {implementation!r} is not supported here; load the model with attn_implementation='sdpa'"
-            )
-        head: Any = model.get_output_embeddings()
-        if head.weight.shape[0] < vocabulary.size:
-            raise GenerationError(
-                f"the model has {head.weight.shape[0]} rows in its LM head and the vocabulary "
-                f"{vocabulary.size} ids; use the vocabulary.json of the model's own folder"
-            )
-        self.backbone: Any = model.get_decoder()
-        self.weight_VH: Tensor = head.weight
-        self.bias_V: Tensor | None = head.bias
-        self.num_layers: int = model.config.num_hidden_layers
-        self.max_positions: int = model.config.max_position_embeddings
-        self.vocabulary, self.grammar, self.sampling, self.scales = vocabulary, grammar, sampling, scales
-        self.device, self.dtype = head.weight.device, head.weight.dtype
-        self.num_streams = 1 if scales is None else 2
-        self.penalised = any(s.repetition_penalty != 1 for s in sampling.values())
-        self._slices: dict[Ranges, tuple[int, int, Tensor | None]] = {}
-
-    def check_prompt(self, row: int, prompt: Sequence[int], longest: int) -> None:
-        """Raises GenerationError if the row cannot be generated at all."""
-        if not prompt:
-            raise GenerationError(f"prompt {row} is empty; a prompt holds at least the bos id")
-        if min(prompt) < 0 or max(prompt) >= self.vocabulary.size:
-            raise GenerationError(f"prompt {row} has ids outside 0..{self.vocabulary.size - 1}: another vocabulary?")
-        if len(prompt) + longest > self.max_positions:
-            raise GenerationError(
-                f"prompt {row} has {len(prompt)} ids and the answer up to {longest}, but the model has "
-                f"{self.max_positions} positions; shorten the prompt or lower max_ids"
-            )
-
-    def run(self, rows: list[_Row], on_row: Callable[[int, list[int]], None] | None) -> None:
-        """Generates all of `rows` as one batch; fills `row.ids`."""
-        hidden_SH, batch = self._prefill(rows)
-        pad = self.vocabulary.controls["pad"]
-        seen_BV = None
-        if self.penalised:
-            seen_BV = torch.zeros(len(rows), self.vocabulary.size, dtype=torch.bool, device=self.device)
-        while True:
-            chosen = self._choose(rows, hidden_SH, seen_BV)
-            num_done = 0
-            for row, token in zip(rows, chosen, strict=True):
-                if not row.done and self._write(row, token) and on_row is not None:
-                    on_row(row.index, row.ids)
-                num_done += row.done
-            if num_done == len(rows):
-                return
-            next_B = torch.tensor([pad if row.done else row.ids[-1] for row in rows], device=self.device)
-            if seen_BV is not None:
-                seen_BV[torch.arange(len(rows), device=self.device), next_B] = True
-            if num_done * COMPACT_FRACTION >= len(rows):
-                keep = [slot for slot, row in enumerate(rows) if not row.done]
-                keep_B = torch.tensor(keep, device=self.device)
-                keep_S = torch.cat([keep_B + stream * len(rows) for stream in range(self.num_streams)])
-                batch.keep(keep_S)
-                next_B = next_B[keep_B]
-                rows = [rows[slot] for slot in keep]
-                seen_BV = None if seen_BV is None else seen_BV[keep_B]
-            hidden_SH = batch.feed(self.backbone, next_B.repeat(self.num_streams)[:, None])
-
-    def _prefill(self, rows: list[_Row]) -> tuple[Tensor, _Batch]:
-        from anyglot_lm.cache import PreallocatedCache
-
-        streams = [row.streams[s] for s in range(self.num_streams) for row in rows]
-        length = max(map(len, streams))
-        capacity = length + max(len(row.draws) for row in rows)
-        ids = torch.full((len(streams), length), self.vocabulary.controls["pad"], dtype=torch.long)
-        for slot, stream in enumerate(streams):
-            ids[slot, length - len(stream) :] = torch.tensor(stream)
-        pads_S = torch.tensor([length - len(stream) for stream in streams], device=self.device)
-        batch = _Batch(PreallocatedCache(self.num_layers, capacity), pads_S, capacity, self.dtype)
-        ids = ids.to(self.device)
-        chunk = max(1, PREFILL_MASK_ELEMENTS // (len(streams) * length))
-        for start in range(0, length, chunk):
-            hidden_SH = batch.feed(self.backbone, ids[:, start : start + chunk])
-        return hidden_SH, batch
-
-    def _choose(self, rows: list[_Row], hidden_SH: Tensor, seen_BV: Tensor | None) -> list[int]:
-        """The next id of every row; -1 for rows that are done."""
-        chosen = [-1] * len(rows)
-        groups: dict[tuple[Ranges, str], list[int]] = {}
-        for slot, row in enumerate(rows):
-            if row.done:
-                continue
-            ranges = self.grammar.allowed(row.state)
-            if len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1:
-                chosen[slot] = ranges[0][0]
-            else:
-                groups.setdefault((ranges, row.state.modality), []).append(slot)
-        for (ranges, modality), slots in groups.items():
-            settings = self.sampling.get(modality, Sampling())
-            low, high, mask_C = self._slice(ranges)
-            everyone = len(slots) == len(rows)
-            slots_G = None if everyone else torch.tensor(slots, device=self.device)
-            logits_GC = self._logits(hidden_SH, slots_G, len(rows), low, high, modality)
-            if mask_C is not None:
-                logits_GC = logits_GC + mask_C
-            if seen_BV is not None and settings.repetition_penalty != 1:
-                seen_GC = (seen_BV if slots_G is None else seen_BV[slots_G])[:, low:high]
-                logits_GC = penalise(logits_GC, seen_GC, settings.repetition_penalty)
-            if not bool(torch.isfinite(logits_GC.amax(-1)).all()):
-                raise GenerationError(f"the model's logits for {modality} are not finite; check its weights and dtype")
-            draws = np.fromiter((rows[slot].draws[len(rows[slot].ids)] for slot in slots), np.float64, len(slots))
-            picked = sample(logits_GC, torch.from_numpy(draws).to(self.device), settings)
-            for slot, offset in zip(slots, picked.tolist(), strict=True):
-                chosen[slot] = low + offset
-        return chosen
-
-    def _logits(
-        self, hidden_SH: Tensor, slots_G: Tensor | None, num_rows: int, low: int, high: int, modality: str
-    ) -> Tensor:
-        """float32[G, C]: the slice of the head over the rows of a group, guided where asked."""
-
-        def head(stream: int) -> Tensor:
-            hidden_BH = hidden_SH[stream * num_rows : (stream + 1) * num_rows]
-            hidden_GH = hidden_BH if slots_G is None else hidden_BH[slots_G]
-            bias_C = None if self.bias_V is None else self.bias_V[low:high]
-            return F.linear(hidden_GH, self.weight_VH[low:high], bias_C).float()
-
-        scale = 1.0 if self.scales is None else float(self.scales.get(modality, 1.0))
-        if scale == 1.0:
-            return head(0)
-        unconditional = head(1)
-        return unconditional + scale * (head(0) - unconditional)
-
-    def _slice(self, ranges: Ranges) -> tuple[int, int, Tensor | None]:
-        """(low, high, additive mask or None) of the smallest slice that holds all ranges."""
-        if ranges not in self._slices:
-            low, high = ranges[0][0], ranges[-1][1]
-            mask_C = None
-            if len(ranges) > 1:
-                mask_C = torch.full((high - low,), -torch.inf, device=self.device)
-                for start, stop in ranges:
-                    mask_C[start - low : stop - low] = 0
-            self._slices[ranges] = (low, high, mask_C)
-        return self._slices[ranges]
-
-    def _write(self, row: _Row, token: int) -> bool:
-        """Appends the id, and the whole rest of the answer if it is forced. True when the row is done."""
-        row.ids.append(token)
-        row.state = self.grammar.advance(row.state, token)
-        state, tail = row.state, []
-        while not self.grammar.finished(state):
-            ranges = self.grammar.allowed(state)
-            if len(ranges) > 1 or ranges[0][1] - ranges[0][0] > 1:
-                return False
-            tail.append(ranges[0][0])
-            state = self.grammar.advance(state, tail[-1])
-        row.ids, row.state, row.done = row.ids + tail, state, True
-        return True
-
-
-class _Batch:
-    """The cache of the rows in flight, with what attention needs to know of the padding on their left."""
-
-    def __init__(self, cache: PreallocatedCache, pads_S: Tensor, capacity: int, dtype: torch.dtype) -> None:
-        self.cache, self.pads_S = cache, pads_S
-        # Finite: a query on padding sees only padding, and must not become NaN.
-        self.blocked = torch.finfo(dtype).min
-        columns_T = torch.arange(capacity, device=pads_S.device)
-        self.mask_S11T = torch.zeros(len(pads_S), 1, 1, capacity, dtype=dtype, device=pads_S.device)
-        self.mask_S11T.masked_fill_((columns_T < pads_S[:, None])[:, None, None], self.blocked)
-
-    def feed(self, backbone: Any, ids_SQ: Tensor) -> Tensor:
-        """Runs Q more ids of every stream through the model; [S, H] of the last one."""
-        start, stop = self.cache.length, self.cache.length + ids_SQ.shape[1]
-        mask = self.mask_S11T[..., :stop]
-        columns_Q = torch.arange(start, stop, device=ids_SQ.device)
-        if stop - start > 1:
-            later_QT = torch.arange(stop, device=ids_SQ.device) > columns_Q[:, None]
-            mask = mask.masked_fill(later_QT, self.blocked)
-        output = backbone(
-            input_ids=ids_SQ,
-            attention_mask=mask,
-            position_ids=(columns_Q - self.pads_S[:, None]).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state[:, -1]
-
-    def keep(self, rows_S: Tensor) -> None:
-        """Drops all other streams, and the columns that are padding for all that stay."""
-        pads_S = self.pads_S[rows_S]
-        shift = int(pads_S.min())
-        self.cache.keep(rows_S, shift)
-        self.pads_S = pads_S - shift
-        self.mask_S11T = self.mask_S11T[rows_S][..., shift:]
-
-
-def penalise(logits_GC: Tensor, seen_GC: Tensor, penalty: float) -> Tensor:
-    """Makes ids already seen less likely (penalty > 1): divides positive logits, multiplies negative ones."""
-    lower = torch.where(logits_GC > 0, logits_GC / penalty, logits_GC * penalty)
-    return torch.where(seen_GC, lower, logits_GC)
-
-
-def sample(logits_GC: Tensor, draws_G: Tensor, settings: Sampling) -> Tensor:
-    """One id per row by inverse-CDF sampling: one random number per row and id, whatever the slice's width.
-
-    Args:
-        logits_GC: float32, -inf where illegal; at least one finite entry per row.
-        draws_G: float64 in [0, 1), multiples of 2**-32.
-        settings: temperature and filters.
-
-    Returns:
-        int64[G], offsets into the slice.
-    """
-    if settings.temperature == 0:
-        return logits_GC.argmax(-1)
-    logits_GC = (logits_GC - logits_GC.amax(-1, keepdim=True)) / settings.temperature
-    if 0 < settings.top_k < logits_GC.shape[-1]:
-        least_G1 = logits_GC.topk(settings.top_k, dim=-1).values[:, -1:]
-        logits_GC = logits_GC.masked_fill(logits_GC < least_G1, -torch.inf)
-    if settings.min_p > 0:
-        logits_GC = logits_GC.masked_fill(logits_GC < np.log(settings.min_p), -torch.inf)  # the best logit is 0
-    if settings.top_p < 1:
-        sorted_GC, order_GC = logits_GC.sort(-1, descending=True)
-        shares_GC = sorted_GC.softmax(-1)
-        before_GC = shares_GC.cumsum(-1) - shares_GC
-        logits_GC = logits_GC.scatter(-1, order_GC, sorted_GC.masked_fill(before_GC >= settings.top_p, -torch.inf))
-    total_GC = logits_GC.double().exp().cumsum(-1)
-    return torch.searchsorted(total_GC, draws_G[:, None] * total_GC[:, -1:], right=True)[:, 0]
+    found: list[list[int]] = [[]] * len(prompts)
+    for row, i in rows.items():
+        found[i] = row.ids
+    return found

@@ -212,6 +212,26 @@ class SpanGrammar:
         empty = left == plan.max_ids and (text or bool(media))
         return self._open(text, not rest and not empty, media)
 
+    def certain(self, state: State, most: int) -> list[Ranges]:
+        """The legal ids of the next steps, as far as they do not depend on which of them are chosen.
+
+        Args:
+            state: of an answer that is not finished.
+            most: steps at most.
+
+        Returns:
+            `allowed` of 1 to `most` steps: more than one only inside a media span, up to where it may end.
+        """
+        plan, _, _, modality, position, limit, _ = state
+        if modality == TEXT or position == limit:
+            return [self.allowed(state)]
+        shape, shortest = self._shapes[modality], plan.bounds[modality].shortest
+        stop = min(position + most, limit if position >= shortest else shortest)
+        steps = [shape.inside(position, shortest, limit)]
+        while position + len(steps) < stop and shape.end_only[0][0] != steps[-1][0][0]:
+            steps.append(shape.inside(position + len(steps), shortest, limit))
+        return steps
+
     def advance(self, state: State, token: int) -> State:
         """The state after one more id. Raises `GrammarError` if the id is not legal here."""
         for low, high in self.allowed(state):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
-from anyglot_lm.engine import Guidance, Sampling, generate
+from anyglot_lm.engine import Engine, Guidance, Sampling, generate, row_seeds
 from anyglot_lm.grammar import TEXT, Request, Span, SpanGrammar
 from anyglot_lm.hf_text import AnyText, HFTextTokenizer, load_text
 from anyglot_lm.segments import Sample, Segment, Template
@@ -35,6 +35,8 @@ from anyglot_tokenizers.tokenizer import Tokenizer, load
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from anyglot_lm.stream import Event
 
 VOCABULARY_FILE = "vocabulary.json"
 TEMPLATE_FILE = "template.json"
@@ -288,11 +290,10 @@ class UnifiedModel:
         Returns:
             The spans of each answer.
         """
-        prompts = [self.template.prompt(sample, self.vocabulary, self.text).tolist() for sample in samples]
+        prompts = [self.prompt(sample) for sample in samples]
         guide = None
         if guidance is not None:
-            empty = self.template.prompt(Sample([]), self.vocabulary, self.text).tolist()
-            guide = Guidance([empty] * len(prompts), guidance)
+            guide = Guidance([self.prompt(Sample([]))] * len(prompts), guidance)
         answers = generate(
             self.model,
             self.vocabulary,
@@ -303,14 +304,54 @@ class UnifiedModel:
             batch_size=batch_size,
             guidance=guide,
         )
-        outputs = [[self._output(span) for span in self.grammar.parse(ids)] for ids in answers]
+        outputs = [[self.output(span) for span in self.grammar.parse(ids)] for ids in answers]
         return self._with_media(outputs) if decode else outputs
 
-    def _output(self, span: Span) -> Output:
+    def stream(
+        self,
+        sample: Sample,
+        request: Request,
+        sampling: Mapping[str, Sampling] | None = None,
+        seed: int = 0,
+        *,
+        guidance: Mapping[str, float] | None = None,
+        chunk_seconds: float = 0.5,
+        previews: bool = False,
+    ) -> Iterator[Event]:
+        """The answer to one sample while it is written.
+
+        Args:
+            sample, request, sampling, seed, guidance: as for `respond`.
+            chunk_seconds, previews: see `stream.AnswerReader`.
+        """
+        from anyglot_lm.stream import AnswerReader
+
+        engine = Engine(self.model, self.vocabulary, streams=1 if guidance is None else 2)
+        row = engine.submit(
+            self.prompt(sample),
+            request,
+            sampling=sampling,
+            seed=row_seeds(seed, 1)[0],
+            unconditional=None if guidance is None else self.prompt(Sample([])),
+            scales=guidance,
+        )
+        reader, read = AnswerReader(self, chunk_seconds=chunk_seconds, previews=previews), 0
+        while engine.busy:
+            engine.step()
+            yield from reader.read(row.ids[read:])
+            read = len(row.ids)
+
+    def prompt(self, sample: Sample) -> list[int]:
+        """The ids that an answer to `sample` continues."""
+        ids: list[int] = self.template.prompt(sample, self.vocabulary, self.text).tolist()
+        return ids
+
+    def output(self, span: Span, media: Tensor | None = None) -> Output:
+        """A span of an answer as the user gets it."""
         if span.modality == TEXT:
             known = [i for i in span.content if i < self.text.size]  # rows of a backbone may be padded
             return Output(TEXT, text=self.text.decode(known))
-        return Output(span.modality, codes=torch.from_numpy(span.content))
+        return Output(span.modality, codes=torch.from_numpy(span.content), media=media)
 
     def _with_media(self, outputs: list[list[Output]]) -> list[list[Output]]:
         """The same outputs with their media, decoded in batches across answers."""
