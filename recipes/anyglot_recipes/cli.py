@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import expand, plan_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, expand, plan_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
 
+    chat_cli.add_parser(commands, str(NANO_MODEL))
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
     plan_cli.add_parser(commands)

@@ -1,0 +1,268 @@
+"""A conversation in the terminal, with files dropped in as paths: what `anyglot chat` does with lines.
+
+A line is what the user says: words, and paths of pictures and sounds among them. Text is printed as it is written;
+pictures and sounds are written next to the transcript, and their paths printed. Lines that begin with / are commands.
+The conversation itself is `anyglot_lm.chat`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_lm.chat import Chat
+from anyglot_lm.engine import Sampling
+from anyglot_lm.grammar import TEXT, Request
+from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.unified import MAX_TEXT, Output, UnifiedModel
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
+from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.media import write_audio, write_image
+
+FORMAT, VERSION = "anyglot-chat", 1
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"}
+HELP = """\
+words and paths         what is this? photos/cat.png      music:song.wav says that a sound is music, not speech
+/to text,speech         what answers consist of, in order; /to any leaves it to the model
+/temperature 0.8        of sampling; 0 takes the likeliest
+/seed 3                 of the next answer
+/save FILE  /load FILE  the conversation as JSON
+/new  /help  /quit"""
+
+
+def _to_stdout(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+class Session:
+    """What `anyglot chat` does with lines.
+
+    Args:
+        model: the unified model.
+        out: folder for `transcript.jsonl` and media; numbers go on after those that are there.
+        to: modalities of an answer, joined by commas, or "any".
+        temperature: of sampling.
+        seed: of the first answer; each answer takes the next one.
+        write: where output goes.
+    """
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        out: Path,
+        *,
+        to: str = "any",
+        temperature: float = 0.0,
+        seed: int = 0,
+        write: Callable[[str], None] = _to_stdout,
+    ) -> None:
+        self.model, self.out, self.write, self.seed = model, out, write, seed
+        self.chat = Chat(model)
+        self.set_to(to)
+        self.set_temperature(temperature)
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Reads lines to the end, or to /quit. A mistake of the user is one line, and the conversation goes on."""
+        for line in lines:
+            line = line.strip()
+            try:
+                if line == "/quit":
+                    return
+                if line.startswith("/"):
+                    self.command(line)
+                elif line:
+                    self.say(line)
+            except AnyglotError as error:
+                self.write(f"! {error}\n")
+
+    def command(self, line: str) -> None:
+        """Runs a command. Raises `ManifestError` for an unknown one, or an argument that does not fit."""
+        name, _, argument = line[1:].partition(" ")
+        argument = argument.strip()
+        if name == "to":
+            self.set_to(argument)
+        elif name == "temperature":
+            self.set_temperature(_number(argument, float))
+        elif name == "seed":
+            self.seed = _number(argument, int)
+        elif name == "new":
+            self.chat = Chat(self.model, self.chat.engine)
+        elif name == "save":
+            self.save(_path(argument))
+        elif name == "load":
+            self.load(_path(argument))
+        elif name == "help":
+            self.write(f"{HELP}\n")
+        else:
+            raise ManifestError(f"/{name} is no command; /help lists them")
+
+    def set_to(self, to: str) -> None:
+        """Fixes what answers consist of. Raises `ManifestError` for an unknown modality."""
+        known = (TEXT, *self.model.vocabulary.modalities)
+        order = None if to == "any" else tuple(part.strip() for part in to.split(","))
+        unknown = [name for name in order or () if name not in known]
+        if unknown:
+            raise ManifestError(f"/to {to}: no modality {unknown[0]!r}; there are {', '.join(known)}, or any")
+        self.order = order
+
+    def set_temperature(self, temperature: float) -> None:
+        """Fixes how ids are chosen."""
+        self.sampling = dict.fromkeys((TEXT, *self.model.vocabulary.modalities), Sampling(temperature))
+
+    def say(self, line: str) -> None:
+        """Says a line and writes the answer."""
+        segments = self.read(line)
+        room = self.model.max_length // 2
+        request = Request(order=self.order, max_ids=room, max_length={TEXT: min(MAX_TEXT, room)})
+        number = self._next_number()
+        outputs: list[Output] = []
+        before = self.chat.left_out
+        for event in self.chat.say(segments, request, self.sampling, self.seed):
+            if event.kind == "text":
+                self.write(event.text)
+            elif event.kind == "end" and event.output is not None:
+                outputs.append(event.output)
+                path = self._write_media(event.output, number, len(outputs))
+                self.write(f"[{event.modality}: {path}]\n" if path is not None else "\n")
+        self.seed += 1
+        if self.chat.left_out > before:
+            self.write("(the oldest turns no longer fit and are left out)\n")
+        self._note(number, line, outputs)
+
+    def read(self, line: str) -> list[Segment]:
+        """Words, and media at the paths among them, in order.
+
+        Raises:
+            MediaError: a picture or sound that cannot be read.
+        """
+        segments: list[Segment] = []
+        words: list[str] = []
+
+        def flush() -> None:
+            if words:
+                segments.append(Segment(TEXT, " ".join(words), "user"))
+                words.clear()
+
+        for word in _split(line):
+            found = self._medium(word)
+            if found is None:
+                words.append(word)
+            else:
+                flush()
+                segments.append(found)
+        flush()
+        return segments
+
+    def _medium(self, word: str) -> Segment | None:
+        modality, _, rest = word.partition(":")
+        modalities = self.model.vocabulary.modalities
+        if modality in modalities and rest:
+            return self._segment(modality, rest)
+        path = Path(word).expanduser()
+        ending = path.suffix.lower()
+        if ending not in PICTURES | SOUNDS or not path.is_file():
+            return None
+        timed = [m for m in modalities if self.model.tokenizers[m].spec.sample_rate is not None]
+        still = [m for m in modalities if m not in timed]
+        kinds = still if ending in PICTURES else ["speech"] if "speech" in timed else timed
+        if not kinds:
+            raise ManifestError(f"{word}: this model knows no such media; it has {', '.join(modalities)}")
+        return self._segment(kinds[0], word)
+
+    def _segment(self, modality: str, path: str) -> Segment:
+        media = self.model.read_media(modality, Path(path).expanduser())
+        return Segment(modality, self.model.encode_media(modality, [media])[0].numpy(), "user")
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation as JSON."""
+        said = [
+            {
+                "role": s.role,
+                "modality": s.modality,
+                "content": s.content if isinstance(s.content, str) else s.content.tolist(),
+            }
+            for s in self.chat.segments
+        ]
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "vocabulary": self.model.vocabulary.fingerprint,
+            "segments": said,
+        }
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+        self.write(f"(saved {path})\n")
+
+    def load(self, path: Path) -> None:
+        """Goes on with a saved conversation. Raises `ManifestError` if it is none, or of another model."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT or content["version"] != VERSION:
+                raise ManifestError(f"{path}: no conversation that this version of anyglot wrote")
+            if content["vocabulary"] != self.model.vocabulary.fingerprint:
+                raise ManifestError(f"{path}: this conversation was with a model of another vocabulary; load that one")
+            segments = [
+                Segment(
+                    s["modality"], s["content"] if isinstance(s["content"], str) else np.array(s["content"]), s["role"]
+                )
+                for s in content["segments"]
+            ]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path}: cannot be read ({error})") from error
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ManifestError(f"{path}: no conversation that /save wrote ({error!r})") from error
+        self.model.prompt(Sample(segments))  # codes that this model cannot say are found here
+        self.chat = Chat(self.model, self.chat.engine, segments)
+        self.write(f"(loaded {path}: {len(segments)} segments)\n")
+
+    def _write_media(self, output: Output, number: int, part: int) -> Path | None:
+        if output.media is None:
+            return None
+        spec = self.model.tokenizers[output.modality].spec
+        ending = "png" if spec.sample_rate is None else "wav"
+        path = self.out / f"{number:03d}-{part}-{output.modality}.{ending}"
+        self.out.mkdir(parents=True, exist_ok=True)
+        if spec.sample_rate is None:
+            write_image(path, output.media)
+        else:
+            write_audio(path, output.media, spec.sample_rate)
+        return path
+
+    def _next_number(self) -> int:
+        transcript = self.out / "transcript.jsonl"
+        return 1 + (len(transcript.read_text(encoding="utf-8").splitlines()) if transcript.exists() else 0)
+
+    def _note(self, number: int, line: str, outputs: list[Output]) -> None:
+        """A line of the transcript."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        answer = [{"modality": o.modality, **({"text": o.text} if o.text is not None else {})} for o in outputs]
+        entry = json.dumps({"turn": number, "user": line, "assistant": answer}, ensure_ascii=False)
+        with (self.out / "transcript.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{entry}\n")
+
+
+def _split(line: str) -> list[str]:
+    """Words; paths with spaces may stand in quotes, as terminals drop them."""
+    try:
+        return shlex.split(line)
+    except ValueError:  # an apostrophe, as in "what's this?"
+        return line.split()
+
+
+def _number(argument: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(argument)
+    except ValueError as error:
+        raise ManifestError(f"{argument!r} is no number") from error
+
+
+def _path(argument: str) -> Path:
+    if not argument:
+        raise ManifestError("give a file, as in /save talk.json")
+    return Path(argument).expanduser()
