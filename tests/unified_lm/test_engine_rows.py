@@ -65,7 +65,7 @@ def test_rows_that_come_at_any_time_say_what_they_say_alone() -> None:
                 cancelled.add(victim)
     while machine.busy:
         machine.step()
-    assert not machine.cache.lengths and 2 <= len(cancelled) < 6
+    assert not machine.cache.lengths and len(cancelled) >= 2
     for i, (row, prompt) in enumerate(zip(made, prompts(40), strict=True)):
         guidance = {"guidance": Guidance([[61, 63, 64]], {"image": 3.0})} if i % 5 == 0 else {}
         expected = alone(prompt, REQUESTS[i % 4], i, **guidance)
@@ -151,5 +151,6 @@ def test_a_broken_model_empties_the_engine() -> None:
     machine = Engine(model, VOCABULARY, streams=2)
     machine.submit([1], REQUESTS[0])
     with pytest.raises(GenerationError, match="not finite"):
-        machine.step()
+        while machine.busy:
+            machine.step()
     assert not machine.busy and not machine.cache.lengths

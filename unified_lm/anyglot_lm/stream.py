@@ -7,6 +7,7 @@ decoding at the end would), a picture when it is whole, with a preview of its fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,10 +145,10 @@ class _Media:
             return self._hear(frames) if frames - self.given >= self.chunk + (0 if self.given else self.behind) else []
         if self.previews and self.tokenizer is not None:
             assert self.block.grid is not None
-            rows = self._frames() // self.block.grid[-1]
+            rows = self._frames() // math.prod(self.block.grid[1:])
             if self.rows < rows < self.block.grid[0]:
                 self.rows = rows
-                codes = self._codes(rows * self.block.grid[-1]).reshape(-1, rows, *self.block.grid[1:])
+                codes = self._codes(rows * math.prod(self.block.grid[1:]), (rows, *self.block.grid[1:]))
                 return [Event("preview", self.block.modality, media=self._preview(codes))]
         return []
 
@@ -157,13 +158,13 @@ class _Media:
         one, two = (self.pattern.num_flat(n, quantizers) for n in (1, 2))
         return 0 if len(self.ids) < one else 1 + (len(self.ids) - one) // (two - one)
 
-    def _codes(self, frames: int) -> np.ndarray:
-        """int64 `[k, frames]` of the first frames."""
+    def _codes(self, frames: int, grid: tuple[int, ...] | None = None) -> np.ndarray:
+        """int64 `[k, frames]`, or `[k, *grid]`, of the first frames."""
         block, quantizers = self.block, self.block.num_quantizers
         length = self.pattern.num_flat(frames, quantizers)
         codebooks = self.pattern.codebooks(length, quantizers)
         flat = np.array(self.ids[:length]) - block.first_id - codebooks * block.codebook_size
-        return self.pattern.unflatten(flat, quantizers)
+        return self.pattern.unflatten(flat, quantizers, grid)
 
     def _preview(self, codes: np.ndarray) -> Tensor | None:
         try:
