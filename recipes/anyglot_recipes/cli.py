@@ -130,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         "--column", action="append", default=[], metavar="NAME=MODALITY", help="what a manifest column holds"
     )
     prepare.add_argument("--images", metavar="DIR", help="folder of the pictures of COCO captions, if not beside them")
+    prepare.add_argument(
+        "--interleave", type=_positive, default=0, metavar="ROWS", help="also documents of so many rows, all learnt"
+    )
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")
     prepare.set_defaults(run=_prepare)

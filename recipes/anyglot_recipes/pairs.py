@@ -1,4 +1,4 @@
-"""Prepared rows to training shards: every ordered pair of what a row holds, in the form a model was trained with.
+"""Prepared rows to training shards: every ordered pair of what a row holds, and documents that string rows together.
 
 Knows nothing about media or models' weights: it reads codes that `prepare` wrote, and the vocabulary, template and text
 tokenizer of a model folder.
@@ -7,7 +7,7 @@ tokenizer of a model folder.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -17,15 +17,14 @@ from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
+from anyglot_recipes.documents import interleaved
 from anyglot_recipes.prepare import PreparedRow, prepared_specs, read_prepared
 from anyglot_tokenizers.errors import CodesError, FingerprintError
 
 
 def pairs(row: PreparedRow) -> Iterator[tuple[str, Sample]]:
     """(task, sample) for every ordered pair of the row's text and media; the second is what is learnt."""
-    parts: dict[str, str | np.ndarray] = {name: codes.numpy() for name, codes in row.codes.items()}
-    if row.text:
-        parts["text"] = row.text
+    parts = _parts(row)
     for given, asked in permutations(parts, 2):
         yield (
             f"{given}->{asked}",
@@ -33,8 +32,31 @@ def pairs(row: PreparedRow) -> Iterator[tuple[str, Sample]]:
         )
 
 
-def write_pairs(prepared: str | Path, model_dir: str | Path) -> tuple[int, int]:
+def _parts(row: PreparedRow) -> dict[str, str | np.ndarray]:
+    parts: dict[str, str | np.ndarray] = {name: codes.numpy() for name, codes in row.codes.items()}
+    return {**parts, "text": row.text} if row.text else parts
+
+
+def samples(rows: Iterable[PreparedRow], interleave: int) -> Iterator[tuple[str, Sample]]:
+    """(task, sample) of every pair, and with `interleave` a sample "interleaved" of every so many rows that follow."""
+    held: list[list[tuple[str, str | np.ndarray]]] = []
+    for row in rows:
+        yield from pairs(row)
+        held.append(list(_parts(row).items()))
+        if len(held) == interleave:
+            yield "interleaved", interleaved(held)
+            held = []
+    if interleave and len(held) > 1:
+        yield "interleaved", interleaved(held)
+
+
+def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0) -> tuple[int, int]:
     """Write `prepared/shards` for the model in `model_dir`.
+
+    Args:
+        prepared: folder of `anyglot prepare`.
+        model_dir: whose vocabulary, template and text tokenizer.
+        interleave: rows of a document of several rows, in which everything is learnt; 0 for pairs only.
 
     Returns:
         How many samples were written, and how many left out because the vocabulary cannot hold them (a medium that is
@@ -52,15 +74,14 @@ def write_pairs(prepared: str | Path, model_dir: str | Path) -> tuple[int, int]:
             )
     written, left_out = 0, 0
     with ShardWriter(prepared / "shards", vocabulary, template, text=text, overwrite=True) as writer:
-        for row in read_prepared(prepared):
-            for task, sample in pairs(row):
-                try:
-                    ids, loss = template.render(sample, vocabulary, text)
-                except CodesError:
-                    left_out += 1
-                    continue
-                writer.add(ids, loss, task, sample)
-                written += 1
+        for task, sample in samples(read_prepared(prepared), interleave):
+            try:
+                ids, loss = template.render(sample, vocabulary, text)
+            except CodesError:
+                left_out += 1
+                continue
+            writer.add(ids, loss, task, sample)
+            written += 1
         if not written:
             writer.abort()
     if not written:  # nothing of an earlier call may stay

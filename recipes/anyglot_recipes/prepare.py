@@ -241,14 +241,14 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         image_size=image_sizes.pop() if image_sizes else None,
         progress=lambda done, bad: print(f"{done} rows, {bad} of them bad", file=sys.stderr, flush=True),
     )
-    samples, left_out = write_pairs(report.out_dir, folder)
+    samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave)
     if arguments.json:
         print(json.dumps({**report.to_dict(), "samples": samples, "samples_left_out": left_out}))
     else:
         print(f"{report.num_good} rows: {report.out_dir / RECORDS}")
         print(f"{report.num_bad} bad rows: {report.out_dir / ERRORS}")
         if samples:
-            print(f"{samples} training samples (pairs): {report.out_dir / 'shards'}; {left_out} too long")
+            print(f"{samples} training samples: {report.out_dir / 'shards'}; {left_out} too long")
         else:
             print(
                 f"no training samples: {left_out} pairs are too long for the vocabulary, no row holds another; "

@@ -175,6 +175,11 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
     module, data = cli.model, cli.datamodule
     if trainer.max_steps < 1:
         raise ManifestError("trainer.max_steps is missing; the plan and the schedule need the length of the run")
+    if data.val_shards and data.val_every > trainer.max_steps:
+        raise ManifestError(
+            f"data.val_every {data.val_every} is beyond trainer.max_steps {trainer.max_steps}, so nothing would be "
+            "validated; lower it, or leave out data.val_shards"
+        )
     module.max_steps = trainer.max_steps
     data.attach(run_dir, module.vocabulary, trainer.max_steps, round)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)

@@ -280,6 +280,11 @@ def test_validation_logs_text_perplexity(run: Callable[..., dict[str, Any]], wor
     assert lines[0]["val/text_perplexity"] == pytest.approx(np.exp(lines[0]["val/text"]), rel=1e-5)
 
 
+def test_validation_that_never_comes_is_refused(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
+    with pytest.raises(AnyglotError, match="data.val_every 5 is beyond trainer.max_steps 4"):
+        run(f'--data.val_shards=["{world["text"]}"]', "--data.val_every=5")
+
+
 def test_replay_keeps_its_share_where_tasks_are_the_same(
     run: Callable[..., dict[str, Any]], world: dict[str, str], tmp_path: Path, tiny_model: UnifiedModel
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyglot_lm.loss import IGNORE, SliceTable, class_sums, span_cross_entropy, span_kl, span_nll
+from anyglot_lm.loss import IGNORE, SliceTable, class_sums, span_kl, span_nll
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -257,23 +257,16 @@ def test_logits_are_never_whole() -> None:
     assert largest.seen == hidden.nbytes < hidden.shape[0] * weight.shape[0] * 4
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_sums_per_class(weighted: bool, z_loss: float) -> None:
+def test_sums_per_class() -> None:
     hidden, weight, labels = batch()
-    factors = torch.tensor([1.0, 0.5, 2.0, 0.0]) if weighted else None
-    got = span_cross_entropy(hidden, weight, labels, table(), class_weights=factors, z_loss=z_loss)
-    nll, lse, predicted = reference(hidden, weight, labels, True)
+    got = span_nll(hidden, weight, labels, table())
+    nll, _, predicted = reference(hidden, weight, labels, True)
     classes = torch.where(labels == IGNORE, -1, table().class_of_id[labels.clamp_min(0)])
+    sums = class_sums(got.nll, got.slice_class, 4)
     for c in range(4):
         of_class = classes == c
-        torch.testing.assert_close(got.nll[c].double(), nll[of_class].sum(), rtol=1e-5, atol=1e-5)
-        assert got.count[c] == of_class.sum()
-        assert got.correct[c] == (predicted == labels)[of_class].sum()
-    each = torch.ones(5) if factors is None else torch.cat([factors, torch.zeros(1)])
-    want = (each[classes].double() * (nll + z_loss * lse.square()))[classes >= 0].sum()
-    torch.testing.assert_close(got.total.double(), want, rtol=1e-5, atol=1e-4)
-    wanted = torch.autograd.grad(want, (hidden, weight))
-    for gradient, expected in zip(torch.autograd.grad(got.total, (hidden, weight)), wanted, strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=2e-5)
-    assert torch.equal(class_sums(classes >= 0, classes, 4), got.count)
+        torch.testing.assert_close(sums[c].double(), nll[of_class].sum(), rtol=1e-5, atol=1e-5)
+        assert class_sums(got.correct, got.slice_class, 4)[c] == (predicted == labels)[of_class].sum()
+    (gradient,) = torch.autograd.grad(sums[2], hidden)
+    (wanted,) = torch.autograd.grad(nll[classes == 2].sum(), hidden)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=2e-5)

@@ -63,19 +63,6 @@ class SpanNLL:
     slice_class: Tensor
 
 
-@dataclass
-class LossSums:
-    """Raw sums over one micro-batch, one entry per slice class (float32, detached unless said).
-
-    `total` is the differentiable scalar: sum over positions of weight(class) x (cross-entropy + z_loss x logsumexp²).
-    """
-
-    total: Tensor
-    nll: Tensor
-    count: Tensor
-    correct: Tensor
-
-
 def span_nll(
     hidden_ND: Tensor,
     rows: Rows,
@@ -137,32 +124,6 @@ def span_kl(
     dtypes = _product_dtype(hidden_ND), _product_dtype(reference_hidden_NE)
     reference = reference_hidden_NE.detach(), *(part.detach() for part in reference_parts)
     return _SpanKL.apply(hidden_ND, order, dtypes, reference, *parts)
-
-
-def span_cross_entropy(
-    hidden_ND: Tensor,
-    rows: Rows,
-    labels_N: Tensor,
-    table: SliceTable,
-    *,
-    class_weights: Tensor | None = None,
-    sliced: bool = True,
-    z_loss: float = 0.0,
-    chunk: int | None = None,
-) -> LossSums:
-    """Summed cross-entropy of `labels_N`: `span_nll`, weighted and summed per class.
-
-    Args:
-        class_weights: float[C] factor per slice class, default 1.
-        z_loss: factor of logsumexp² (PaLM, arXiv 2204.02311), on the same labels.
-    """
-    out = span_nll(hidden_ND, rows, labels_N, table, sliced=sliced, chunk=chunk)
-    term_N = out.nll + z_loss * out.lse.square() if z_loss else out.nll
-    term_C, nll_C, count_C, correct_C = (
-        class_sums(values_N, out.slice_class, len(table.lo))
-        for values_N in (term_N, out.nll.detach(), torch.ones_like(out.nll), out.correct)
-    )
-    return LossSums((term_C if class_weights is None else class_weights * term_C).sum(), nll_C, count_C, correct_C)
 
 
 def class_sums(values_N: Tensor, slice_class_N: Tensor, classes: int) -> Tensor:
