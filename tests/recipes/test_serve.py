@@ -182,8 +182,9 @@ def test_lengths(client: openai.OpenAI) -> None:
     assert short.usage and short.usage.completion_tokens <= 5
     with pytest.raises(openai.BadRequestError, match="max_tokens is 5; image has 19 ids at least"):
         client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=5, extra_body={"order": ["image"]})
-    with pytest.raises(openai.BadRequestError, match="context_length_exceeded"):
+    with pytest.raises(openai.BadRequestError, match="room for 1024; shorten the conversation") as error:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "xyz" * 1000}])
+    assert error.value.code == "context_length_exceeded"
 
 
 def test_models_health_and_metrics(server: Any, client: openai.OpenAI) -> None:

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "picture without pixels": (CHAT, see(png(64, 64, b"")), "damaged"),
     "text bomb in a picture": (CHAT, see(text_bomb()), "damaged"),
     "header only": (CHAT, see(b"\x89PNG\r\n\x1a\n"), "not a picture"),
-    "sound of ten hours": (CHAT, hear(ten_hours()), "longer than 5 s"),
+    "sound of ten hours": (CHAT, hear(ten_hours()), "truncated"),
     "compressed silence": (CHAT, hear(wav(np.zeros(16000 * 60), format="FLAC")), "longer than 5 s"),
     "NaN in a sound": (CHAT, hear(wav(np.full(1600, np.nan), subtype="FLOAT")), "NaN"),
     "sound of 40 MHz": (CHAT, hear(GOOD[:24] + struct.pack("<I", 40_000_000) + GOOD[28:]), "at most"),
@@ -131,8 +131,8 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "sound of an unknown modality": (CHAT, hear(GOOD, modality=TRAVERSAL), "this model has"),
     "invalid UTF-8": (CHAT, b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', "not JSON"),
     "lone surrogate": (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not JSON"),
-    "deep JSON": (CHAT, deep(15), "nested more than 16 deep"),
-    "very deep JSON": (CHAT, deep(100_000), "not JSON"),
+    "deep JSON": (CHAT, deep(30), "nested more than 16 deep"),
+    "very deep JSON": (CHAT, deep(50_000), "not JSON"),
     "a million commas": (CHAT, b"[" + b"0," * 200_000 + b"0]", "values"),
     "no JSON": (CHAT, b"hello", "not JSON"),
     "no body": (CHAT, b"", "not JSON"),
@@ -236,7 +236,7 @@ FORMS: dict[str, tuple[dict[str, Any], str]] = {
     "no file": ({"data": {"model": "tiny"}, "files": {"other": b"x"}}, "no file"),
     "file that is text": ({"files": {"file": ("x.wav", b"hello")}}, "is no sound"),
     "empty file": ({"files": {"file": ("x.wav", b"")}}, "no sound"),
-    "ten hours": ({"files": {"file": ("x.wav", ten_hours())}}, "longer than 5 s"),
+    "ten hours": ({"files": {"file": ("x.wav", ten_hours())}}, "truncated"),
     "picture": ({"files": {"file": (TRAVERSAL, png(8, 8, bytes(200)))}}, "is no sound"),
     "two files": ({"files": [("file", ("a", GOOD)), ("file", ("b", GOOD))]}, "Too many files"),
     "many fields": ({"files": {"file": GOOD}, "data": {f"f{i}": "x" for i in range(100)}}, "Too many fields"),
@@ -272,7 +272,6 @@ def test_hostile_heads(server: Any) -> None:
         ("POST", CHAT, KEY | form, 415),
         ("POST", HEAR, KEY | broken, 400),
         ("POST", HEAR, KEY | {"Content-Type": "multipart/form-data"}, 400),
-        ("POST", CHAT, KEY | {"Content-Type": "application/json", "Content-Length": "104857600"}, 413),
     ):
         encoded = {key: value.encode("latin-1") for key, value in headers.items()}
         response = httpx.request(method, f"{server.url}{path}", headers=encoded, content=b"no form", timeout=20)
@@ -285,6 +284,14 @@ def raw(server: Any, head: str) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=20)
     connection.sendall(head.encode())
     return connection
+
+
+def test_a_hundred_megabytes_with_a_length(server: Any) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer right\r\n"
+    with raw(server, f"{head}Content-Type: application/json\r\nContent-Length: 104857600\r\n\r\n") as connection:
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413") and b"more than 1048576 bytes" in answer
+    alive(server)
 
 
 def test_a_hundred_megabytes_without_a_length(server: Any) -> None:
@@ -361,3 +368,10 @@ def test_clients_that_never_read_are_cut_off(serving: Callable[..., AbstractCont
             server.until(lambda: server.service.batcher.open > 0)
             server.until(lambda: server.metric("anyglot_requests_total", path=CHAT, status="200") == 1, 20)
             assert server.service.batcher.open == 0
+            received = b""
+            try:
+                while piece := connection.recv(65536):
+                    received += piece
+            except ConnectionResetError:
+                pass
+            assert b"200 OK" in received and b"[DONE]" not in received

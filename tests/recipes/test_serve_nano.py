@@ -51,7 +51,7 @@ def url() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     rng = np.random.default_rng(0)
-    return [sample_scene(rng, "train") for _ in range(6)]
+    return [sample_scene(rng, "train") for _ in range(4)]
 
 
 def test_pictures_of_texts(url: str, scenes: list[Scene]) -> None:
