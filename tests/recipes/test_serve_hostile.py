@@ -264,6 +264,7 @@ def test_hostile_heads(server: Any) -> None:
         ("POST", CHAT, {"Authorization": "Bearer wrong"}, 401),
         ("POST", CHAT, {"Authorization": "Bearer"}, 401),
         ("POST", CHAT, {"Authorization": "\xff"}, 401),
+        ("POST", CHAT, KEY | {"Origin": "http://localhost"}, 403),
         ("GET", CHAT, KEY, 405),
         ("DELETE", "/v1/models", KEY, 405),
         ("GET", "/nothing", KEY, 404),

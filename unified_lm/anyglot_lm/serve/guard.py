@@ -64,6 +64,7 @@ class Guard:
             await send(message)
 
         try:
+            _check_origin(scope)
             self._check_key(scope)
             self._check_length(scope)
             await self.app(scope, body.receive, watched)
@@ -133,6 +134,12 @@ class _Body:
             if self.guard.buffered > limits.max_buffered:
                 raise Refusal(503, "too much is being sent to this server; try again", headers={"Retry-After": "1"})
         return message
+
+
+def _check_origin(scope: Scope) -> None:
+    """Browsers say where a page that sends something is from; no page is meant to use this server."""
+    if _header(scope, b"origin"):
+        raise Refusal(403, "web pages are not served; let a server of yours ask in their place")
 
 
 def too_large(most: int) -> Refusal:

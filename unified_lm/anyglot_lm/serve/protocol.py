@@ -120,7 +120,7 @@ class Sampled(Shape):
 class AudioOptions(Shape):
     """How sounds of an answer are written. The model has one voice; its name is not looked at."""
 
-    voice: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    voice: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     format: Literal["wav", "flac", "pcm16"] = "wav"
 
 
