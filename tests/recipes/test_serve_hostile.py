@@ -357,6 +357,21 @@ def test_broken_http(server: Any) -> None:
     alive(server)
 
 
+def test_too_many_connections(serving: Callable[..., AbstractContextManager[Any]]) -> None:
+    with serving(limits={"max_connections": 2}) as server:
+        held = [raw(server, "") for _ in range(2)]
+        time.sleep(0.2)
+        response = httpx.get(f"{server.url}/health")
+        assert response.status_code == 503 and response.json()["error"]["message"].startswith("too many connections")
+        more = [raw(server, "") for _ in range(2)]
+        time.sleep(0.2)
+        with raw(server, "") as connection:
+            assert drip(connection, b"", 2) == b""
+        for connection in (*held, *more):
+            connection.close()
+        server.until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+
+
 def test_clients_that_never_read_are_cut_off(serving: Callable[..., AbstractContextManager[Any]]) -> None:
     asked = json.dumps({"messages": HI, "order": ["music"] * 8, "n": 8, "stream": True}).encode()
     with serving(limits={"write_timeout": 0.5}) as server:

@@ -2,8 +2,9 @@
 
 uvicorn times idle connections, but waits for ever once a first byte of a head has come ("slow loris"), and for clients
 that never read. Here a connection has one timer: while no request is being answered, it runs until the head of the
-next one is whole, however its bytes trickle; while the client does not read, it runs until it does. Bodies have a
-deadline in `guard.py`. This file knows nothing of models.
+next one is whole, however its bytes trickle; while the client does not read, it runs until it does. Connections beyond
+the limit are answered by 503, beyond twice the limit cut. Bodies have a deadline in `guard.py`. This file knows nothing
+of models.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import socket
 from typing import Any
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anyglot_lm.serve.limits import Limits
+from anyglot_lm.serve.refusal import Refusal
 from anyglot_tokenizers.errors import AnyglotError
 
 MAX_HEAD = 32 * 1024
@@ -32,6 +35,10 @@ def protocol(limits: Limits) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._arm(limits.header_timeout)
+            if len(self.connections) > 2 * limits.max_connections:
+                transport.abort()
+            elif len(self.connections) > limits.max_connections:
+                self.app = crowded
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
@@ -80,6 +87,14 @@ def protocol(limits: Limits) -> type[H11Protocol]:
     return Impatient
 
 
+async def crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    """What answers on connections beyond the limit."""
+    headers = {"Retry-After": "1", "Connection": "close"}
+    await Refusal(503, "too many connections to this server; try again", headers=headers).response()(
+        scope, receive, send
+    )
+
+
 def make_server(app: Any, limits: Limits) -> uvicorn.Server:
     """A uvicorn server; `run(sockets=[listen(...)])` starts it."""
     config = uvicorn.Config(
@@ -91,7 +106,6 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=limits.max_connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=limits.stop_timeout,
         h11_max_incomplete_event_size=MAX_HEAD,

@@ -34,7 +34,7 @@ class Limits:
     max_buffered: int = _flag(256 * 2**20, "bytes of all requests that are being read or answered; beyond them 503")
     max_depth: int = _flag(16, "nested lists and objects in JSON")
     max_values: int = _flag(100_000, "commas and brackets in JSON")
-    max_connections: int = _flag(512, "connections; requests on more get 503")
+    max_connections: int = _flag(512, "connections; those beyond them get 503, beyond twice as many they are cut")
     header_timeout: float = _flag(10.0, "seconds until a connection must have sent the head of its next request")
     body_timeout: float = _flag(30.0, "seconds until a request must be there whole")
     write_timeout: float = _flag(30.0, "seconds after which a client that reads nothing is cut off")
