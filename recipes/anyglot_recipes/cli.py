@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, expand, plan_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, expand, plan_cli, serve_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -68,6 +68,10 @@ _EXTRAS = {
     "pesq": "eval",
     "pystoi": "eval",
     "visqol": "eval",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
 }
 
 
@@ -159,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
     plan_cli.add_parser(commands)
+    serve_cli.add_parser(commands)
     return parser
 
 

@@ -1,6 +1,13 @@
-"""A whole unified model that was never trained: every part is there, and small."""
+"""A whole unified model that was never trained: every part is there, and small. And servers of it."""
 
 from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -45,3 +52,76 @@ def tiny_model() -> UnifiedModel:
     vocabulary = Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
     llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=1024)
     return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
+
+
+@dataclass
+class Running:
+    """A server in a thread of this process."""
+
+    url: str
+    service: Any
+
+    def metric(self, name: str, **labels: str) -> float:
+        found = self.service.metrics.registry.get_sample_value(name, labels)
+        return 0.0 if found is None else found
+
+    def until(self, good: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Waits for something to become true."""
+        end = time.monotonic() + seconds
+        while not good():
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.01)
+
+    @contextmanager
+    def held(self) -> Iterator[Any]:
+        """The engine, whose steps wait until the context ends or its gate is opened; `most` rows were in one step."""
+        engine, gate = self.service.batcher.engine, threading.Event()
+        step = engine.step
+
+        def late() -> Any:
+            assert gate.wait(30)
+            rows = step()
+            engine.most = max(engine.most, len(rows))
+            return rows
+
+        engine.step, engine.gate, engine.most = late, gate, 0
+        try:
+            yield engine
+        finally:
+            del engine.step
+            gate.set()
+
+
+@contextmanager
+def run_server(model: UnifiedModel, **options: Any) -> Iterator[Running]:
+    from anyglot_lm.serve.app import build_app
+    from anyglot_lm.serve.connection import listen, make_server
+    from anyglot_lm.serve.limits import Limits
+
+    limits = Limits(**{"stop_timeout": 2, **options.pop("limits", {})})
+    app = build_app(model, name="tiny", limits=limits, **options)
+    socket = listen("127.0.0.1", 0)
+    port, server = socket.getsockname()[1], make_server(app, limits)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    running = Running(f"http://127.0.0.1:{port}", app.state.service)
+    try:
+        running.until(lambda: server.started)
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive() and not running.service.batcher.alive
+
+
+@pytest.fixture(scope="session")
+def serving(tiny_model: UnifiedModel) -> Callable[..., AbstractContextManager[Running]]:
+    """Starts servers of the tiny model: a context for each."""
+    return lambda **options: run_server(tiny_model, **options)
+
+
+@pytest.fixture(scope="module")
+def server(serving: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
+    """One with the usual limits."""
+    with serving() as running:
+        yield running

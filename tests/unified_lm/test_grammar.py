@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyglot_lm.grammar import GrammarError, Request, RequestError, SpanGrammar, State
+from anyglot_lm.grammar import KNOWN_REQUESTS, GrammarError, Request, RequestError, SpanGrammar, State
 from anyglot_lm.patterns import CodesError, pattern
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 
@@ -263,3 +263,10 @@ def test_cut_answers_do_not_parse() -> None:
     for bad in (ids[:-1], ids[:4] + ids[5:], ids[1:]):
         with pytest.raises(CodesError):
             grammar.parse(bad)
+
+
+def test_a_grammar_does_not_keep_every_request_it_met() -> None:
+    grammar = SpanGrammar(small_vocabulary())
+    kept = [Request(order=("image",), max_ids=20 + i) for i in range(2 * KNOWN_REQUESTS)]
+    assert [grammar.start(request).left for request in kept] == [request.max_ids for request in kept]
+    assert len(grammar._plans) <= KNOWN_REQUESTS

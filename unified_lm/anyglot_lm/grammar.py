@@ -27,6 +27,8 @@ from anyglot_lm.vocabulary import Block, Vocabulary
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
 TEXT = "text"
+KNOWN_REQUESTS = 1024
+"""Requests whose plan a grammar keeps."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Legal ids as sorted half-open ranges that do not touch."""
@@ -167,6 +169,8 @@ class SpanGrammar:
                 f"max_ids is {request.max_ids}, but {' + '.join([*plan.first_rest, 'eos'])} needs {needed} "
                 f"ids at least; set max_ids to {needed} or more"
             )
+        if len(self._plans) >= KNOWN_REQUESTS:  # a server meets new ones for ever
+            self._plans.clear()
         self._plans[id(request)] = (request, state)
         return state
 
