@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from anyglot_lm.chat import answered
 from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import TEXT
-from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.segments import Sample
 from anyglot_lm.shards import ShardReader, ShardWriter
-from anyglot_lm.unified import Output, UnifiedModel
+from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, encode_audio, encode_images, seed_of
 from anyglot_recipes.dpo import score_pairs
 from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE, make_items, test_items
@@ -184,14 +185,8 @@ def sampled_pairs(
         for i, asked in enumerate(prompts):
             ranked = sorted(graded[i * candidates : (i + 1) * candidates], key=lambda answer: -answer.score)
             if ranked[0].score > ranked[-1].score:
-                yield task, _answered(asked, ranked[0].outputs), _answered(asked, ranked[-1].outputs)
-
-
-def _answered(asked: Sample, outputs: Sequence[Output]) -> Sample:
-    """The prompt with an answer of the model."""
-    said = [o.text if o.codes is None else o.codes.numpy() for o in outputs]
-    segments = [Segment(o.modality, content, "assistant") for o, content in zip(outputs, said, strict=True)]
-    return Sample([*asked.segments, *segments])
+                best, worst = (map(answered, ranked[place].outputs) for place in (0, -1))
+                yield task, Sample([*asked.segments, *best]), Sample([*asked.segments, *worst])
 
 
 def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num: int) -> None:
@@ -203,7 +198,7 @@ def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num
     else:
         wrong = wrong_items(items, model, {split_task(task)[1][0] for task in config.tasks}, seed, config.workers)
         pairs = preference_pairs(items, wrong, config.tasks, seed)
-    left_out = 0
+    written = left_out = 0
     with ShardWriter(folder, model.vocabulary, model.template, text=model.text) as writer:
         for task, *pair in pairs:
             try:
@@ -213,7 +208,10 @@ def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num
                 continue
             for (ids, loss), answer in zip(both, pair, strict=True):
                 writer.add(ids, loss, task, answer)
-    run.say(f"{folder.name.removesuffix('.tmp')}: {left_out} pairs left out for their length")
+            written += 1
+    if not written:
+        raise ManifestError("nano_dpo: no prompt has answers of different scores; raise scenes or candidates")
+    run.say(f"{folder.name.removesuffix('.tmp')}: {written} pairs, {left_out} left out for their length")
 
 
 def _preference(folders: dict[str, Path], held_out: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -27,9 +27,12 @@ from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.dpo import DPOStage, score_pairs
-from anyglot_recipes.nano_dpo import NanoDPOConfig, nano_dpo
+from anyglot_recipes.evaluate import Checkers
+from anyglot_recipes.nano import test_items as nano_items
+from anyglot_recipes.nano_dpo import NanoDPOConfig, nano_dpo, sampled_pairs
 from anyglot_recipes.stage_cli import run_stage
-from anyglot_recipes.tasks import PAIRS
+from anyglot_recipes.tasks import PAIRS, prompt
+from anyglot_synth.nanoworld.scene import score
 from anyglot_tokenizers.errors import AnyglotError
 
 pytestmark = [
@@ -327,9 +330,30 @@ def test_the_nanoworld_recipe(world: Path, tmp_path: Path) -> None:
     assert nano_dpo(config) == report, "nothing is done twice"
 
 
+def test_pairs_of_the_model_s_own_answers() -> None:
+    """The shipped model's best and worst of three, graded again."""
+    model = UnifiedModel.from_pretrained(NanoDPOConfig().model)
+    items = nano_items(model, 3)
+    tasks = ["music->image", "image->text"]
+    pairs = list(sampled_pairs(items, model, tasks, seed=0, candidates=3))
+    assert {task for task, *_ in pairs} == set(tasks)
+    checkers = Checkers()
+    for task, *answers in pairs:
+        asked = [[s for s in answer.segments if s.role == "user"] for answer in answers]
+        assert asked[0] == asked[1]
+        target = task.partition("->")[2]
+        said = [answer.segments[-1].content for answer in answers]
+        media = said if target == "text" else model.decode_media(target, said)
+        items_of = [i for i in items if prompt(i, task).segments[0] == asked[0][0]]
+        best, worst = (score(items_of[0].scene, scene) for _, scene in checkers.read(target, media))
+        assert best > worst
+
+
 def test_the_recipe_names_its_tasks() -> None:
     with pytest.raises(AnyglotError, match=r"tasks \['image->smell'\].*text->image"):
         nano_dpo(NanoDPOConfig(tasks=["image->smell"]))
     with pytest.raises(AnyglotError, match="dpo holds model as sections"):
         nano_dpo(NanoDPOConfig(dpo={"model": {"lr": "1"}, "model.lora": {"r": 2}}))
+    with pytest.raises(AnyglotError, match="candidates 1; a pair needs 2 answers"):
+        nano_dpo(NanoDPOConfig(candidates=1))
     assert NanoDPOConfig().tasks == list(PAIRS)

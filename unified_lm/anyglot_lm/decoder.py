@@ -168,13 +168,17 @@ def _weights(layer: Any) -> _Weights:
     attention, mlp = layer.self_attn, layer.mlp
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return _Weights(
-        layer.input_layernorm.weight,
-        *(_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)),
-        None if q_norm is None else q_norm.weight,
-        None if k_norm is None else k_norm.weight,
-        _linear(attention.o_proj),
-        layer.post_attention_layernorm.weight,
-        *(_linear(module) for module in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        before=layer.input_layernorm.weight,
+        q=_linear(attention.q_proj),
+        k=_linear(attention.k_proj),
+        v=_linear(attention.v_proj),
+        q_norm=None if q_norm is None else q_norm.weight,
+        k_norm=None if k_norm is None else k_norm.weight,
+        o=_linear(attention.o_proj),
+        between=layer.post_attention_layernorm.weight,
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
     )
 
 

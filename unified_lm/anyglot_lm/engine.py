@@ -305,8 +305,8 @@ class Engine:
             while count < len(distinct) and (count + 1) * len(distinct[count]) <= PREFILL_IDS:
                 count += 1
             first = self._prefill([list(prompt) for prompt in distinct[:count]])
-            for slot, prompt in enumerate(distinct[:count], first):
-                for i, (row, stream) in enumerate(alike[prompt]):
+            for slot, same in enumerate(distinct[:count], first):
+                for i, (row, stream) in enumerate(alike[same]):
                     row.slots[stream] = self._twin(slot) if i else slot
             del distinct[:count]
         self._index()
@@ -377,12 +377,13 @@ class Engine:
 
     def _choose(
         self, ranges_B: Sequence[Ranges], settings_B: Sequence[tuple[str, Sampling, float]], draws_B: Tensor
-    ) -> tuple[Tensor, Tensor | bool]:
+    ) -> tuple[Tensor, Tensor]:
         """The next id of every row, and whether all logits were finite."""
         groups: dict[Any, list[int]] = {}
         for i, (ranges, settings) in enumerate(zip(ranges_B, settings_B, strict=True)):
             groups.setdefault((ranges, *settings), []).append(i)
-        ids_B, finite = torch.empty(len(ranges_B), dtype=torch.long, device=self.device), True
+        ids_B = torch.empty(len(ranges_B), dtype=torch.long, device=self.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         for (ranges, _, sampling, scale), members in groups.items():
             everyone = len(members) == len(ranges_B)
             members_G = slice(None) if everyone else torch.tensor(members, device=self.device)
@@ -395,9 +396,9 @@ class Engine:
             if mask_C is not None:
                 logits_GC = logits_GC + mask_C
             if sampling.repetition_penalty != 1:
-                seen_GC = torch.stack([row.seen_V[low:high] for row in rows])
+                seen_GC = torch.stack([row.seen_V[low:high] for row in rows if row.seen_V is not None])
                 logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
-            finite = torch.isfinite(logits_GC.amax(-1)).all() & finite
+            finite &= torch.isfinite(logits_GC.amax(-1)).all()
             ids_B[members_G] = low + sample(logits_GC, draws_B[members_G], sampling)
         for i, row in enumerate(self.rows):
             if row.seen_V is not None:

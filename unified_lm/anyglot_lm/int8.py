@@ -17,6 +17,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scales: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
         super().__init__()
