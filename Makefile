@@ -78,7 +78,7 @@ lint: $(STAMP)
 
 test: lint speech $(PEERS)
 	$(call section,tests)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 bench: $(PEERS)
 	@for script in benchmarks/*.py; do \
