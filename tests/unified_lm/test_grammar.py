@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,3 +265,39 @@ def test_cut_answers_do_not_parse() -> None:
     for bad in (ids[:-1], ids[:4] + ids[5:], ids[1:]):
         with pytest.raises(CodesError):
             grammar.parse(bad)
+
+
+@given(
+    st.builds(
+        Request,
+        order=st.none() | st.lists(st.sampled_from(["text", "image"]), max_size=3).map(tuple),
+        required=st.sets(st.sampled_from(["text", "image"])),
+        allowed=st.none() | st.frozensets(st.sampled_from(["text", "image"])),
+        forbidden=st.sets(st.sampled_from(["text", "image"])),
+        max_ids=st.integers(-1, 10**6),
+        max_length=st.dictionaries(st.sampled_from(["text", "image"]), st.integers(0, 9)),
+        min_text=st.integers(0, 3),
+        min_frames=st.dictionaries(st.sampled_from(["image"]), st.integers(0, 9)),
+    )
+)
+def test_requests_travel_as_json(request_: Request) -> None:
+    assert Request.from_dict(json.loads(json.dumps(request_.to_dict()))) == request_
+    assert Request().to_dict() == {} and Request.from_dict({}) == Request()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"orders": ["image"]}, "a request has no entry 'orders'; it has order, required"),
+        ({"order": "image"}, "order of a request is 'image'; give a list of modalities"),
+        ({"required": [1]}, "required of a request is"),
+        ({"max_ids": True}, "max_ids of a request is True; give a whole number"),
+        ({"max_ids": "5"}, "give a whole number"),
+        ({"max_length": {"text": 1.5}}, "give an object of whole numbers by modality"),
+        ({"max_length": [3]}, "give an object of whole numbers by modality"),
+        (["image"], "a request is a JSON object"),
+    ],
+)
+def test_broken_requests_are_refused(content: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_dict(content)
