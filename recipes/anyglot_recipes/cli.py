@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import expand, plan_cli, tokenizer_cli
+from anyglot_recipes import expand, export_cli, plan_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
+    export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
     return parser
 

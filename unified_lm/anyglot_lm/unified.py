@@ -23,7 +23,7 @@ import torch
 
 from anyglot_lm.engine import Guidance, Sampling, generate
 from anyglot_lm.grammar import TEXT, Request, Span, SpanGrammar
-from anyglot_lm.hf_text import AnyText, HFTextTokenizer, load_text
+from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer, load_text
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import Block, Vocabulary
@@ -193,6 +193,7 @@ class UnifiedModel:
         for kind in (TextTokenizer, HFTextTokenizer):  # of an earlier model in this folder
             if kind.file_name != self.text.file_name:
                 (folder / kind.file_name).unlink(missing_ok=True)
+        (folder / EXPORTED_FOLDER / HFTextTokenizer.file_name).unlink(missing_ok=True)
 
     @property
     def max_length(self) -> int:
