@@ -23,8 +23,13 @@ def small_vocabulary() -> Vocabulary:
     )
 
 
-def walk(grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias: float = 0.0) -> list[int]:
-    """A random walk along allowed ids; `end_bias` is the chance to take the last range: starts, eos."""
+def walk(
+    grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias: float = 0.0, sharp: float = 1.0
+) -> list[int]:
+    """A random walk along allowed ids.
+
+    `end_bias` is the chance to take the last range: starts, eos; above 1, `sharp` prefers the first ids of a range.
+    """
     ids: list[int] = []
     while not grammar.finished(state):
         ranges = grammar.allowed(state)
@@ -32,7 +37,7 @@ def walk(grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias:
         assert all(low < high for low, high in ranges)
         assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges)), "ranges touch or are not sorted"
         low, high = ranges[-1] if rng.random() < end_bias else ranges[rng.integers(len(ranges))]
-        ids.append(int(rng.integers(low, high)))
+        ids.append(low + int(rng.random() ** sharp * (high - low)))
         state = grammar.advance(state, ids[-1])
     assert grammar.allowed(state) == ()
     return ids
@@ -101,8 +106,8 @@ def test_random_walk_ends_in_budget_and_parses_back(data: st.DataObject) -> None
     request = data.draw(requests(vocabulary))
     grammar = SpanGrammar(vocabulary)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    for end_bias in (0.0, 0.9):
-        ids = walk(grammar, grammar.start(request), rng, end_bias)
+    for end_bias, sharp in ((0.0, 1.0), (0.9, 1.0), (0.3, 8.0)):
+        ids = walk(grammar, grammar.start(request), rng, end_bias, sharp)
         assert grammar.shortest(request) <= len(ids) <= grammar.longest(request) <= request.max_ids or not request.order
         assert len(ids) <= request.max_ids
         assert ids[-1] == vocabulary.controls["eos"]

@@ -104,9 +104,7 @@ def model_card(model: UnifiedModel, *, dtype: str, license: str, base_model: str
     text = _WITH_TOKENIZER if auto_tokenizer else _WITHOUT.format(file=model.text.file_name)
     return _CARD.format(
         front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items()),
-        title=base_model.rpartition("/")[2] + " with " + ", ".join(vocabulary.modalities)
-        if base_model
-        else "Anyglot model",
+        title=f"{(base_model or 'Anyglot').rpartition('/')[2]} with {', '.join(vocabulary.modalities) or 'text'}",
         architecture=type(model.model).__name__,
         parameters=f"{sum(p.numel() for p in model.model.parameters()):,}",
         dtype=dtype,
