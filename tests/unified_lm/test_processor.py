@@ -225,6 +225,8 @@ def test_answers_become_text_and_media(processor: AnyglotProcessor) -> None:
         ([{"type": "image"}], ConversationError, "holds nothing under 'image' or 'path'"),
         ([{"text": "a"}], ConversationError, "a part of type None"),
         ([{"type": "text", "text": 3}], ConversationError, "a text is 3"),
+        ([{"type": "text", "path": "a.txt"}], ConversationError, "a text is None"),
+        (["a", "b"], ConversationError, "give a text or a list of parts"),
         ([{"type": "image", "url": "https://example.org/a.png"}], ConversationError, "is not fetched; download it"),
         ([{"type": "image", "path": "nowhere.png"}], MediaError, "nowhere.png: no such file"),
         ([{"type": "image", "image": b"x"}], MediaError, "image of 1 bytes: not a picture"),
@@ -240,6 +242,10 @@ def test_wrong_use(processor: AnyglotProcessor, tmp_path: Path) -> None:
     message = {"role": "user", "content": "a"}
     with pytest.raises(ManifestError, match="role 'system'"):
         processor.apply_chat_template([{"role": "system", "content": "a"}])
+    with pytest.raises(ConversationError, match="a message is 'a'; give an object"):
+        processor.apply_chat_template(["a"])
+    with pytest.raises(ConversationError, match="for 0 texts; give one text at least"):
+        processor([])
     with pytest.raises(ConversationError, match="tensors of ids"):
         processor.apply_chat_template([message], tokenize=False)
     with pytest.raises(ConversationError, match="either add_generation_prompt"):

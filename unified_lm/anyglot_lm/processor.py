@@ -80,21 +80,19 @@ class AnyglotProcessor(Parts):
             As `apply_chat_template`.
         """
         single = text is None or isinstance(text, str)
-        rows = 1 if single else len(text or ())
-        columns: dict[str, Sequence[Any]] = {}
-        for kind, given in (("image", images), ("audio", audio), (TEXT, text)):
-            column = [given] if single else [None] * rows if given is None else list(given)
-            if len(column) != rows:
-                raise ConversationError(f"{len(column)} of {kind} for {rows} texts; give one entry (or None) for each")
-            columns[kind] = column
-        conversations = []
-        for row in range(rows):
-            content = []
-            for kind, column in columns.items():
-                entry = column[row]
+        texts: list[Any] = [text] if single else list(text or ())
+        contents: list[list[dict[str, Any]]] = [[] for _ in texts]
+        for kind, given in (("image", images), ("audio", audio), (TEXT, texts)):
+            column = [given] if single and kind != TEXT else [None] * len(texts) if given is None else given
+            if not texts or len(column) != len(texts):
+                raise ConversationError(
+                    f"{len(column)} of {kind} for {len(texts)} texts; give one text at least, and one entry (or None) "
+                    "for each"
+                )
+            for content, entry in zip(contents, column, strict=True):
                 many = entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]
                 content += [{"type": kind, kind: value} for value in many]
-            conversations.append([{"role": "user", "content": content}])
+        conversations = [[{"role": "user", "content": content}] for content in contents]
         found: BatchFeature = self.apply_chat_template(conversations, return_tensors=return_tensors)
         return found
 
@@ -114,7 +112,7 @@ class AnyglotProcessor(Parts):
         `{"type": "text", "text": ...}`, or media: its type is `"image"`, `"audio"` (if the model has one kind of sound
         only) or a modality of the model, and beside it stands, under the name of the type or as `"path"`, a file, its
         bytes, a PIL image, floats as `encode_media` takes them (a sound also at another `"sampling_rate"`), or integer
-        codes.
+        codes. Files are read wherever they are: check the paths in what strangers send.
 
         Args:
             conversation: one, or a list of them.
@@ -151,9 +149,11 @@ class AnyglotProcessor(Parts):
     def _row(self, messages: Sequence[Mapping[str, Any]], prompt: bool, cut: bool) -> Int64:
         segments: list[Segment] = []
         for message in messages:
+            if not isinstance(message, Mapping):
+                raise ConversationError(f"a message is {message!r}; give an object with role and content")
             content = message.get("content")
             parts = [{"type": TEXT, TEXT: content}] if isinstance(content, str) else content
-            if not isinstance(parts, list | tuple):
+            if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
                 raise ConversationError(f"content of a message is {content!r}; give a text or a list of parts")
             segments += [self._part(part, message.get("role")) for part in parts]
         sample = Sample(segments)
@@ -167,13 +167,13 @@ class AnyglotProcessor(Parts):
         modalities = self._modalities(kind)
         if len(modalities) > 1:
             raise ConversationError(f"{kind} may be {' or '.join(modalities)} here; name it, as 'type': 'NAME'")
+        if kind == TEXT:
+            if not isinstance(part.get(TEXT), str):
+                raise ConversationError(f"a text is {part.get(TEXT)!r}; give a string")
+            return self._segment(TEXT, part[TEXT], role)
         value = next((part[key] for key in (str(kind), "path", "url") if part.get(key) is not None), None)
         if value is None:
             raise ConversationError(f"a part of type {kind!r} holds nothing under {kind!r} or 'path'")
-        if modalities[0] == TEXT:
-            if not isinstance(value, str):
-                raise ConversationError(f"a text is {value!r}; give a string")
-            return self._segment(TEXT, value, role)
         if isinstance(value, str) and value.startswith(("http://", "https://")):
             raise ConversationError(f"{value}: is not fetched; download it and give the file")
         if isinstance(value, bytes):
@@ -186,7 +186,7 @@ class AnyglotProcessor(Parts):
 
     def _modalities(self, kind: Any) -> list[str]:
         """What a type of part may stand for: itself, or all modalities of that kind of media."""
-        if kind == TEXT or kind in self.tokenizers:
+        if kind == TEXT or kind in self.vocabulary.modalities:
             return [kind]
         specs = {name: tokenizer.spec for name, tokenizer in self.tokenizers.items()}
         kinds = {
@@ -194,7 +194,8 @@ class AnyglotProcessor(Parts):
             "audio": [name for name, spec in specs.items() if spec.sample_rate is not None],
         }
         if not kinds.get(kind):
-            known = ", ".join([TEXT, *specs, *(name for name, names in kinds.items() if names and name not in specs)])
+            more = [name for name, names in kinds.items() if names and name not in specs]
+            known = ", ".join([TEXT, *self.vocabulary.modalities, *more])
             raise ConversationError(f"a part of type {kind!r}; this model has {known}")
         return kinds[kind]
 
