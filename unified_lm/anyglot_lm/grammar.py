@@ -27,12 +27,11 @@ from anyglot_lm.vocabulary import Block, Vocabulary
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
 TEXT = "text"
+KNOWN_REQUESTS = 1024
+"""Requests whose plan a grammar keeps."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Legal ids as sorted half-open ranges that do not touch."""
-
-MAX_PLANS = 4096
-"""Requests whose checked form a grammar keeps, so that a server does not grow with every request."""
 
 
 class RequestError(AnyglotError):
@@ -206,7 +205,7 @@ class SpanGrammar:
                 f"max_ids is {request.max_ids}, but {' + '.join([*plan.first_rest, 'eos'])} needs {needed} "
                 f"ids at least; set max_ids to {needed} or more"
             )
-        if len(self._plans) >= MAX_PLANS:
+        if len(self._plans) >= KNOWN_REQUESTS:  # a server meets new ones for ever
             self._plans.clear()
         self._plans[id(request)] = (request, state)
         return state

@@ -169,12 +169,26 @@ class Parts:
             return Segment(modality, value.cpu().numpy(), role)
         return Segment(modality, self.encode_media(modality, [value])[0].numpy(), role)
 
-    def read_media(self, modality: str, path: str | os.PathLike[str] | MediaBytes) -> Tensor:
-        """A file, or its bytes, as the modality's tokenizer takes it: size, rate and channels fitted."""
-        spec, block = self._tokenizer(modality).spec, self.vocabulary.block(modality)
+    def read_media(
+        self,
+        modality: str,
+        path: str | os.PathLike[str] | MediaBytes,
+        *,
+        max_seconds: float = 600.0,
+        max_pixels: int = 64_000_000,
+    ) -> Tensor:
+        """A file, or its bytes, as the modality's tokenizer takes it: size, rate and channels fitted.
+
+        Raises MediaError for what is no sound or picture, or larger than the limits.
+        """
+        spec = self._tokenizer(modality).spec
         if spec.sample_rate is not None:
-            return read_audio(path, sample_rate=spec.sample_rate, channels=spec.channels)
-        return read_image(path, size=_image_size(block, spec.strides, path))
+            return read_audio(path, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=max_seconds)
+        return read_image(path, size=self.image_size(modality), max_pixels=max_pixels)
+
+    def image_size(self, modality: str) -> int | None:
+        """Pixels per side where the vocabulary fixes a square grid, else None (any size)."""
+        return _image_size(self.vocabulary.block(modality), self._tokenizer(modality).spec.strides, modality)
 
     def output(self, span: Span, media: Tensor | None = None) -> Output:
         """A span of an answer as the user gets it."""
@@ -225,7 +239,7 @@ def read_parts(
     return vocabulary, template, text, tokenizers
 
 
-def _image_size(block: Block, strides: tuple[int | None, ...], path: str | os.PathLike[str] | MediaBytes) -> int | None:
+def _image_size(block: Block, strides: tuple[int | None, ...], modality: str) -> int | None:
     """Pixels per side where the vocabulary fixes a square grid, else None (the file's own size)."""
     if block.grid is None or len(block.grid) != len(strides):
         return None
@@ -234,7 +248,7 @@ def _image_size(block: Block, strides: tuple[int | None, ...], path: str | os.Pa
         return None
     if len(sides) > 1:
         raise MediaError(
-            str(path), f"the model takes images of {block.grid} codes", "crop the image and pass it as a tensor"
+            modality, f"the model takes images of {block.grid} codes", "crop the image and pass it as a tensor"
         )
     return sides.pop()
 
