@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, expand, plan_cli, serve_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, expand, export_cli, plan_cli, serve_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     chat_cli.add_parser(commands, str(NANO_MODEL))
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
+    export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
     serve_cli.add_parser(commands)
     return parser

@@ -17,7 +17,20 @@ from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_
 from anyglot_tokenizers.query import QueryImageVQ
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "train", "eval", "synth", "prepare", "generate", "tokenizer", "plan", "expand", "replay", "chat", "serve")
+COMMANDS = (
+    "demo",
+    "train",
+    "eval",
+    "synth",
+    "prepare",
+    "generate",
+    "tokenizer",
+    "plan",
+    "expand",
+    "replay",
+    "chat",
+    "serve",
+)
 
 
 @pytest.fixture(scope="module")

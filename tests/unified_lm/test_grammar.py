@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,13 @@ def small_vocabulary() -> Vocabulary:
     )
 
 
-def walk(grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias: float = 0.0) -> list[int]:
-    """A random walk along allowed ids; `end_bias` is the chance to take the last range: starts, eos."""
+def walk(
+    grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias: float = 0.0, sharp: float = 1.0
+) -> list[int]:
+    """A random walk along allowed ids.
+
+    `end_bias` is the chance to take the last range: starts, eos; above 1, `sharp` prefers the first ids of a range.
+    """
     ids: list[int] = []
     while not grammar.finished(state):
         ranges = grammar.allowed(state)
@@ -30,7 +37,7 @@ def walk(grammar: SpanGrammar, state: State, rng: np.random.Generator, end_bias:
         assert all(low < high for low, high in ranges)
         assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges)), "ranges touch or are not sorted"
         low, high = ranges[-1] if rng.random() < end_bias else ranges[rng.integers(len(ranges))]
-        ids.append(int(rng.integers(low, high)))
+        ids.append(low + int(rng.random() ** sharp * (high - low)))
         state = grammar.advance(state, ids[-1])
     assert grammar.allowed(state) == ()
     return ids
@@ -99,8 +106,8 @@ def test_random_walk_ends_in_budget_and_parses_back(data: st.DataObject) -> None
     request = data.draw(requests(vocabulary))
     grammar = SpanGrammar(vocabulary)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    for end_bias in (0.0, 0.9):
-        ids = walk(grammar, grammar.start(request), rng, end_bias)
+    for end_bias, sharp in ((0.0, 1.0), (0.9, 1.0), (0.3, 8.0)):
+        ids = walk(grammar, grammar.start(request), rng, end_bias, sharp)
         assert grammar.shortest(request) <= len(ids) <= grammar.longest(request) <= request.max_ids or not request.order
         assert len(ids) <= request.max_ids
         assert ids[-1] == vocabulary.controls["eos"]
@@ -270,3 +277,39 @@ def test_a_grammar_does_not_keep_every_request_it_met() -> None:
     kept = [Request(order=("image",), max_ids=20 + i) for i in range(2 * KNOWN_REQUESTS)]
     assert [grammar.start(request).left for request in kept] == [request.max_ids for request in kept]
     assert len(grammar._plans) <= KNOWN_REQUESTS
+
+
+@given(
+    st.builds(
+        Request,
+        order=st.none() | st.lists(st.sampled_from(["text", "image"]), max_size=3).map(tuple),
+        required=st.sets(st.sampled_from(["text", "image"])),
+        allowed=st.none() | st.frozensets(st.sampled_from(["text", "image"])),
+        forbidden=st.sets(st.sampled_from(["text", "image"])),
+        max_ids=st.integers(-1, 10**6),
+        max_length=st.dictionaries(st.sampled_from(["text", "image"]), st.integers(0, 9)),
+        min_text=st.integers(0, 3),
+        min_frames=st.dictionaries(st.sampled_from(["image"]), st.integers(0, 9)),
+    )
+)
+def test_requests_travel_as_json(request_: Request) -> None:
+    assert Request.from_dict(json.loads(json.dumps(request_.to_dict()))) == request_
+    assert Request().to_dict() == {} and Request.from_dict({}) == Request()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"orders": ["image"]}, "a request has no entry 'orders'; it has order, required"),
+        ({"order": "image"}, "order of a request is 'image'; give a list of modalities"),
+        ({"required": [1]}, "required of a request is"),
+        ({"max_ids": True}, "max_ids of a request is True; give a whole number"),
+        ({"max_ids": "5"}, "give a whole number"),
+        ({"max_length": {"text": 1.5}}, "give an object of whole numbers by modality"),
+        ({"max_length": [3]}, "give an object of whole numbers by modality"),
+        (["image"], "a request is a JSON object"),
+    ],
+)
+def test_broken_requests_are_refused(content: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_dict(content)

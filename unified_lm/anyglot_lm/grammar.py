@@ -16,8 +16,8 @@ Plain Python over a vocabulary. This file knows nothing of models, tensors or sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,42 @@ class Request:
     min_text: int = 1
     min_frames: Mapping[str, int] = field(default_factory=dict)
     max_frames: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without what is as by default; `from_dict` is its inverse."""
+        plain, found = Request(), {}
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            if value != getattr(plain, name):
+                found[name] = sorted(value) if name in _SETS else list(value) if name == "order" else value
+        return {name: dict(value) if name in _COUNTS else value for name, value in found.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Request:
+        """Inverse of `to_dict`. Raises `RequestError` naming an unknown entry, or one of the wrong kind."""
+        if not isinstance(content, Mapping):
+            raise RequestError(f"a request is a JSON object, not {content!r}")
+        known = [entry.name for entry in fields(cls)]
+        found: dict[str, Any] = {}
+        for name, value in content.items():
+            if name not in known:
+                raise RequestError(f"a request has no entry {name!r}; it has {', '.join(known)}")
+            if name in _COUNTS:
+                kind = "an object of whole numbers by modality"
+                good = isinstance(value, Mapping) and all(type(count) is int for count in value.values())
+            elif name in _SETS or name == "order":
+                kind = "a list of modalities"
+                good = isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
+            else:
+                kind, good = "a whole number", type(value) is int
+            if not good:
+                raise RequestError(f"{name} of a request is {value!r}; give {kind}")
+            found[name] = frozenset(value) if name in _SETS else tuple(value) if name == "order" else value
+        return cls(**found)
+
+
+_SETS = ("required", "allowed", "forbidden")
+_COUNTS = ("max_length", "min_frames", "max_frames")
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,10 @@ AnyText = TextTokenizer | HFTextTokenizer
 """Either kind of text tokenizer: both have encode, decode, size, fingerprint, save and file_name."""
 
 
+EXPORTED_FOLDER = "text"
+"""Where exports keep the model's own text tokenizer; the `tokenizer.json` beside their weights is for transformers."""
+
+
 def load_text(folder: str | Path) -> AnyText:
     """The text tokenizer of a model folder: its `text.model` or its `tokenizer.json`.
 
@@ -175,6 +179,9 @@ def load_text(folder: str | Path) -> AnyText:
         ManifestError: neither is there, or both are.
     """
     kinds: tuple[type[AnyText], ...] = (TextTokenizer, HFTextTokenizer)
+    exported = Path(folder) / EXPORTED_FOLDER / HFTextTokenizer.file_name
+    if exported.is_file():
+        return HFTextTokenizer.load(exported)
     found = [kind for kind in kinds if (Path(folder) / kind.file_name).is_file()]
     names = " and ".join(kind.file_name for kind in kinds)
     if not found:

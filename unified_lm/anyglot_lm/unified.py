@@ -5,32 +5,31 @@
         text.model  or  tokenizer.json                  text tokenizer: sentencepiece, or of a pretrained model
         tokenizers/<modality>/                          one tokenizer of anyglot_tokenizers per block
 
-It loads and saves that folder, turns media into codes and back in batches, and answers samples with outputs.
-Which ids are legal is `grammar.py`, how they are chosen `engine.py`; training is elsewhere.
+It loads and saves that folder, and answers samples with outputs. What does not need the language model is `parts.py`,
+which ids are legal `grammar.py`, how they are chosen `engine.py`; training is elsewhere.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
 
 from anyglot_lm.engine import Engine, Guidance, Sampling, generate, row_seeds
-from anyglot_lm.grammar import TEXT, Request, Span, SpanGrammar
-from anyglot_lm.hf_text import AnyText, HFTextTokenizer, load_text
-from anyglot_lm.segments import Sample, Segment, Template
+from anyglot_lm.grammar import TEXT, Request
+from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer
+from anyglot_lm.hf_text import load_text as load_text
+from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE, Parts, read_parts
+from anyglot_lm.parts import Output as Output
+from anyglot_lm.segments import Sample, Template
 from anyglot_lm.text import TextTokenizer
-from anyglot_lm.vocabulary import Block, Vocabulary
-from anyglot_tokenizers.codes import Codes
-from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, MediaError
-from anyglot_tokenizers.media import MediaBytes, read_audio, read_image
-from anyglot_tokenizers.tokenizer import Tokenizer, load
+from anyglot_lm.vocabulary import Vocabulary
+from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,41 +37,11 @@ if TYPE_CHECKING:
 
     from anyglot_lm.stream import Event
 
-VOCABULARY_FILE = "vocabulary.json"
-TEMPLATE_FILE = "template.json"
-TOKENIZERS_FOLDER = "tokenizers"
-
 MAX_TEXT = 256
 """Most text ids of an answer of `UnifiedModel.generate`, unless told otherwise."""
 
-MEDIA_BATCH = 32
-"""Items per call of a media tokenizer."""
 
-
-@dataclass(frozen=True, eq=False)
-class Output:
-    """One span of an answer.
-
-    Attributes:
-        modality: `"text"` or a modality of the vocabulary.
-        text: the text of a text span, else None.
-        codes: int64 `[K, *grid]` of a media span, else None.
-        media: float32 without a batch axis (image `[3, H, W]` in [0, 1]; audio `[C, samples]`), else None;
-            also None where decoding was not asked for.
-    """
-
-    modality: str
-    text: str | None = None
-    codes: Tensor | None = None
-    media: Tensor | None = None
-
-    @property
-    def content(self) -> str | Tensor | None:
-        """The text of a text span, the media of any other."""
-        return self.text if self.modality == TEXT else self.media
-
-
-class UnifiedModel:
+class UnifiedModel(Parts):
     """A language model with the vocabulary, the template and the tokenizers that it was trained with.
 
     Args:
@@ -98,33 +67,14 @@ class UnifiedModel:
         *,
         where: str = "model",
     ) -> None:
-        self.model, self.vocabulary, self.template, self.text = model, vocabulary, template, text
-        self.tokenizers = dict(tokenizers)
-        self.grammar = SpanGrammar(vocabulary)
-        self._check(where)
-
-    def _check(self, where: str) -> None:
-        vocabulary = self.vocabulary
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        super().__init__(vocabulary, template, text, tokenizers, where=where)
+        self.model = model
+        rows = model.get_input_embeddings().weight.shape[0]
         if rows < vocabulary.size:
             raise CheckpointError(
                 f"{where}: the model has {rows} rows, its {VOCABULARY_FILE} {vocabulary.size} ids; one of "
                 "them is from another model, copy the whole folder again"
             )
-        if vocabulary.text_fingerprint not in ("", self.text.fingerprint):
-            raise FingerprintError(
-                f"{where}/{self.text.file_name} has fingerprint {self.text.fingerprint[:12]}, but "
-                f"{VOCABULARY_FILE} was made for {vocabulary.text_fingerprint[:12]}; put the text "
-                "tokenizer of the training back"
-            )
-        for modality, tokenizer in self.tokenizers.items():
-            block = vocabulary.block(modality)
-            if tokenizer.fingerprint != block.fingerprint:
-                raise FingerprintError(
-                    f"{where}/{TOKENIZERS_FOLDER}/{modality} has fingerprint {tokenizer.fingerprint[:12]}, "
-                    f"but {VOCABULARY_FILE} was made for {block.fingerprint[:12]}; put the tokenizer of the "
-                    "training back, or prepare the data and train again with this one"
-                )
 
     @classmethod
     def from_pretrained(
@@ -150,21 +100,11 @@ class UnifiedModel:
         from anyglot_lm.backbone import load_causal_lm
 
         folder = Path(directory)
-        if not (folder / VOCABULARY_FILE).is_file():
-            raise CheckpointError(f"{folder}: holds no {VOCABULARY_FILE}; give the folder of a unified model")
-        vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
-        template = Template.load(folder / TEMPLATE_FILE)
-        text = load_text(folder)
-        tokenizers = {}
-        for block in vocabulary.blocks:
-            path = folder / TOKENIZERS_FOLDER / block.modality
-            if not path.is_dir():
-                raise CheckpointError(f"{path}: no such folder; copy the whole model folder again")
-            tokenizers[block.modality] = load(path).to(device)
+        parts = read_parts(folder, device=device)
         # PreTrainedModel.to is a decorated method, which type checkers lose
         model: Any = load_causal_lm(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
         model = model.to(device)
-        return cls(model, vocabulary, template, text, tokenizers, where=str(folder))
+        return cls(model, *parts, where=str(folder))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes the model folder; each file is complete before it takes its name.
@@ -195,72 +135,12 @@ class UnifiedModel:
         for kind in (TextTokenizer, HFTextTokenizer):  # of an earlier model in this folder
             if kind.file_name != self.text.file_name:
                 (folder / kind.file_name).unlink(missing_ok=True)
+        (folder / EXPORTED_FOLDER / HFTextTokenizer.file_name).unlink(missing_ok=True)
 
     @property
     def max_length(self) -> int:
         """Most ids of prompt and answer together."""
         return int(self.model.config.max_position_embeddings)
-
-    # media <-> codes ----------------------------------------------------------------------------------------
-
-    def encode_media(self, modality: str, media: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Codes int64 `[K, *grid]` of each item, with the quantizers that the language model uses.
-
-        Args:
-            modality: of all items.
-            media: images float32 `[3, H, W]` in [0, 1]; audio float32 `[C, samples]` or `[samples]` at the
-                tokenizer's rate. A batch tensor, or a list of items of any lengths.
-        """
-        tokenizer, block = self._tokenizer(modality), self.vocabulary.block(modality)
-        timed = tokenizer.spec.axes == ("time",)
-        items = [item[None] if timed and item.ndim == 1 else item for item in media]
-        found: list[Tensor] = [torch.empty(0)] * len(items)
-        for group in _batches([tuple(item.shape) for item in items], timed):
-            if timed:
-                lengths = torch.tensor([items[i].shape[-1] for i in group])
-                batch = torch.zeros(len(group), items[group[0]].shape[0], int(lengths.max()))
-                for row, i in enumerate(group):
-                    batch[row, :, : lengths[row]] = items[i]
-                codes = tokenizer.encode(batch, lengths, num_quantizers=block.num_quantizers)
-            else:
-                batch = torch.stack([items[i] for i in group])
-                codes = tokenizer.encode(batch, num_quantizers=block.num_quantizers)
-            for row, i in enumerate(group):
-                found[i] = codes.item(row).cpu()
-        return found
-
-    def decode_media(self, modality: str, codes: Sequence[Tensor | np.ndarray]) -> list[Tensor]:
-        """Media of each item, on the CPU: inverse of `encode_media`, up to the tokenizer's loss.
-
-        Args:
-            modality: of all items.
-            codes: int64 `[k, *grid]` for each item, of the first `k` quantizers.
-        """
-        tokenizer = self._tokenizer(modality)
-        spec = tokenizer.spec
-        timed = spec.axes == ("time",)
-        items = [torch.as_tensor(item, dtype=torch.int64) for item in codes]
-        found: list[Tensor] = [torch.empty(0)] * len(items)
-        for group in _batches([tuple(item.shape) for item in items], timed):
-            if timed:
-                lengths = torch.tensor([items[i].shape[-1] for i in group])
-                batch = torch.zeros(len(group), items[group[0]].shape[0], int(lengths.max()), dtype=torch.int64)
-                for row, i in enumerate(group):
-                    batch[row, :, : lengths[row]] = items[i]
-                media = _decode(tokenizer, Codes(batch, lengths, spec))
-                for row, i in enumerate(group):
-                    found[i] = media[row, ..., : int(lengths[row]) * spec.hop_length]
-            else:
-                media = _decode(tokenizer, Codes(torch.stack([items[i] for i in group]), None, spec))
-                for row, i in enumerate(group):
-                    found[i] = media[row]
-        return found
-
-    def _tokenizer(self, modality: str) -> Tokenizer:
-        self.vocabulary.block(modality)
-        if modality not in self.tokenizers:
-            raise AnyglotError(f"this model was made without a tokenizer for {modality!r}; pass it to UnifiedModel")
-        return self.tokenizers[modality]
 
     # answers ------------------------------------------------------------------------------------------------
 
@@ -346,26 +226,6 @@ class UnifiedModel:
         ids: list[int] = self.template.prompt(sample, self.vocabulary, self.text).tolist()
         return ids
 
-    def output(self, span: Span, media: Tensor | None = None) -> Output:
-        """A span of an answer as the user gets it."""
-        if span.modality == TEXT:
-            known = [i for i in span.content if i < self.text.size]  # rows of a backbone may be padded
-            return Output(TEXT, text=self.text.decode(known))
-        return Output(span.modality, codes=torch.from_numpy(span.content), media=media)
-
-    def _with_media(self, outputs: list[list[Output]]) -> list[list[Output]]:
-        """The same outputs with their media, decoded in batches across answers."""
-        places: dict[str, list[tuple[int, int]]] = {}
-        for i, answer in enumerate(outputs):
-            for j, output in enumerate(answer):
-                if output.modality != TEXT:
-                    places.setdefault(output.modality, []).append((i, j))
-        for modality, where in places.items():
-            media = self.decode_media(modality, [_codes(outputs[i][j]) for i, j in where])
-            for (i, j), item in zip(where, media, strict=True):
-                outputs[i][j] = replace(outputs[i][j], media=item)
-        return outputs
-
     @overload
     def generate(self, to: str = ..., /, **options: Any) -> Output: ...
     @overload
@@ -411,69 +271,3 @@ class UnifiedModel:
         )
         answer = self.respond([sample], request, settings, seed, guidance=guidance)[0]
         return answer[0] if isinstance(to, str) else answer
-
-    def _segment(self, modality: str, value: Any) -> Segment:
-        """What the user says in one modality: text, media, codes, or a file of media."""
-        if modality == TEXT:
-            return Segment(TEXT, str(value), "user")
-        if isinstance(value, str | os.PathLike):
-            value = self.read_media(modality, value)
-        value = torch.as_tensor(value)
-        if not value.is_floating_point():
-            return Segment(modality, value.cpu().numpy(), "user")
-        return Segment(modality, self.encode_media(modality, [value])[0].numpy(), "user")
-
-    def read_media(
-        self,
-        modality: str,
-        path: str | os.PathLike[str] | MediaBytes,
-        *,
-        max_seconds: float = 600.0,
-        max_pixels: int = 64_000_000,
-    ) -> Tensor:
-        """A file, or its bytes, as the modality's tokenizer takes it: size, rate and channels fitted.
-
-        Raises MediaError for what is no sound or picture, or larger than the limits.
-        """
-        spec = self._tokenizer(modality).spec
-        if spec.sample_rate is not None:
-            return read_audio(path, sample_rate=spec.sample_rate, channels=spec.channels, max_seconds=max_seconds)
-        return read_image(path, size=self.image_size(modality), max_pixels=max_pixels)
-
-    def image_size(self, modality: str) -> int | None:
-        """Pixels per side where the vocabulary fixes a square grid, else None (any size)."""
-        return _image_size(self.vocabulary.block(modality), self._tokenizer(modality).spec.strides, modality)
-
-
-def _image_size(block: Block, strides: tuple[int | None, ...], modality: str) -> int | None:
-    """Pixels per side where the vocabulary fixes a square grid, else None (the file's own size)."""
-    if block.grid is None or len(block.grid) != len(strides):
-        return None
-    sides = {cells * stride for cells, stride in zip(block.grid, strides, strict=True) if stride}
-    if not sides:
-        return None
-    if len(sides) > 1:
-        raise MediaError(
-            modality, f"the model takes images of {block.grid} codes", "crop the image and pass it as a tensor"
-        )
-    return sides.pop()
-
-
-def _codes(output: Output) -> Tensor:
-    assert output.codes is not None
-    return output.codes
-
-
-@torch.inference_mode()
-def _decode(tokenizer: Tokenizer, codes: Codes) -> Tensor:
-    return tokenizer.decode(codes).cpu()
-
-
-def _batches(shapes: list[tuple[int, ...]], timed: bool) -> Iterable[list[int]]:
-    """Items that go through a tokenizer at once: of like length if it pads (`timed`), else of equal shape."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in sorted(range(len(shapes)), key=lambda i: (shapes[i], i)):
-        groups.setdefault(shapes[i][:-1] if timed else shapes[i], []).append(i)
-    for group in groups.values():
-        for start in range(0, len(group), MEDIA_BATCH):
-            yield group[start : start + MEDIA_BATCH]
