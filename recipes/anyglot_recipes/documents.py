@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Sample, Segment, Template, TextCodec
 from anyglot_lm.shards import ShardWriter
-from anyglot_lm.unified import load_text
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import ManifestError
 

@@ -15,10 +15,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel
 
 from anyglot_lm.backbone import load_backbone
+from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Template
 from anyglot_lm.train import LitUnified
 from anyglot_lm.tuning import Lora, Preset, choose_trained, merge
-from anyglot_lm.unified import UnifiedModel, load_text
+from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import CheckpointError, ManifestError

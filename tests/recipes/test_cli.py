@@ -29,6 +29,7 @@ COMMANDS = (
     "expand",
     "replay",
     "chat",
+    "export",
     "serve",
 )
 

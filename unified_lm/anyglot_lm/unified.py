@@ -22,7 +22,6 @@ import torch
 from anyglot_lm.engine import Engine, Guidance, Sampling, generate, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer
-from anyglot_lm.hf_text import load_text as load_text
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE, Parts, read_parts
 from anyglot_lm.parts import Output as Output
 from anyglot_lm.segments import Sample, Template
