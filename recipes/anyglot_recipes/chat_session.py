@@ -8,7 +8,7 @@ The conversation itself is `anyglot_lm.chat`'s.
 from __future__ import annotations
 
 import json
-import shlex
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from anyglot_tokenizers.media import write_audio, write_image
 FORMAT, VERSION = "anyglot-chat", 1
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"}
+WORDS = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
+"""What is said, and paths with spaces in quotes or behind backslashes, as terminals drop them."""
 HELP = """\
 words and paths         what is this? photos/cat.png      music:song.wav says that a sound is music, not speech
 /to text,speech         what answers consist of, in order; /to any leaves it to the model
@@ -62,7 +64,7 @@ class Session:
         seed: int = 0,
         write: Callable[[str], None] = _to_stdout,
     ) -> None:
-        self.model, self.out, self.write, self.seed = model, out, write, seed
+        self.model, self.out, self.write, self.seed = model, out, write, seed % 2**64
         self.chat = Chat(model)
         self.set_to(to)
         self.set_temperature(temperature)
@@ -90,7 +92,7 @@ class Session:
         elif name == "temperature":
             self.set_temperature(_number(argument, float))
         elif name == "seed":
-            self.seed = _number(argument, int)
+            self.seed = _number(argument, int) % 2**64
         elif name == "new":
             self.chat = Chat(self.model, self.chat.engine)
         elif name == "save":
@@ -149,8 +151,8 @@ class Session:
                 segments.append(Segment(TEXT, " ".join(words), "user"))
                 words.clear()
 
-        for word in _split(line):
-            found = self._medium(word)
+        for word in WORDS.findall(line):
+            found = self._medium(_bare(word))
             if found is None:
                 words.append(word)
             else:
@@ -164,9 +166,8 @@ class Session:
         modalities = self.model.vocabulary.modalities
         if modality in modalities and rest:
             return self._segment(modality, rest)
-        path = Path(word).expanduser()
-        ending = path.suffix.lower()
-        if ending not in PICTURES | SOUNDS or not path.is_file():
+        ending = Path(word).suffix.lower()
+        if ending not in PICTURES | SOUNDS or not _path(word).is_file():
             return None
         timed = [m for m in modalities if self.model.tokenizers[m].spec.sample_rate is not None]
         still = [m for m in modalities if m not in timed]
@@ -176,7 +177,7 @@ class Session:
         return self._segment(kinds[0], word)
 
     def _segment(self, modality: str, path: str) -> Segment:
-        media = self.model.read_media(modality, Path(path).expanduser())
+        media = self.model.read_media(modality, _path(path))
         return Segment(modality, self.model.encode_media(modality, [media])[0].numpy(), "user")
 
     def save(self, path: Path) -> None:
@@ -195,8 +196,11 @@ class Session:
             "vocabulary": self.model.vocabulary.fingerprint,
             "segments": said,
         }
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(content), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{path}: cannot be written ({error}); give another file") from error
         self.write(f"(saved {path})\n")
 
     def load(self, path: Path) -> None:
@@ -217,7 +221,8 @@ class Session:
             raise ManifestError(f"{path}: cannot be read ({error})") from error
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"{path}: no conversation that /save wrote ({error!r})") from error
-        self.model.prompt(Sample(segments))  # codes that this model cannot say are found here
+        if segments:  # codes that this model cannot say are found here
+            self.model.template.render(Sample(segments), self.model.vocabulary, self.model.text)
         self.chat = Chat(self.model, self.chat.engine, segments)
         self.write(f"(loaded {path}: {len(segments)} segments)\n")
 
@@ -236,7 +241,7 @@ class Session:
 
     def _next_number(self) -> int:
         transcript = self.out / "transcript.jsonl"
-        return 1 + (len(transcript.read_text(encoding="utf-8").splitlines()) if transcript.exists() else 0)
+        return 1 + (transcript.read_bytes().count(b"\n") if transcript.exists() else 0)
 
     def _note(self, number: int, line: str, outputs: list[Output]) -> None:
         """A line of the transcript."""
@@ -247,12 +252,11 @@ class Session:
             file.write(f"{entry}\n")
 
 
-def _split(line: str) -> list[str]:
-    """Words; paths with spaces may stand in quotes, as terminals drop them."""
-    try:
-        return shlex.split(line)
-    except ValueError:  # an apostrophe, as in "what's this?"
-        return line.split()
+def _bare(word: str) -> str:
+    """A path without the quotes or backslashes that a terminal drops it with."""
+    if word[0] in "'\"" and word[-1] == word[0] and len(word) > 2:
+        return word[1:-1]
+    return re.sub(r"\\(.)", r"\1", word)
 
 
 def _number(argument: str, kind: Callable[[str], Any]) -> Any:
@@ -265,4 +269,7 @@ def _number(argument: str, kind: Callable[[str], Any]) -> Any:
 def _path(argument: str) -> Path:
     if not argument:
         raise ManifestError("give a file, as in /save talk.json")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # ~ of nobody
+        raise ManifestError(f"{argument}: {error}") from error

@@ -82,6 +82,14 @@ def _positive(value: str) -> int:
     return number
 
 
+def _several(value: str) -> int:
+    number = int(value)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{value} is less than 2")
+    return number
+
+
+_several.__name__ = "number"
 _positive.__name__ = "number"  # argparse says "invalid number value"
 
 
@@ -135,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--images", metavar="DIR", help="folder of the pictures of COCO captions, if not beside them")
     prepare.add_argument(
-        "--interleave", type=_positive, default=0, metavar="ROWS", help="also documents of so many rows, all learnt"
+        "--interleave", type=_several, default=0, metavar="ROWS", help="also documents of so many rows, all learnt"
     )
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")

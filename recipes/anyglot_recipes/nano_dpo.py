@@ -209,8 +209,11 @@ def _make_pairs(folder: Path, run: Run, config: NanoDPOConfig, split: Split, num
             for (ids, loss), answer in zip(both, pair, strict=True):
                 writer.add(ids, loss, task, answer)
             written += 1
-    if not written:
-        raise ManifestError("nano_dpo: no prompt has answers of different scores; raise scenes or candidates")
+        if not written:
+            raise ManifestError(
+                f"nano_dpo: no pairs ({left_out} are too long for the model, and of other prompts no two answers have "
+                "different scores); raise scenes or candidates"
+            )
     run.say(f"{folder.name.removesuffix('.tmp')}: {written} pairs, {left_out} left out for their length")
 
 

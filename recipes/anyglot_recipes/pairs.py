@@ -42,11 +42,12 @@ def samples(rows: Iterable[PreparedRow], interleave: int) -> Iterator[tuple[str,
     held: list[list[tuple[str, str | np.ndarray]]] = []
     for row in rows:
         yield from pairs(row)
-        held.append(list(_parts(row).items()))
-        if len(held) == interleave:
+        if interleave:
+            held.append(list(_parts(row).items()))
+        if held and len(held) == interleave:
             yield "interleaved", interleaved(held)
             held = []
-    if interleave and len(held) > 1:
+    if len(held) > 1:
         yield "interleaved", interleaved(held)
 
 

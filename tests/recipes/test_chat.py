@@ -38,7 +38,10 @@ def terminal(tiny_model: UnifiedModel, tmp_path: Path) -> Terminal:
 
 def test_files_among_words(terminal: Terminal, tmp_path: Path) -> None:
     segments = terminal.session.read(f"what's '{tmp_path}/a cat.png' and")
-    assert [s.modality for s in segments] == ["text"], "an apostrophe alone leaves quotes unread"
+    assert [s.content for s in segments if s.modality == "text"] == ["what's", "and"] and len(segments) == 3
+    escaped = str(tmp_path / "a cat.png").replace(" ", "\\ ")
+    assert [s.modality for s in terminal.session.read(f'say "hi" {escaped}')] == ["text", "image"]
+    assert terminal.session.read('say "hi" to ~3 of them')[0].content == 'say "hi" to ~3 of them'
     segments = terminal.session.read(f"what is '{tmp_path}/a cat.png' and {tmp_path}/hum.wav music:{tmp_path}/hum.wav")
     assert [s.modality for s in segments] == ["text", "image", "text", "speech", "music"]
     assert segments[0].content == "what is" and segments[2].content == "and"
@@ -77,6 +80,10 @@ def test_a_saved_conversation_goes_on(terminal: Terminal, tiny_model: UnifiedMod
         ("/temperature warm", "'warm' is no number"),
         ("/temperature -1", "Sampling.temperature is -1.0"),
         ("/save", "give a file"),
+        ("/save /", "cannot be written"),
+        ("/save no such folder/talk.json", "cannot be written"),
+        ("/save ~nobody-here/x", "~nobody-here/x"),
+        ("music:~nobody-here/x.wav", "~nobody-here"),
         ("/load nowhere.json", "nowhere.json: cannot be read"),
         ("music:nowhere.wav", "nowhere.wav"),
         ("word " * 2000, "this turn has"),
@@ -96,6 +103,10 @@ def test_conversations_of_others_are_refused(terminal: Terminal, tmp_path: Path)
         ({"vocabulary": "x"}, "another vocabulary"),
         ({"version": 9}, "no conversation that this version"),
         ({"segments": [{"role": "user", "modality": "image", "content": [[[99] * 4] * 4]}]}, "outside the codebook"),
+        (
+            {"segments": [{"role": "assistant", "modality": "image", "content": [[[99] * 4] * 4]}]},
+            "outside the codebook",
+        ),
         ({"segments": [{"role": "king", "modality": "text", "content": "x"}]}, "king"),
         ({"segments": 3}, "no conversation that /save wrote"),
     ):

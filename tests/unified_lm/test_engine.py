@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 
 import numpy as np
@@ -215,6 +216,15 @@ def test_sample_never_takes_an_illegal_id() -> None:
         assert sample(logits, torch.full((2,), draw, dtype=torch.float64), Sampling()).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("settings", [Sampling(1e-50), Sampling(top_p=1e-50), Sampling(1e-6, top_p=1e-9, min_p=1.0)])
+def test_extreme_settings_stay_in_the_slice(settings: Sampling) -> None:
+    logits = torch.randn(50, 7)
+    draws = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, 50) / 2**32)
+    assert torch.equal(sample(logits, draws, settings), logits.argmax(-1))
+    nothing = sample(torch.full((50, 7), torch.nan), draws, Sampling())
+    assert int(nothing.min()) >= 0 and int(nothing.max()) < 7
+
+
 def test_penalise() -> None:
     found = penalise(torch.tensor([[2.0, -2.0, 2.0]]), torch.tensor([[True, True, False]]), 2.0)
     assert found.tolist() == [[1.0, -4.0, 2.0]]
@@ -242,7 +252,14 @@ def test_bad_input(change: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"min_p": 2.0}, {"top_k": -1}, {"repetition_penalty": 0.0}]
+    "bad",
+    [
+        *({"temperature": value} for value in (-1.0, math.inf, math.nan)),
+        *({"repetition_penalty": value} for value in (0.0, math.inf)),
+        {"top_p": 0.0},
+        {"min_p": 2.0},
+        {"top_k": -1},
+    ],
 )
 def test_bad_sampling(bad: dict[str, float]) -> None:
     with pytest.raises(GenerationError, match=next(iter(bad))):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from anyglot_lm.engine import Engine, GenerationError, Guidance, Memory, Sampling, generate, row_seeds
 from anyglot_lm.grammar import Request, SpanGrammar
 from anyglot_lm.int8 import quantize_int8
+from anyglot_lm.packed import PackedLM
+from anyglot_lm.tuning import Lora, choose_trained
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 
 VOCABULARY = Vocabulary.build(
@@ -145,12 +147,81 @@ def test_too_long_for_the_engine() -> None:
 
 
 def test_a_broken_model_empties_the_engine() -> None:
-    model = LlamaForCausalLM(tiny_llama().config)
+    """Logits that are not numbers, in a slice at the very end of the rows; nothing of them is left for later rows."""
+    vocabulary = Vocabulary.build(119, BlockSpec("image", "i", 128 + 2, grid=(3, 4)))
+    assert vocabulary.size == vocabulary.block("image").stop_id
+    config = LlamaConfig(**{**tiny_llama().config.to_dict(), "vocab_size": vocabulary.size})
+    model = LlamaForCausalLM(config)
+    machine = Engine(model, vocabulary, streams=2)
+    norm = model.model.norm.weight.detach().clone()
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    machine = Engine(model, VOCABULARY, streams=2)
-    machine.submit([1], REQUESTS[0])
-    with pytest.raises(GenerationError, match="not finite"):
-        while machine.busy:
-            machine.step()
-    assert not machine.busy and not machine.cache.lengths
+        rows = [machine.submit([1], Request(order=("image",)), keep=True) for _ in range(3)]
+        with pytest.raises(GenerationError, match="not finite"):
+            while machine.busy:
+                machine.step()
+        assert not machine.busy and not machine.cache.lengths and all(row.done for row in rows)
+        for row in rows:
+            machine.cancel(row)
+        model.model.norm.weight.copy_(norm)
+    again = machine.submit([1], Request(order=("image",)), seed=4)
+    while machine.busy:
+        machine.step()
+    assert again.ids == generate(model, vocabulary, [[1]], Request(order=("image",)), seed=[4])[0]
+
+
+def test_an_error_while_joining_leaves_no_half_made_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = engine()
+    rows = [machine.submit(prompt, REQUESTS[0], seed=i) for i, prompt in enumerate(prompts(3))]
+    real, calls = machine.decoder.prefill, []
+
+    def fails(cache: Any, first: int, given: list[list[int]]) -> torch.Tensor:
+        calls.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(machine.decoder, "prefill", fails)
+    with pytest.raises(MemoryError):
+        machine.step()
+    for row in rows:
+        machine.cancel(row)
+    monkeypatch.setattr(machine.decoder, "prefill", real)
+    row = machine.submit(prompts(1)[0], REQUESTS[0], seed=0)
+    while machine.busy:
+        machine.step()
+    assert calls == [1] and row.ids == alone(prompts(1)[0], REQUESTS[0], 0)
+
+
+def test_settings_of_a_row_are_its_own() -> None:
+    machine, made = engine(), []
+    settings = [
+        {"text": Sampling(0.0, repetition_penalty=1e4)},
+        {"text": Sampling(1.0)},
+        {"text": Sampling(2.0, top_k=5)},
+        None,
+    ]
+    request = Request(order=("text",), max_ids=30, min_text=20)
+    for i, prompt in enumerate(prompts(8)):
+        made.append(machine.submit(prompt, request, sampling=settings[i % 4], seed=i))
+    while machine.busy:
+        machine.step()
+    for i, (row, prompt) in enumerate(zip(made, prompts(8), strict=True)):
+        assert row.ids == alone(prompt, request, i, sampling=settings[i % 4])
+        assert row.seen_V is None and (i % 4 or len(set(row.ids[:20])) == 20)
+
+
+def test_rows_stay_shorter_than_an_attention_window() -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=VOCABULARY.size, num_key_value_heads=1, sliding_window=30, **shape)
+    machine = Engine(MistralForCausalLM(config).eval(), VOCABULARY, streams=1)
+    assert machine.capacity == 30
+    with pytest.raises(GenerationError, match="but the model has 30 positions"):
+        machine.submit([1] * 20, REQUESTS[0])
+
+
+def test_a_lora_model_in_bf16_generates_while_it_trains() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**{**tiny_llama().config.to_dict(), "attn_implementation": "sdpa"}))
+    choose_trained(model, "lora", first_new=VOCABULARY.text_size, lora=Lora(r=2))
+    model.to(torch.bfloat16)
+    PackedLM(model, VOCABULARY)
+    for ids in generate(model, VOCABULARY, prompts(3), REQUESTS[1]):
+        assert [span.modality for span in SpanGrammar(VOCABULARY).parse(ids)] == ["text", "speech"]

@@ -35,7 +35,9 @@ def attention(
     """transformers' attention function: query `[B, H, T, D]`, key and value `[B, K, T, D]` -> `[B, T, H, D]`."""
     mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     short = query.shape[2] == key.shape[2] <= MOST_POSITIONS
-    if query.device.type != "cpu" or not short or not (mixed or query.dtype == torch.bfloat16) or kwargs.get("dropout"):
+    in_bf16 = query.device.type == "cpu" and (mixed or query.dtype == torch.bfloat16)
+    usual = attention_mask is None or attention_mask.dtype == torch.bool
+    if not (in_bf16 and short and usual) or any(kwargs.get(name) for name in ("dropout", "softcap")):
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
     with torch.autocast("cpu", enabled=False):

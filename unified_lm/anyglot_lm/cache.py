@@ -52,6 +52,7 @@ class SlotCache:
         self.slots_S = torch.arange(slots, device=device)
         self.slots, self.capacity = slots, capacity
         self.lengths: list[int] = []
+        self.lengths_S = torch.zeros(slots, dtype=torch.long, device=device)  # the same, where the keys are
         self.mask: Tensor | None = None
         self.positions_SQ = self.columns_T[None, :0]
         self._streams = slice(0, 0)
@@ -68,6 +69,7 @@ class SlotCache:
         assert count <= self.free, "no free slot"
         first = len(self.lengths)
         self.lengths += [0] * count
+        self.lengths_S[first : first + count] = 0
         self.hidden_S11T[first : first + count] = -torch.inf
         return first
 
@@ -78,6 +80,11 @@ class SlotCache:
             self.copy(last, slot)
         self.lengths.pop()
         return last
+
+    def clear(self) -> None:
+        """Gives all slots back, and forgets what they hold."""
+        self.lengths = []
+        self.kv_L2SNTD.zero_()
 
     def copy(self, source: int, target: int) -> None:
         """A slot becomes equal to another one."""
@@ -123,11 +130,12 @@ class SlotCache:
             self.hidden_S11T[:streams, ..., longest] = 0
             self.mask = None
         else:
-            self._columns = torch.tensor(self.lengths, device=self.columns_T.device)
+            self._columns = self.lengths_S[:streams].clone()
             self.positions_SQ = self._columns[:, None]
             self.hidden_S11T[self.slots_S[:streams], 0, 0, self._columns] = 0
             self.mask = self.hidden_S11T[:streams, ..., : longest + 1]
         self.lengths = [length + 1 for length in self.lengths]
+        self.lengths_S[:streams] += 1
 
     def append(self, layer: int, keys_SNQD: Tensor, values_SNQD: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the new columns of a layer; returns views `[S, N, T, D]` of all columns that the pass may see."""
@@ -144,3 +152,4 @@ class SlotCache:
         self.hidden_S11T[slot, ..., :length] = 0
         self.hidden_S11T[slot, ..., length:] = -torch.inf
         self.lengths[slot] = length
+        self.lengths_S[slot] = length

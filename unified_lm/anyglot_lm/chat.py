@@ -14,13 +14,16 @@ from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.stream import AnswerReader, Event
 from anyglot_lm.unified import Output, UnifiedModel
 
+CAPACITY = 4096
+"""Ids of a conversation that the model sees at most, unless an engine is given."""
+
 
 class Chat:
     """A conversation.
 
     Args:
         model: the unified model.
-        engine: an engine of the same model, default one of its own.
+        engine: an engine of the same model, default one of its own with `CAPACITY` positions (or all, if fewer).
         segments: what was said before.
 
     Attributes:
@@ -30,7 +33,7 @@ class Chat:
 
     def __init__(self, model: UnifiedModel, engine: Engine | None = None, segments: Sequence[Segment] = ()) -> None:
         self.model = model
-        self.engine = engine if engine is not None else Engine(model.model, model.vocabulary, streams=2)
+        self.engine = engine or Engine(model.model, model.vocabulary, streams=2, capacity=CAPACITY)
         self.segments: list[Segment] = list(segments)
         self.left_out = 0
         self._memory: Memory | None = None

@@ -46,7 +46,7 @@ class Decoder(Protocol):
 
 
 def decoder_of(model: PreTrainedModel, *, compile: bool = False) -> Decoder:
-    """The faster decoder that runs `model` exactly.
+    """The faster decoder that can run `model`.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -62,8 +62,8 @@ def is_plain(model: PreTrainedModel) -> bool:
     return (
         type(model).__name__ in PLAIN
         and config.hidden_act == "silu"
-        and not _windows(config)
-        and config.rope_parameters.get("rope_type") != "dynamic"
+        and window_of(config) is None
+        and config.rope_parameters.get("rope_type") not in ("dynamic", "longrope")  # angles depend on the length
         and all(isinstance(leaf, nn.Linear | nn.Embedding | Int8Linear | nn.SiLU) or _is_known(leaf) for leaf in leaves)
     )
 
@@ -72,11 +72,11 @@ def _is_known(leaf: nn.Module) -> bool:
     return type(leaf).__name__.endswith(("RMSNorm", "RotaryEmbedding", "SiLUActivation"))
 
 
-def _windows(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None) or []
-    if kinds:
-        return "sliding_attention" in kinds
-    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+def window_of(config: Any) -> int | None:
+    """How many positions back some layer sees at most; None where all see everything."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True) else None
 
 
 class _Weights(NamedTuple):
@@ -111,7 +111,7 @@ class PlainDecoder:
 
     def new_cache(self, slots: int, capacity: int) -> SlotCache:
         like = self.embedding
-        # Rotations of all positions: cosines, and sines with the sign that `_turn` needs.
+        # Rotations of all positions: cosines, and sines with the signs that rolling by half a head needs.
         cos_TD, sin_TD = (x[0] for x in self.rotary(like[:1], torch.arange(capacity, device=like.device)[None]))
         signs_D = torch.ones(self.size, device=like.device, dtype=like.dtype)
         signs_D[: self.size // 2] = -1
@@ -154,6 +154,8 @@ class PlainDecoder:
                 seen = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=cache.mask)
                 seen = seen.reshape(streams, 1, heads * size)
             else:
+                if cache.mask is not None and heads != kv_heads:  # with a mask, groups cost fused kernels on a GPU
+                    keys, values = (x.repeat_interleave(heads // kv_heads, 1) for x in (keys, values))
                 seen = F.scaled_dot_product_attention(
                     query, keys, values, attn_mask=cache.mask, is_causal=cache.mask is None, enable_gqa=True
                 )
@@ -190,7 +192,10 @@ def _linear(module: nn.Module) -> Linear:
 
 
 class HFDecoder:
-    """Any causal language model of transformers, through its own forward pass ("sdpa" or "eager" attention)."""
+    """Any causal language model of transformers, through its own forward pass ("sdpa" or "eager" attention).
+
+    With a mask of ours transformers leaves out windows: the engine keeps rows shorter than one.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         config: Any = model.config

@@ -8,8 +8,8 @@ here:
   slice of the LM head is multiplied, and only over that group's rows. An id without a choice needs no logits at all.
 - Inside a span whose next slices are certain (a picture of fixed size), ids stay on the device: nothing is looked at
   until the last of them.
-- Equal prompts, such as those of several candidates, are computed once. What a row computed can be kept (`Memory`), and
-  a later prompt that begins with the same ids goes on from there.
+- Equal prompts that join together, such as those of several candidates, are computed once. What a row computed can be
+  kept (`Memory`), and a later prompt that begins with the same ids goes on from there.
 
 `generate` runs a list of prompts to the end. This file knows nothing of text, media or model folders (`unified.py` and
 `stream.py` do), of which ids are legal (`grammar.py`), how one is chosen (`sampling.py`) or how layers run
@@ -117,7 +117,8 @@ class Engine:
             mode. `int8.quantize_int8` may have been over it.
         vocabulary: that the model was trained with.
         streams: rows in flight at most (guided rows count twice).
-        capacity: ids of prompt and answer at most, default all positions of the model.
+        capacity: ids of prompt and answer at most, default all positions of the model (or of its attention window):
+            memory is taken for `streams` times as many.
         compile: run steps through torch.compile.
         join_at: streams that must be free before waiting rows join others in flight.
 
@@ -135,7 +136,7 @@ class Engine:
         compile: bool = False,
         join_at: int = 1,
     ) -> None:
-        from anyglot_lm.decoder import decoder_of
+        from anyglot_lm.decoder import decoder_of, window_of
 
         implementation = model.config._attn_implementation
         if "flex" in implementation or "flash" in implementation:
@@ -143,15 +144,17 @@ class Engine:
                 f"attention {implementation!r} is not supported here; load the model with attn_implementation='sdpa'"
             )
         self.head: Any = model.get_output_embeddings()
-        if self.head.weight.shape[0] < vocabulary.size:
+        self.weight_VH: Tensor = self.head.weight  # of rows in two parts it is made anew at each look
+        if len(self.weight_VH) < vocabulary.size:
             raise GenerationError(
-                f"the model has {self.head.weight.shape[0]} rows in its LM head and the vocabulary "
+                f"the model has {len(self.weight_VH)} rows in its LM head and the vocabulary "
                 f"{vocabulary.size} ids; use the vocabulary.json of the model's own folder"
             )
         model.eval()
         self.vocabulary, self.grammar = vocabulary, SpanGrammar(vocabulary)
         self.max_positions: int = model.config.max_position_embeddings
-        self.capacity = min(capacity or self.max_positions, self.max_positions)
+        window = window_of(model.config) or self.max_positions
+        self.capacity = min(capacity or self.max_positions, self.max_positions, window)
         self.decoder = decoder_of(model, compile=compile)
         self.device = model.get_input_embeddings().weight.device
         with torch.inference_mode():
@@ -212,8 +215,6 @@ class Engine:
             raise GenerationError("guidance needs two streams; make the engine with streams=2 or more")
         draws = row_draws(seed, longest)
         row = Row(prompts, self.grammar.start(request), draws, sampling or {}, scales or {}, memory, keep)
-        if any(s.repetition_penalty != 1 for s in row.sampling.values()):
-            row.seen_V = torch.zeros(self.vocabulary.size, dtype=torch.bool, device=self.device)
         self.waiting.append(row)
         return row
 
@@ -233,7 +234,7 @@ class Engine:
         """Ends a row where it stands; its room is free."""
         if row in self.waiting:
             self.waiting.remove(row)
-        elif not row.done:
+        elif row in self.rows:
             self._leave(row)
         row.done = True
 
@@ -249,8 +250,19 @@ class Engine:
             The rows that were in flight; those that are done have left.
 
         Raises:
-            GenerationError: the logits are not finite. The engine is empty then.
+            GenerationError: the logits are not finite. After any error the engine is empty, and all rows are done.
         """
+        try:
+            return self._step(most)
+        except BaseException:
+            for row in (*self.rows, *self.waiting):
+                row.done = True
+            self.rows = []
+            self.waiting.clear()
+            self.cache.clear()
+            raise
+
+    def _step(self, most: int) -> list[Row]:
         self._join()
         rows = self.rows[:]
         if not rows:
@@ -270,7 +282,6 @@ class Engine:
                 self._feed(ids_B)
         values = torch.stack(written, 1).tolist()
         if not bool(finite):
-            self.rows, self.cache.lengths = [], []
             raise GenerationError(
                 f"the model's logits for {settings[0][0]} are not finite; check its weights and dtype"
             )
@@ -293,6 +304,8 @@ class Engine:
             row = self.waiting.popleft()
             room -= len(row.prompts)
             row.slots = [-1] * len(row.prompts)
+            if any(s.repetition_penalty != 1 for s in row.sampling.values()):
+                row.seen_V = torch.zeros(self.vocabulary.size, dtype=torch.bool, device=self.device)
             for stream, prompt in enumerate(row.prompts):
                 if stream == 0 and row.memory is not None and row.memory.shared(prompt):
                     self._go_on(row, row.memory)
@@ -358,6 +371,7 @@ class Engine:
                 other.slots[stream] = slot
                 self._hidden_SH[slot] = self._hidden_SH[moved]
         self.rows.remove(row)
+        row.seen_V = None
         self._index()
 
     def _index(self) -> None:
@@ -367,6 +381,7 @@ class Engine:
             for slot in row.slots:
                 owners_S[slot] = i
         self._owners_S = torch.tensor(owners_S, device=self.device)
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._in_order = owners_S == list(range(len(self.rows)))  # slot i is row i
 
     def _feed(self, ids_B: Tensor) -> None:
@@ -386,7 +401,7 @@ class Engine:
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for (ranges, _, sampling, scale), members in groups.items():
             everyone = len(members) == len(ranges_B)
-            members_G = slice(None) if everyone else torch.tensor(members, device=self.device)
+            members_G = slice(None) if everyone else self._on_device(members)
             low, high, mask_C = self._slice(ranges)
             if high - low == 1:
                 ids_B[members_G] = low
@@ -402,7 +417,7 @@ class Engine:
             ids_B[members_G] = low + sample(logits_GC, draws_B[members_G], sampling)
         for i, row in enumerate(self.rows):
             if row.seen_V is not None:
-                row.seen_V[ids_B[i]] = True
+                row.seen_V.index_fill_(0, ids_B[i : i + 1], True)
         return ids_B, finite
 
     def _logits(self, rows: list[Row], low: int, high: int, scale: float) -> Tensor:
@@ -412,7 +427,8 @@ class Engine:
             slots = [row.slots[stream] for row in rows]
             first = slots[0]
             consecutive = slots == list(range(first, first + len(slots)))
-            hidden_GH = self._hidden_SH[first : first + len(slots)] if consecutive else self._hidden_SH[slots]
+            where = slice(first, first + len(slots)) if consecutive else self._on_device(slots)
+            hidden_GH = self._hidden_SH[where]
             return self._head(hidden_GH, low, high).float()
 
         if scale == 1.0:
@@ -420,12 +436,19 @@ class Engine:
         unconditional_GC = head(1)
         return unconditional_GC + scale * (head(0) - unconditional_GC)
 
+    def _on_device(self, places: list[int]) -> Tensor:
+        """Indices as a tensor, sent once while the same rows are in flight."""
+        key = tuple(places)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(places, device=self.device)
+        return self._indices[key]
+
     def _head(self, hidden_GH: Tensor, low: int, high: int) -> Tensor:
         bias_V = getattr(self.head, "bias", None)
         bias_C = None if bias_V is None else bias_V[low:high]
         if isinstance(self.head, Int8Linear):
-            return int8_product(hidden_GH, self.head.weight[low:high], self.head.scales[low:high], bias_C)
-        return F.linear(hidden_GH, self.head.weight[low:high], bias_C)
+            return int8_product(hidden_GH, self.weight_VH[low:high], self.head.scales[low:high], bias_C)
+        return F.linear(hidden_GH, self.weight_VH[low:high].to(hidden_GH.dtype), bias_C)
 
     def _slice(self, ranges: Ranges) -> tuple[int, int, Tensor | None]:
         """(low, high, additive mask or None) of the smallest slice that holds all ranges."""

@@ -8,6 +8,7 @@ Shape suffixes: G rows, C width of the slice of legal ids.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Sampling:
     Filters apply in the order repetition penalty, temperature, top-k, min-p, top-p.
 
     Args:
-        temperature: divides the logits; 0 is greedy (filters are then ignored).
+        temperature: divides the logits; 0 (less than 1e-5) is greedy, filters are then ignored.
         top_k: keep only the k likeliest ids; 0 keeps all.
         top_p: keep the likeliest ids up to this much probability (nucleus sampling, Holtzman et al. 2019).
         min_p: drop ids less likely than this share of the likeliest (Nguyen et al. 2024).
@@ -44,16 +45,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = [
-            ("temperature", self.temperature, self.temperature >= 0, ">= 0 (0 is greedy)"),
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, ">= 0 (0 is greedy)"),
             ("top_k", self.top_k, self.top_k >= 0, ">= 0 (0 keeps every id)"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "> 0 (1 is off)"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "> 0 (1 is off)"),
         ]
         for name, value, good, rule in checks:
             if not good:
                 raise GenerationError(f"Sampling.{name} is {value}; it must be {rule}")
 
+
+LEAST_TEMPERATURE = 1e-5
+"""Below it the likeliest id is taken: quotients would leave float32."""
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -89,7 +93,7 @@ def sample(logits_GC: Tensor, draws_G: Tensor, settings: Sampling) -> Tensor:
     Returns:
         int64[G], offsets into the slice.
     """
-    if settings.temperature == 0:
+    if settings.temperature < LEAST_TEMPERATURE:
         return logits_GC.argmax(-1)
     logits_GC = (logits_GC - logits_GC.amax(-1, keepdim=True)) / settings.temperature
     if 0 < settings.top_k < logits_GC.shape[-1]:
@@ -101,6 +105,8 @@ def sample(logits_GC: Tensor, draws_G: Tensor, settings: Sampling) -> Tensor:
         sorted_GC, order_GC = logits_GC.sort(-1, descending=True)
         shares_GC = sorted_GC.softmax(-1)
         before_GC = shares_GC.cumsum(-1) - shares_GC
+        before_GC[:, 0] = -1.0  # the likeliest stays, however small top_p is
         logits_GC = logits_GC.scatter(-1, order_GC, sorted_GC.masked_fill(before_GC >= settings.top_p, -torch.inf))
     total_GC = logits_GC.double().exp().cumsum(-1)
-    return torch.searchsorted(total_GC, draws_G[:, None] * total_GC[:, -1:], right=True)[:, 0]
+    chosen_G = torch.searchsorted(total_GC, draws_G[:, None] * total_GC[:, -1:], right=True)[:, 0]
+    return chosen_G.clamp(max=logits_GC.shape[-1] - 1)  # logits that are not numbers must not leave the slice

@@ -34,7 +34,7 @@ class Event:
             span; "done", once, at the end of the answer.
         modality: of the span, `"text"` included; "" when done.
         text: the new text.
-        media: float32, the new samples `[C, n]`, or the picture's first rows `[3, h, W]`.
+        media: float32 (made in inference mode), the new samples `[C, n]`, or the picture's first rows `[3, h, W]`.
         output: the whole span, at its end.
     """
 
@@ -149,7 +149,8 @@ class _Media:
             if self.rows < rows < self.block.grid[0]:
                 self.rows = rows
                 codes = self._codes(rows * math.prod(self.block.grid[1:]), (rows, *self.block.grid[1:]))
-                return [Event("preview", self.block.modality, media=self._preview(codes))]
+                picture = self._preview(codes)
+                return [] if picture is None else [Event("preview", self.block.modality, media=picture)]
         return []
 
     def _frames(self) -> int:

@@ -197,7 +197,7 @@ class UnifiedModel(Parts):
         chunk_seconds: float = 0.5,
         previews: bool = False,
     ) -> Iterator[Event]:
-        """The answer to one sample while it is written.
+        """The answer to one sample while it is written. Puts the language model into evaluation mode.
 
         Args:
             sample, request, sampling, seed, guidance: as for `respond`.
@@ -205,13 +205,15 @@ class UnifiedModel(Parts):
         """
         from anyglot_lm.stream import AnswerReader
 
-        engine = Engine(self.model, self.vocabulary, streams=1 if guidance is None else 2)
+        prompts = [self.prompt(sample)] + ([] if guidance is None else [self.prompt(Sample([]))])
+        capacity = max(map(len, prompts)) + self.grammar.longest(request)
+        engine = Engine(self.model, self.vocabulary, streams=len(prompts), capacity=capacity)
         row = engine.submit(
-            self.prompt(sample),
+            prompts[0],
             request,
             sampling=sampling,
             seed=row_seeds(seed, 1)[0],
-            unconditional=None if guidance is None else self.prompt(Sample([])),
+            unconditional=prompts[1] if guidance is not None else None,
             scales=guidance,
         )
         reader, read = AnswerReader(self, chunk_seconds=chunk_seconds, previews=previews), 0

@@ -75,14 +75,11 @@ class Service:
     def __init__(self, model: UnifiedModel, name: str, limits: Limits, temperature: float) -> None:
         self.model, self.name, self.limits = model, name, limits
         self.prepare = Preparer(model, limits, temperature)
-        self.batcher = Batcher(self._engine, limits.rows + limits.queue, lambda: self.metrics.left.inc())
+        engine = Engine(model.model, model.vocabulary, streams=limits.rows, capacity=self.prepare.capacity)
+        self.batcher = Batcher(engine, limits.rows + limits.queue, lambda: self.metrics.left.inc())
         self.metrics = Metrics(lambda: self.batcher.in_flight, lambda: self.batcher.waiting)
         self.pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="anyglot-media")
         self.created = int(time.time())
-
-    def _engine(self) -> Engine:
-        model = self.model
-        return Engine(model.model, model.vocabulary, streams=self.limits.rows, capacity=self.prepare.capacity)
 
     # what handlers share ----------------------------------------------------------------------------------------
 

@@ -66,14 +66,13 @@ class Batcher:
     """Runs an engine in a thread.
 
     Args:
-        make_engine: makes the engine, and a new one after a failure.
+        engine: this thread's from now on.
         places: answers at most that are open, in flight and waiting.
         on_left: called when an answer is cancelled.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], places: int, on_left: Callable[[], None]) -> None:
-        self.make_engine, self.places, self.on_left = make_engine, places, on_left
-        self.engine = make_engine()
+    def __init__(self, engine: Engine, places: int, on_left: Callable[[], None]) -> None:
+        self.engine, self.places, self.on_left = engine, places, on_left
         self.open = 0  # the event loop's
         self.mean_seconds = 1.0
         self._answers: dict[Row, Answer] = {}  # the thread's
@@ -166,8 +165,7 @@ class Batcher:
         try:
             rows = self.engine.step()
         except Exception:
-            log.exception("the engine failed; it starts anew")
-            self.engine = self.make_engine()
+            log.exception("the engine failed; it is empty now and goes on")
             self._fail("the engine failed")
             return
         parts: list[tuple[Answer, list[int] | EngineFailure | None]] = []
