@@ -100,7 +100,6 @@ def compare(name: str, model: PreTrainedModel, vocabulary: Vocabulary, batch: in
             attention_mask=torch.ones_like(ids_BT),
             do_sample=False,
             max_new_tokens=length,
-            min_new_tokens=length,
             logits_processor=LogitsProcessorList([processor]),
             eos_token_id=controls["eos"],
             pad_token_id=controls["pad"],
