@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, expand, export_cli, plan_cli, serve_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
-        if rest and arguments.command != "train":
+        if rest and arguments.command not in ("train", "synth"):
             _parser().error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.rest = rest
         code: int = arguments.run(arguments) or 0
@@ -120,15 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_eval)
 
-    synth = commands.add_parser("synth", help="make data: records.jsonl with pictures, speech, melodies and MIDI")
-    synth.add_argument("recipe", choices=["nanoworld"])
-    synth.add_argument("--out", required=True, metavar="DIR")
-    synth.add_argument("--num", type=_positive, default=100)
-    synth.add_argument("--split", choices=["train", "test"], default="train")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
-    synth.set_defaults(run=_synth)
-
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
     prepare.add_argument(
         "source",
@@ -173,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
     serve_cli.add_parser(commands)
+    synth_cli.add_parser(commands)
     return parser
 
 
@@ -223,14 +214,6 @@ def _eval(arguments: argparse.Namespace) -> int:
         for row in report["rows"]:
             print(f"{row['task']:24s} {row['n']:5d}  {row['score']:.3f}  {row['chance']:.3f}   {row['ceiling']:.3f}")
         print(f"mean over the 12 pairs   {report['mean']}")
-    return 0
-
-
-def _synth(arguments: argparse.Namespace) -> int:
-    from anyglot_synth.nanoworld.records import make
-
-    make(arguments.out, arguments.split, arguments.num, arguments.seed, workers=arguments.workers)
-    _log(f"{arguments.num} records in {arguments.out}/records.jsonl")
     return 0
 
 
