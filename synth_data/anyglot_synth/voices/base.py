@@ -13,7 +13,8 @@ import hashlib
 import math
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,6 +149,19 @@ def problem_of_speech(audio: Float32, sample_rate: int, text: str, rate: float) 
     return (
         f"made {seconds:.0f} s of sound for {len(text)} characters, {most:.0f} s are the most" if seconds > most else ""
     )
+
+
+@contextmanager
+def engine_errors(doing: str) -> Iterator[None]:
+    """Whatever an engine that runs in this process raises becomes a `SpeechError`."""
+    try:
+        yield
+    except SpeechError:
+        raise
+    except ImportError as error:
+        raise SpeechError(f"{doing}: the package {error.name} is not installed: pip install {error.name}") from error
+    except Exception as error:
+        raise SpeechError(f"{doing}: {type(error).__name__}: {error}") from error
 
 
 def sha256_of_files(paths: Sequence[Path]) -> str:
