@@ -1,8 +1,8 @@
 """`HFVoice`: text-to-speech models of transformers from a user's folder: VITS (with MMS) and SpeechT5.
 
 Only local folders with safetensors are read, so nothing is downloaded and no pickle is opened. Both models draw: every
-call sets the seed, and torch's own generator is left as it was. Licences differ by checkpoint (MMS: CC-BY-NC-4.0); that of
-the folder's README.md is taken unless one is given.
+call sets the seed, and torch's own generator is left as it was. Licences differ by checkpoint (MMS: CC-BY-NC-4.0):
+that of the folder's README.md is taken unless one is given.
 """
 
 from __future__ import annotations

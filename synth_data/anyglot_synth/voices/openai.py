@@ -1,7 +1,7 @@
 """`OpenAIVoice`: any server that has OpenAI's `/v1/audio/speech`, ours (`anyglot serve`) among them.
 
-The server's answers are trusted in nothing: their size and time are bounded. Busy servers (429, 5xx) are asked again, after
-what they ask for or ever longer pauses. It keeps no voices: their names are the user's.
+The server's answers are trusted in nothing: their size and time are bounded. Busy servers (429, 5xx) are asked again,
+after what they ask for or ever longer pauses. It keeps no voices: their names are the user's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`PiperVoice`: neural voices of Piper (https://github.com/OHF-Voice/piper1-gpl) from a user's files.
 
-Piper is GPL-3, so it only ever runs as a program of its own: `piper` on the PATH, or `python -m piper`. It loads its voice
-for every text, which takes longer than to speak it; files of voices are not shipped and not downloaded.
+Piper is GPL-3, so it only ever runs as a program of its own: `piper` on the PATH, or `python -m piper`. It loads its
+voice for every text, which takes longer than to speak it; files of voices are not shipped and not downloaded.
 """
 
 from __future__ import annotations
