@@ -82,9 +82,7 @@ def in_form(dialogue: Dialogue, form: str) -> Dialogue:
     turns: list[Turn] = []
     for number, turn in enumerate(dialogue.turns):
         says = [part.modality == TEXT and (number, j) not in written for j, part in enumerate(turn.parts)]
-        spoken = tuple(
-            replace(p, modality=SPEECH) if said else p for p, said in zip(turn.parts, says, strict=True)
-        )
+        spoken = tuple(replace(p, modality=SPEECH) if said else p for p, said in zip(turn.parts, says, strict=True))
         if turn.role == USER or (turn.role == ASSISTANT and form == "speech"):
             turns.append(replace(turn, parts=spoken))
         elif turn.role == ASSISTANT and form == "chain":
