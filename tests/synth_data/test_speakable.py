@@ -39,31 +39,7 @@ SAID = [
     ("50% off, 12.5% more", "fifty percent off, twelve point five percent more."),
     ("7 billion people", "seven billion people."),
     ("10K views and 2.5M users", "ten thousand views and two point five million users."),
-    (
-        "card 4111111111111111",
-        "card "
-        + " ".join(
-            [
-                "four",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-                "one",
-            ]
-        )
-        + ".",
-    ),
+    ("card 4111111111", "card four one one one one one one one one one."),
     ("٣ apples", "three apples."),
     # years, decades
     ("In 1905 and 2024, not 2000", "In nineteen oh five and twenty twenty-four, not two thousand."),
@@ -255,31 +231,11 @@ def test_the_limits_are_limits() -> None:
 
 PIECES = st.sampled_from(
     [
-        *"0123456789$%*_`#[](){}<>|/\\^~@&+=-–—.,;:!?'\"…°½²é 你😀\n\t",
-        "1,000",
-        "12/25/2024",
-        "3:05 pm",
-        "5 kg",
-        "FBI",
-        "NASA",
+        *"0123456789$%*_`#[](){}<>|/\\^~@&+=-–—.,;:!?'\"…°½²é 你😀\n\t\u200d\ufe0f",
+        *("1,000", "12/25/2024", "3:05 pm", "5 kg", "FBI", "NASA", "Dr.", "e.g.", "http://", "a@b.com", "**", "```"),
+        *("| a |", "|---|", "IV", "Charles I", "&amp;", "<b>", "St.", "etc.", "mp3", "CPUs", "I", "the", "Chapter"),
+        *("w/o", "No.", "p.m.", "'80s", "->", "and/or", "1990s", " import x", "Main", "vs", ":)", "May", "Mar. ", "x"),
     ]
-    + [
-        "Dr.",
-        "e.g.",
-        "http://",
-        "a@b.com",
-        "**",
-        "```",
-        "| a |",
-        "|---|",
-        "IV",
-        "Charles I",
-        "&amp;",
-        "<b>",
-        "St.",
-        "etc.",
-    ]
-    + ["mp3", "CPUs", "I", "the", "Chapter", "w/o", "No.", "p.m.", "'80s", "->", "and/or", "1990s", "\u200d", "\ufe0f"]
 )
 ALPHABET = set(string.ascii_letters + " .,?!;:'-")
 
@@ -307,9 +263,8 @@ def test_any_text_stays_within_the_alphabet_and_is_stable(text: str) -> None:
     check(text)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
+TROUBLE = (
+    *(
         "a",
         "1",
         "-",
@@ -330,11 +285,12 @@ def test_any_text_stays_within_the_alphabet_and_is_stable(text: str) -> None:
         "\\",
         "$1",
         "😀",
-        "\n",
-        "9/",
-    ]
-    + ["- ", "1:", "&", "a*b ", "[a](", "**a", "12:3", "Dr.", "#", "x^", "> "],
+    ),
+    *("\n", "9/", "- ", "1:", "&", "a*b ", "[a](", "**a", "12:3", "Dr.", "#", "x^", "> ", "w/", "|-", " a_", "1 "),
 )
+
+
+@pytest.mark.parametrize("piece", TROUBLE)
 def test_no_text_takes_long(piece: str) -> None:
     from anyglot_synth.speakable.text import MAX_CHARACTERS
 
@@ -351,10 +307,8 @@ def test_numbers_read_back() -> None:
     assert len(words) == 2000
     assert n.cardinal(10**15 - 1).startswith("nine hundred ninety-nine trillion")
     assert n.cardinal(10**15) == "one " + " ".join(["zero"] * 15)
-    assert [n.ordinal(i) for i in (1, 2, 3, 5, 8, 9, 12, 20, 21, 40, 100)] == (
-        ["first", "second", "third", "fifth", "eighth", "ninth", "twelfth", "twentieth", "twenty-first", "fortieth"]
-        + ["one hundredth"]
-    )
+    said = "first second third fifth eighth ninth twelfth twentieth twenty-first fortieth one~hundredth"
+    assert " ".join(n.ordinal(i).replace(" ", "~") for i in (1, 2, 3, 5, 8, 9, 12, 20, 21, 40, 100)) == said
     assert [n.year(y) for y in (1100, 1999, 2000, 2009, 2010, 2100)] == [
         "eleven hundred",
         "nineteen ninety-nine",

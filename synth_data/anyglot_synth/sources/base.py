@@ -92,6 +92,10 @@ class RowSource(Source):
 
     def config(self) -> dict[str, Any]:
         """What it was told, and which files these are now: name, size and a hash of their two ends."""
+        return {**self.settings(), "files": [[path.name, *file_mark(path)] for path in self.files()]}
+
+    def settings(self) -> dict[str, Any]:
+        """What it was told, without its files."""
         return {
             "kind": self.name,
             "form": self.forms.config(),
@@ -99,7 +103,6 @@ class RowSource(Source):
             "licence": self.licence,
             "language": self.language,
             "columns": self.columns,
-            "files": [[path.name, *file_mark(path)] for path in self.files()],
             **self.options(),
         }
 
@@ -166,7 +169,7 @@ def file_mark(path: Path) -> tuple[int, str]:
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that a dataset card (`README.md` with YAML between `---`) names, in the folder or above; or "unknown"."""
+    """The licence that a dataset card names (`README.md` with YAML between `---`, in the folder or above it)."""
     for place in (folder, folder.parent):
         card = place / "README.md"
         if not card.is_file():

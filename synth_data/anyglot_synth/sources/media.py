@@ -1,11 +1,12 @@
 """Media that come with data -> objects of the store: checked, named by the sha256 of their bytes.
 
-PNG, JPEG and WebP are kept byte for byte; other pictures become PNG, sounds become 16-bit FLAC (several channels: their
-mean). Nothing is resized or resampled.
+PNG, JPEG and WebP are kept byte for byte, and so is FLAC of one channel and 16 bits; other pictures become PNG, other
+sounds such FLAC (several channels: their mean). Nothing is resized or resampled. Their origin says `given`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def take_picture(store: Store, given: Any, folder: Path, origin: Mapping[str, An
     with Image.open(io.BytesIO(data.content)) as picture:
         suffix = _KEPT.get(picture.format or "")
     key = address(["picture", _digest(data.content)])
-    origin = {"name": data.name, **(origin or {})}
+    origin = {"name": data.name, **(origin or {}), "given": True}
     if suffix is None:
         pixels = np.round(read_image(data).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         return store.put_picture(key, pixels, origin)
@@ -54,14 +55,19 @@ def take_sound(store: Store, given: Any, folder: Path, origin: Mapping[str, Any]
     import soundfile
 
     data = media_bytes(given, folder)
+    key = address(["sound", _digest(data.content)])
     try:
+        info = soundfile.info(io.BytesIO(data.content))
         audio, rate = soundfile.read(io.BytesIO(data.content), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise MediaError(data.name, f"no sound that can be read ({error})", "give WAV, FLAC, OGG or MP3") from None
     if not len(audio) or not np.isfinite(audio).all():
         raise MediaError(data.name, "it has no samples, or some that are no numbers", "leave it out")
-    origin = {"name": data.name, **(origin or {})}
-    return store.put_sound(address(["sound", _digest(data.content)]), audio.mean(axis=1), rate, origin)
+    origin = {"name": data.name, **(origin or {}), "given": True}
+    if (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1):
+        file, digest = store.put(key, ".flac", lambda path: _write(path, data.content))
+        return MediaFile(file, digest, origin, info.samplerate, info.frames)
+    return store.put_sound(key, audio.mean(axis=1), rate, origin)
 
 
 def media_bytes(given: Any, folder: Path) -> MediaBytes:
@@ -87,8 +93,6 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
 
 
 def _digest(content: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(content).hexdigest()
 
 

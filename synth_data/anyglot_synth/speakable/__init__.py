@@ -1,4 +1,4 @@
-"""Text -> what a voice can say: `speakable(text)` gives `Spoken` or `Dropped`; `SpeakableStage` does so in a pipeline."""
+"""Text -> what a voice can say: `speakable(text)` gives `Spoken` or `Dropped`; `SpeakableStage` is its stage."""
 
 from __future__ import annotations
 

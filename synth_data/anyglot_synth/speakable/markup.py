@@ -34,10 +34,11 @@ _MATHS = re.compile(
 _CODE_LINE = re.compile(
     r"^[ \t]{0,40}(?:"
     r"(?:def|class)[ ]\w{1,80}[^\n]{0,200}:[ \t]*$|"
-    r"import[ ][\w.]{1,80}(?:[ ]as[ ]\w+)?;?$|"
+    r"import[ ]\w[\w.]{0,80}\w(?:[ ]as[ ]\w+)?;?$|"
     r"from[ ][\w.]{1,80}[ ]import[ ]|"
     r"\#include[ ]?[<\"]|"
-    r"(?:public|private|static|const|let|var|function)[ ][^\n]{0,200}[={]|"
+    r"(?:const|let|var)[ ]\w{1,80}[ ]?=|"
+    r"(?:public|private|static|function)[ ][^\n]{0,200}\{[ \t]*$|"
     r"(?:SELECT|INSERT|UPDATE|DELETE|CREATE)[ ][^\n]{0,200}[ ](?:FROM|INTO|SET|TABLE|WHERE)[ ]|"
     r"(?:if|for|while)[ ]?\([^\n]{0,200}\)[ ]?\{|"
     r"[\w.\[\]]{1,80}[ ]?(?:=|\+=)[ ][\w.]{1,80}\([^\n]{0,200}\);?$|"

@@ -1,30 +1,17 @@
-"""Numbers as English words (American: no "and"), from whole numbers and strings of digits. Knows no text around them."""
+"""Numbers as English words (American: no "and"), from whole numbers and strings of digits, without their context."""
 
 from __future__ import annotations
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+import re
+
+_SMALL = tuple(
+    re.findall(
+        r"\w+",
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen",
+    )
+)
+_TENS = tuple(re.findall(r"\w+", "zero ten twenty thirty forty fifty sixty seventy eighty ninety"))
 _SCALES = ("", "thousand", "million", "billion", "trillion")
 _IRREGULAR = {
     "one": "first",

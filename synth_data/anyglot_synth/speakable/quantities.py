@@ -17,20 +17,9 @@ _NUM = r"(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,20})(?:\.\d{1,20})?"
 _START = r"(?<![\w.])(?<!\d,)"
 _SIGNED = r"(?:(?<![\w)\d])-)?" + _NUM
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+MONTHS = tuple(
+    re.findall(r"\w+", "January February March April May June July August September October November December")
+)
 _MONTH = r"(?:" + "|".join(f"{m[:3]}(?:{m[3:]})?" if m != "May" else "May" for m in MONTHS) + r"|Sept)\.?"
 
 _CURRENCIES = {
@@ -156,7 +145,6 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
             _day_month,
         ),
         (re.compile(rf"\b({_MONTH})(,?[ ])(?=\d{{4}}\b)"), lambda m: month_name(m[1]) + m[2]),
-        (re.compile(r"(?:(?<=\d[ap]m)|(?<=\d [ap]m))[ ]?[-–—][ ]?(?=\d)", re.I), " to "),
         (re.compile(r"\b(24/7|9/11)\b"), lambda m: " ".join(n.cardinal(int(d)) for d in m[1].split("/"))),
         (re.compile(r"(?<![\w:.])(\d{1,2}):(\d{2})(?::(\d{2}))?(?![\d:])(?:[ ]?([AaPp])\.?[ ]?[Mm]\b(\.)?)?"), _time),
         (re.compile(r"(?<![\w:.])(\d{1,2})[ ]?([AaPp])(?:\.[ ]?[Mm]\.|[Mm]\b)"), _hour),
@@ -230,7 +218,7 @@ def _date(m: Match, day_first: bool) -> str:
 
 
 def _month_day(m: Match) -> str:
-    month, day, last, comma, year = m.groups()
+    month, day, last, _comma, year = m.groups()
     if not 1 <= int(day) <= 31 or (last and not 1 <= int(last) <= 31):
         return m[0]
     said = f"{month_name(month)} {n.ordinal(int(day))}" + (f" to {n.ordinal(int(last))}" if last else "")
@@ -238,7 +226,7 @@ def _month_day(m: Match) -> str:
 
 
 def _day_month(m: Match) -> str:
-    day, of, month, comma, year = m.groups()
+    day, of, month, _comma, year = m.groups()
     if not 1 <= int(day) <= 31:
         return m[0]
     stop = "." if month.endswith(".") and not year and len(month) > 4 else ""

@@ -13,6 +13,11 @@ from anyglot_synth.speakable import numbers as n
 
 Match = re.Match[str]
 
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # --- characters ---
 
 _CHARACTERS = str.maketrans(
@@ -206,23 +211,9 @@ _ABBREVIATION = re.compile(
     + "|".join(map(re.escape, sorted([*_ABBREVIATIONS, *_MAY_END], key=len, reverse=True)))
     + r")(?!\w)"
 )
-_BEFORE_NUMBERS = {
-    "No": "number",
-    "no": "number",
-    "Nos": "numbers",
-    "Fig": "figure",
-    "fig": "figure",
-    "Figs": "figures",
-}
-_BEFORE_NUMBERS |= {
-    "Vol": "volume",
-    "vol": "volume",
-    "Ch": "chapter",
-    "ch": "chapter",
-    "Sec": "section",
-    "Eq": "equation",
-}
-_BEFORE_NUMBERS |= {"pp": "pages", "p": "page", "Art": "article", "ca": "about", "c": "about", "v": "version"}
+_BEFORE_NUMBERS = {"No": "number", "no": "number", "Nos": "numbers", "Fig": "figure", "fig": "figure"}
+_BEFORE_NUMBERS |= {"Figs": "figures", "Vol": "volume", "vol": "volume", "Ch": "chapter", "ch": "chapter"}
+_BEFORE_NUMBERS |= {"Sec": "section", "Eq": "equation", "pp": "pages", "p": "page", "ca": "about", "v": "version"}
 _BEFORE_NUMBER = re.compile(rf"(?<![\w.])({'|'.join(_BEFORE_NUMBERS)})\.[ ]?(?=\d)")
 _INITIALS = re.compile(r"(?<![\w.])(?!(?<=\d )[AaPp]\.[Mm]\.)(?:[A-Za-z]\.){2,8}(?!\w)")
 _SAINT = re.compile(r"\bSt\.(?=[ ][A-Z])")
@@ -284,128 +275,14 @@ def roman_numerals(text: str) -> str:
 
 # --- acronyms ---
 
-_WORDS_IN_CAPITALS = frozenset(
-    [
-        "AM",
-        "AN",
-        "AND",
-        "ARE",
-        "AS",
-        "AT",
-        "BE",
-        "BUT",
-        "BY",
-        "CAN",
-        "DO",
-        "DID",
-        "FOR",
-        "GET",
-        "GO",
-        "GOT",
-        "HAS",
-        "HAD",
-        "HE",
-        "HER",
-        "HIM",
-        "HIS",
-        "HOW",
-        "IF",
-        "IN",
-        "IS",
-        "ITS",
-        "LET",
-        "ME",
-        "MY",
-        "NO",
-        "NOT",
-        "NOW",
-        "OF",
-        "OFF",
-        "OLD",
-        "ON",
-        "ONE",
-        "OR",
-        "OUR",
-        "OUT",
-        "OWN",
-        "SEE",
-        "SHE",
-        "SO",
-        "THE",
-        "TO",
-        "TOO",
-        "TRY",
-        "TWO",
-        "UP",
-        "USE",
-        "WAS",
-        "WAY",
-        "WE",
-        "WHO",
-        "WHY",
-        "YES",
-        "YET",
-        "YOU",
-        "ALL",
-        "ANY",
-        "BIG",
-        "DAY",
-        "END",
-        "NEW",
-        "TOP",
-        "RED",
-        "HOT",
-        "BAD",
-        "ADD",
-        "ASK",
-        "MAY",
-        "SAY",
-        "RUN",
-        "SET",
-        "PUT",
-        "RAY",
-        "FAQ",
-        "PIN",
-        "SIM",
-        "RAM",
-        "ROM",
-        "GIF",
-        "HI",
-        "OH",
-        "MAN",
-        "FUN",
-        "WOW",
-        "LOL",
-        "STOP",
-        "FREE",
-        "BEST",
-        "SALE",
-        "NEXT",
-    ]
+_WORDS_IN_CAPITALS = _set(
+    "AM AN AND ARE AS AT BE BUT BY CAN DO DID FOR GET GO GOT HAS HAD HE HER HIM HIS HOW IF IN IS ITS LET ME MY NO NOT "
+    "NOW OF OFF OLD ON ONE OR OUR OUT OWN SEE SHE SO THE TO TOO TRY TWO UP USE WAS WAY WE WHO WHY YES YET YOU ALL ANY "
+    "BIG DAY END NEW TOP RED HOT BAD ADD ASK MAY SAY RUN SET PUT RAY FAQ PIN SIM RAM ROM GIF HI OH MAN FUN WOW LOL "
+    "STOP FREE BEST SALE NEXT"
 )
 _SAID = {"OK": "okay", "JSON": "Jason", "JPEG": "jay peg", "ASCII": "askey", "YAML": "yammel", "VS": "versus"}
-_SPELLED = frozenset(
-    [
-        "IEEE",
-        "USSR",
-        "USDA",
-        "UCLA",
-        "NAACP",
-        "UEFI",
-        "IELTS",
-        "AARP",
-        "OECD",
-        "IUPAC",
-        "IATA",
-        "AIIB",
-        "UAE",
-        "EU",
-        "AI",
-        "UI",
-        "UX",
-        "IQ",
-    ]
-)
+_SPELLED = _set("IEEE USSR USDA UCLA NAACP UEFI IELTS AARP OECD IUPAC IATA AIIB")
 _ACRONYM = re.compile(r"(?<![A-Za-z])([A-Z]{2,24})('s|s)?(?![A-Za-z])")
 
 
@@ -432,7 +309,7 @@ def _acronym(m: Match) -> str:
 
 
 def pronounceable(word: str) -> bool:
-    """Whether capitals look like a word: vowels, and no three consonants in a row or two at the start that never are."""
+    """Whether capitals look like a word: they have vowels, no long run of either kind, and a start that words have."""
     word = word.lower()
     if not re.search(r"[aeiouy]", word) or re.search(r"[^aeiouy]{4}|[aeiouy]{4}", word):
         return False
@@ -441,61 +318,20 @@ def pronounceable(word: str) -> bool:
     return len(cluster) < 2 or cluster in _STARTS
 
 
-_STARTS = frozenset(
-    [
-        "bl",
-        "br",
-        "ch",
-        "cl",
-        "cr",
-        "dr",
-        "dw",
-        "fl",
-        "fr",
-        "gh",
-        "gl",
-        "gn",
-        "gr",
-        "kl",
-        "kn",
-        "kr",
-        "ph",
-        "pl",
-        "pr",
-        "ps",
-        "qu",
-        "rh",
-        "sc",
-        "sch",
-        "scr",
-        "sh",
-        "shr",
-        "sk",
-        "sl",
-        "sm",
-        "sn",
-        "sp",
-        "spl",
-        "spr",
-        "sq",
-        "st",
-        "str",
-        "sw",
-        "th",
-        "thr",
-        "tr",
-        "tw",
-        "wh",
-        "wr",
-    ]
+_STARTS = _set(
+    "bl br ch cl cr dr dw fl fr gh gl gn gr kl kn kr ph pl pr ps rh sc sch scr sh shr sk sl sm sn sp spl spr sq st str "
+    "sw th thr tr tw wh wr"
 )
 
 # --- symbols ---
 
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi "
+    "psi omega"
+)
 _GREEK_LETTERS = {
     letter: f" {name} "
-    for small, name in zip("αβγδεζηθικλμνξοπρστυφχψω", [*_GREEK.split(), "omega"], strict=True)
+    for small, name in zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK.split(), strict=True)
     for letter in (small, small.upper())
 }
 _WORDS = {
@@ -556,6 +392,7 @@ _COMPARISONS = (
     (re.compile(r"\^3(?!\w)"), " cubed "),
     (re.compile(r"\^\(?(-?\w{1,8})\)?"), r" to the power of \1 "),
     (re.compile(r"(?<=[\w)])[ ]?\*[ ]?(?=[\w(])"), " times "),
+    (re.compile(r"(?:(?<=\d[ap]m)|(?<=\d [ap]m))[ ]?[-–—][ ]?(?=\d)", re.I), " to "),
     (re.compile(r"(?<=[A-Za-z])-(?=\d)"), " "),
     (re.compile(r"(?<=[a-z)])[ ]-[ ](?=[a-z(\d][ =)])"), " minus "),
 )
