@@ -126,7 +126,7 @@ class Asking:
 Turns = tuple[Turn, ...]
 Task = Callable[[Example, Asking, Store], Turns]
 TASKS: dict[str, Task] = {}
-"""Name -> function. The twelve pairs are there as "image-to-music" and so on; the usual ones have names of their own."""
+"""Name -> function. The twelve pairs are called "image-to-music" and so on; the usual ones have a second name."""
 
 
 def build(name: str, example: Example, asking: Asking, store: Store) -> Dialogue:
@@ -309,7 +309,7 @@ def edge_part(store: Store, picture: MediaFile) -> Part:
 
 
 def edges_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Length of the gradient by Sobel's 3 x 3 operator of the most changing channel: uint8 `[H, W, 3]`, 255 the largest.
+    """Edges by Sobel's 3 x 3 operator: the largest gradient of the channels, uint8 `[H, W, 3]`, scaled to 255.
 
     A picture of one color has no edges: it gives black.
     """

@@ -1,7 +1,7 @@
 """Our own JSON lines: dialogues as `samples.jsonl` holds them, or as turns of text with media in brackets.
 
     {"turns": [{"role": "user", "parts": [{"modality": "speech", "text": "hello"}]}, ...]}
-    {"turns": [{"role": "user", "text": "Hear this: [music: slow piano]"}, {"role": "assistant", "text": "[image: rain]"}]}
+    {"turns": [{"role": "user", "text": "Hear: [music: slow piano]"}, {"role": "assistant", "text": "[image: rain]"}]}
 
 A row may name its own task, language, licence, source and meta.
 """

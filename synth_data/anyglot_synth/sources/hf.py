@@ -42,9 +42,10 @@ class HfDatasets(Source):
     ) -> None:
         from anyglot_synth.sources import SOURCES
 
-        inner = SOURCES.build(rows, **{"data": data, **(options or {})})
-        if not isinstance(inner, RowSource):
+        if not issubclass(SOURCES[rows], RowSource):
             raise SourceError(f"source datasets: rows is {rows!r}, which reads no rows; use one such as 'alpaca'")
+        inner = SOURCES.build(rows, **{"data": data, **(options or {})})
+        assert isinstance(inner, RowSource)
         self.inner, self.rows = inner, rows
         self.data, self.split, self.config_name, self.revision = data, split, config_name, revision
 

@@ -49,9 +49,7 @@ class NanoworldTasks(Source):
     ) -> None:
         self.tasks = task_weights(tasks, self.name)
         if without := sorted(NEEDS_FILES & self.tasks.keys()):
-            raise SourceError(
-                f"source {self.name}: task {without[0]!r} needs files, and scenes are words; leave it out"
-            )
+            raise SourceError(f"source {self.name}: task {without[0]!r} needs files; scenes are words")
         if split not in ("train", "test"):
             raise SourceError(f"source {self.name}: split is {split!r}; use train or test")
         self.num, self.split, self.seed, self.licence = num, split, seed, licence

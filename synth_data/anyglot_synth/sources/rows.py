@@ -44,9 +44,7 @@ def expand(data: Sequence[str]) -> list[Path]:
         else:
             inside = sorted(Path(name) for name in glob.glob(given, recursive=True) if Path(name).is_file())
         if not inside:
-            raise SourceError(
-                f"{given}: no such file, or no rows in it; use {', '.join((*_JSON[:3], *_TABLES))} or .gz"
-            )
+            raise SourceError(f"{given}: there is no file to read; use {', '.join((*_JSON[:3], *_TABLES))} or .gz")
         found += inside
     return found
 
