@@ -32,7 +32,7 @@ class Examples(RowSource):
     Args:
         data, source, licence, language, columns: see `RowSource`.
         tasks: names of `TASKS`, or weights by name. With `each` false one is drawn per row.
-        each: whether every row gives all of the tasks.
+        each: whether every row gives all of the tasks that it has what they need for.
         media: folder that files are relative to; the folder of the data otherwise.
         held_out: use the templates that are held out for tests.
         spoken_instructions: share of the instructions that are spoken, from 0 to 1.
@@ -76,11 +76,14 @@ class Examples(RowSource):
         """See `RowSource`."""
         example = self._example(row, store, Path(self.media) if self.media else folder)
         names = list(self.tasks) if self.each else [draw(self.tasks, self.asking.seed, example.id, "task")]
-        try:
-            for name in names:
+        problems: list[str] = []
+        for name in names:
+            try:
                 yield build(name, example, self.asking, store)
-        except TaskError as error:
-            raise DialogueError(f"task {name}: {error}") from None
+            except TaskError as error:
+                problems.append(f"task {name}: {error}")
+        if len(problems) == len(names):
+            raise DialogueError(problems[0])
 
     def _example(self, row: Mapping[str, Any], store: Store, folder: Path) -> Example:
         text = text_of(row, "text", "caption", "transcript", needed=False)
