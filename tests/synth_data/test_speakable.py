@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import string
+import subprocess
 import time
 
 import pytest
@@ -90,12 +92,21 @@ SAID = [
     ("5'11\"", "five foot eleven."),
     ("a 90° turn", "a ninety degrees turn."),
     ("250 ml milk", "two hundred fifty milliliters milk."),
+    ("3 1/2 tsp and 1/2 tsp", "three and a half teaspoons and one half of a teaspoon."),
+    ("30 min/day, $5/month", "thirty minutes per day, five dollars per month."),
+    ("100°C/212°F", "one hundred degrees Celsius or two hundred twelve degrees Fahrenheit."),
+    ("~500 km", "about five hundred kilometers."),
+    ("4.5/5 stars", "four point five out of five stars."),
+    ("2h15", "two hours fifteen."),
     ("10–20%", "ten to twenty percent."),
     # telephone, codes
     ("Call (555) 123-4567.", "Call five five five, one two three, four five six seven."),
     ("+49 30 1234 5678", "plus four nine, three zero, one two three four, five six seven eight."),
     ("an mp3 of H2O", "an M P three of H two O."),
     ("COVID-19 and B2B", "Covid nineteen and B two B."),
+    ("Apt. 4B, 50/50, step 1/3", "Apartment four B, fifty fifty, step one of three."),
+    ("Node.js v18.2.0", "Node dot J S version eighteen point two point zero."),
+    ("an A+ or a B-", "an A plus or a B minus."),
     ("a 5-year-old", "a five-year-old."),
     ("24/7", "twenty-four seven."),
     ("1920x1080", "nineteen twenty by one thousand eighty."),
@@ -114,6 +125,7 @@ SAID = [
     ("and/or", "and or."),
     # acronyms
     ("NASA and the FBI", "Nasa and the F B I."),
+    ("a pdf, hmm", "a P D F, hmm."),
     ("two CPUs", "two C P U's."),
     ("do NOT touch", "do not touch."),
     ("HTML, JSON, OK?", "H T M L, Jason, okay?"),
@@ -153,11 +165,13 @@ SAID = [
     ("<b>Hi</b><br>there", "Hi there."),
     ("a &lt; b", "a is less than b."),
     # mathematics ("em kay caret")
-    ("E = mc^2", "E equals mc squared."),
+    ("E = mc^2", "E equals M C squared."),
     ("2 + 2 = 4", "two plus two equals four."),
     ("5 - 3 = 2", "five minus three equals two."),
     ("x ≤ 5 and y >= 2", "x is at most five and y is at least two."),
     ("3 × 4", "three times four."),
+    ("so $x = 5$ and $y$", "so x equals five and y."),
+    ("f(x) = 3x - 5", "f of x equals three X minus five."),
     ("√9", "the square root of nine."),
     ("π ≈ 3.14", "pi is about three point one four."),
     ("x^n", "x to the power of n."),
@@ -218,6 +232,28 @@ def test_said(text: str, said: str) -> None:
 def test_dropped(text: str, reason: str) -> None:
     found = speakable(text)
     assert isinstance(found, Dropped) and found.reason == reason and found.detail
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+@pytest.mark.parametrize(
+    ("text", "misread"),
+    [
+        ("**bold**", "ae s t er ih s k"),  # asterisk
+        ("on 12/25/2024", "s l ae sh"),  # slash
+        ("at https://example.com", "ey ch t iy t iy p iy"),  # h t t p
+        ("2 kg", "k ey jh iy"),  # k g
+        ("E = mc^2", "k eh r eh t"),  # caret
+        ("x_y or `a_b`", "n d er s k ao r"),  # underscore
+    ],
+)
+def test_what_a_voice_misreads_is_gone(text: str, misread: str) -> None:
+    def phones(words: str) -> str:
+        done = subprocess.run(["flite", "-t", words, "-ps", "-o", "none"], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    found = speakable(text)
+    assert isinstance(found, Spoken)
+    assert misread in phones(text) and misread not in phones(found.text)
 
 
 def test_the_limits_are_limits() -> None:

@@ -59,6 +59,7 @@ _RULE = re.compile(r"^[ \t]*(?:(?:-[ \t]*){3,200}|(?:\*[ \t]*){3,200}|(?:_[ \t]*
 _QUOTE = re.compile(r"^[ \t]{0,3}(?:>[ \t]?){1,10}")
 _BULLET = re.compile(r"^[ \t]{0,40}[-*+•‣◦▪●–][ \t]+(?:\[[ xX]\][ \t]+)?(.*)$")
 _NUMBERED = re.compile(r"^[ \t]{0,40}(\d{1,3})[.)][ \t]+(.*)$")
+_INLINE_MATHS = re.compile(r"(?<![\w$])\$(?=[A-Za-z(-])([^$\n]{1,200})\$(?![\w$])")
 _CODE_SPAN = re.compile(r"`{1,2}([^`\n]{1,200})`{1,2}")
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+\-.!|>~$])")
 _MARKS = (
@@ -87,6 +88,7 @@ def plain(text: str, max_cells: int) -> str:
     text = html.unescape(text) if "&" in text else text
     if found := _CODE_LINE.search(text):
         raise Unspeakable("code", f"a line looks like code: {found[0].strip()[:60]!r}")
+    text = _INLINE_MATHS.sub(r"\1", text) if "$" in text else text
     text = _CODE_SPAN.sub(lambda match: _code_words(match[1]), text)
     if "[" in text:
         text = _FOOTNOTE.sub("", _LINK_DEFINITION.sub("", text))

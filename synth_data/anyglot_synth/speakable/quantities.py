@@ -39,6 +39,8 @@ _CURRENCY = r"(?:US\$|USD|EUR|GBP|JPY|INR|[$€£¥₹])"
 _SCALES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion", "t": "trillion"}
 _SCALE = r"(?:(?:\s(?:thousand|million|billion|trillion)|[ ]?(?:[kKMBT]|bn|mn|m))\b)"
 
+_PLAIN_SCALE = r"(?:\s(?:thousand|million|billion|trillion)|[kKM]|bn|mn|(?<=\.\d)[BT]|(?<=\.\d\d)[BT])"
+
 _UNITS = {
     "%": ("percent", "percent"),
     "°C": ("degree Celsius", "degrees Celsius"),
@@ -145,7 +147,10 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
             _day_month,
         ),
         (re.compile(rf"\b({_MONTH})(,?[ ])(?=\d{{4}}\b)"), lambda m: month_name(m[1]) + m[2]),
-        (re.compile(r"\b(24/7|9/11)\b"), lambda m: " ".join(n.cardinal(int(d)) for d in m[1].split("/"))),
+        (
+            re.compile(r"(?<![\w/.])(24/7|9/11|50/50)(?![\w/])"),
+            lambda m: " ".join(n.cardinal(int(d)) for d in m[1].split("/")),
+        ),
         (re.compile(r"(?<![\w:.])(\d{1,2}):(\d{2})(?::(\d{2}))?(?![\d:])(?:[ ]?([AaPp])\.?[ ]?[Mm]\b(\.)?)?"), _time),
         (re.compile(r"(?<![\w:.])(\d{1,2})[ ]?([AaPp])(?:\.[ ]?[Mm]\.|[Mm]\b)"), _hour),
         (re.compile(r"(?<![\w:])(\d{1,6}):(\d{1,6})(?![\w:])"), r"\1 to \2"),
@@ -160,17 +165,16 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
             re.compile(rf"(?<![\d.])(?<!\d,)(?:(?<![A-Za-z])|(?<=[A-Za-z]-))({_SIGNED})[ ]?({_UNIT})(?![\w^°/]|-\d)"),
             _unit,
         ),
-        (re.compile(rf"{_START}({_NUM})({_SCALE})(?!\w)"), _scaled),
+        (re.compile(rf"{_START}({_NUM})({_PLAIN_SCALE})(?!\w)"), _scaled),
         (re.compile(r"(?<![\w.,])(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:st|nd|rd|th)\b"), lambda m: n.ordinal(_int(m[1]))),
         (re.compile(r"(?<!\w)['’]?((?:\d\d)?\d0)['’]?s\b"), lambda m: n.plural(_decade(int(m[1])))),
         (re.compile(r"(?<![\w/.,])(?:(\d{1,6})[ ])?(\d{1,6})/(\d{1,6})(?![\w/]|[.,]\d)"), _fraction),
         (re.compile(r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,8}(?!\w|\.\d)"), _version),
         (re.compile(r"(?<=\d)[x×](?=\d)|(?<=\d)[ ]x[ ](?=\d)"), " by "),
-        (re.compile(r"(?<=\d)x\b"), " times"),
+        (re.compile(r"(?<=\d)x(?=[ ][A-Za-z]{2})"), " times"),
         (re.compile(r"(?<=\d)[ ]-[ ](?=\d)|(?<![\w)])-[ ]?(?=\.?\d)"), " minus "),
         (re.compile(r"(?<![\w)])\+(?=\d)"), "plus "),
         (re.compile(r"#(?=\d)"), "number "),
-        (re.compile(r"(?<!\w)~[ ]?(?=\d)"), "about "),
         (re.compile(r"(?<![\w.,])(1[1-9]\d\d|20\d\d)(?![\w]|[.,]\d)"), lambda m: n.year(int(m[1]))),
         (re.compile(rf"{_START}{_NUM}(?![\w]|\.\d)"), lambda m: _say(m[0])),
         (re.compile(r"(?<![\w])\.(\d{1,20})(?!\w)"), lambda m: f"point {n.digits(m[1])}"),
@@ -285,6 +289,11 @@ def _unit(m: Match) -> str:
     if m[2] == "s" and re.fullmatch(r"(?:\d{2})?\d0", m[1]) and " " not in m[0]:
         return m[0]  # the 1990s, the 20s
     return f"{_say(m[1])} {one if m[1] == '1' else many}"
+
+
+def _unit_fraction(m: Match) -> str:
+    one, many = _UNITS[m[4]]
+    return f"{_fraction(m)} {many if m[1] or int(m[2]) > int(m[3]) else one if m[4] in '%°' else 'of a ' + one}"
 
 
 def _scaled(m: Match) -> str:

@@ -96,6 +96,7 @@ def _once(text: str, limits: Limits) -> str:
     text = words.roman_numerals(words.symbols(text))
     text = words.fold(text)
     _check_script(text)
+    _check_language(text)
     text = punctuated(words.acronyms(text))
     _check_words(text, limits.max_words)
     return text
@@ -127,12 +128,15 @@ def _check_script(text: str) -> None:
 
 
 def _check_words(text: str, max_words: int) -> None:
-    found = re.findall(r"[A-Za-z]+", text)
-    if not found:
+    count = len(text.split())
+    if not count:
         raise Unspeakable("empty", "there are no words in it")
-    if len(text.split()) > max_words:
-        raise Unspeakable("long", f"{len(text.split())} words; {max_words} are the limit")
-    longer = [word for word in found if len(word) > 2]
+    if count > max_words:
+        raise Unspeakable("long", f"{count} words; {max_words} are the limit")
+
+
+def _check_language(text: str) -> None:
+    longer = re.findall(r"[A-Za-z]{3,}", text)
     mute = sum(not re.search(r"[aeiouyAEIOUY]", word) for word in longer)
     if mute >= 3 and mute > len(longer) / 2:
         raise Unspeakable("no-language", f"{mute} of {len(longer)} words have no vowel")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from anyglot_synth.speakable import numbers as n
 
@@ -178,6 +179,7 @@ _ABBREVIATIONS = {
     "Hon.": "Honorable",
     "Mt.": "Mount",
     "Ft.": "Fort",
+    "Apt.": "Apartment",
     "Ave.": "Avenue",
     "Blvd.": "Boulevard",
     "Rd.": "Road",
@@ -197,6 +199,7 @@ _ABBREVIATIONS = {
 }
 _MAY_END = {
     "etc.": "et cetera",
+    "Etc.": "Et cetera",
     "Jr.": "Junior",
     "Sr.": "Senior",
     "Inc.": "Incorporated",
@@ -283,11 +286,13 @@ _WORDS_IN_CAPITALS = _set(
 )
 _SAID = {"OK": "okay", "JSON": "Jason", "JPEG": "jay peg", "ASCII": "askey", "YAML": "yammel", "VS": "versus"}
 _SPELLED = _set("IEEE USSR USDA UCLA NAACP UEFI IELTS AARP OECD IUPAC IATA AIIB")
+_HUMMED = _set("hm hmm hmmm mm mmm sh shh shhh pst psst pfft tsk brr grr nth")
+_MUTE = re.compile(r"(?<![A-Za-z'’-])[bcdfghjklmnpqrstvwxz]{2,5}(?![A-Za-z'’-])")
 _ACRONYM = re.compile(r"(?<![A-Za-z])([A-Z]{2,24})('s|s)?(?![A-Za-z])")
 
 
 def acronyms(text: str) -> str:
-    """FBI -> "F B I", NASA -> "Nasa", DON'T SHOUT -> "don't shout".
+    """FBI -> "F B I", NASA -> "Nasa", pdf -> "P D F", DON'T SHOUT -> "don't shout".
 
     A word in capitals of four letters or more is said as a word where it looks like one, of three or fewer where it is
     a common one.
@@ -295,8 +300,8 @@ def acronyms(text: str) -> str:
     words = re.findall(r"[A-Za-z]{2,}", text)
     loud = sum(word.isupper() for word in words)
     if len(words) >= 4 and loud > 0.6 * len(words):
-        return re.sub(r"\bi\b", "I", text.lower())
-    return _ACRONYM.sub(_acronym, text)
+        text = re.sub(r"\bi\b", "I", text.lower())
+    return _MUTE.sub(lambda m: m[0] if m[0] in _HUMMED else " ".join(m[0].upper()), _ACRONYM.sub(_acronym, text))
 
 
 def _acronym(m: Match) -> str:
@@ -375,7 +380,18 @@ _WORDS = {
     "¢": "cents",
 }
 _SYMBOLS = str.maketrans({mark: f" {word} " for mark, word in _WORDS.items()} | _GREEK_LETTERS)
-_COMPARISONS = (
+_COMPARISONS: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] = (
+    (re.compile(r"(?<![\w/~])~[ ]?(?=[$€£]?\d)"), "about "),
+    (re.compile(r"(\d[ ]?(?:°[CF]|km|mi|m|cm|ft|kg|lbs?|g|oz|ml|L))/(?=\d)"), r"\1 or "),
+    (
+        re.compile(r"(?<=[\w%$€£.)])/(day|week|month|year|hour|minute|second|person|night|serving|item|user)\b"),
+        r" per \1",
+    ),
+    (re.compile(r"(?<![\w/])km/h(?![\w/])"), "kilometers per hour"),
+    (re.compile(r"(?<!\w)[nN]/[aA](?!\w)"), "not applicable"),
+    (re.compile(r"\b([fgh])(')?\(([a-z])\)"), lambda m: f"{m[1]} {'prime ' if m[2] else ''}of {m[3]}"),
+    (re.compile(r"(?<![\w-])([A-F])-(?![\w-])"), r"\1 minus"),
+    (re.compile(r"\bv(?=\d)"), "version "),
     (re.compile(r"<=>|<->"), " ↔ "),
     (re.compile(r"<="), " ≤ "),
     (re.compile(r">="), " ≥ "),
