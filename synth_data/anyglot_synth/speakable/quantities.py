@@ -15,6 +15,7 @@ from anyglot_synth.speakable import numbers as n
 Match = re.Match[str]
 _NUM = r"(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,20})(?:\.\d{1,20})?"
 _START = r"(?<![\w.])(?<!\d,)"
+_PART = r"(?<![\w/.,])(?:(\d{1,6})[ ])?(\d{1,6})/(\d{1,6})"
 _SIGNED = r"(?:(?<![\w)\d])-)?" + _NUM
 
 MONTHS = tuple(
@@ -161,17 +162,18 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(rf"({_CURRENCY})[ ]?({_NUM})({_SCALE})?(?![\w]|[.,]\d)"), lambda m: _money(m[1], m[2], m[3])),
         (re.compile(rf"{_START}({_NUM})({_SCALE})?[ ]?({_CURRENCY})(?![\w])"), lambda m: _money(m[3], m[1], m[2])),
         (re.compile(r"(?<!\w)(\d)[’']\s?(\d{1,2})[\"”](?!\w)"), lambda m: f"{_say(m[1])} foot {_say(m[2])}"),
-        (
-            re.compile(rf"(?<![\d.])(?<!\d,)(?:(?<![A-Za-z])|(?<=[A-Za-z]-))({_SIGNED})[ ]?({_UNIT})(?![\w^°/]|-\d)"),
-            _unit,
-        ),
+        (re.compile(r"(?<![\w.:])(\d{1,2})h(\d{2})(?!\w)"), r"\1 hours \2"),
+        (re.compile(r"(?i)\b((?:step|part|page|day) \d{1,4})/(?=\d)"), r"\1 of "),
+        (re.compile(r"(?<![\w/.,])(\d{1,6}\.\d{1,6})/(?=\d{1,6}(?![\w/]|[.,]\d))"), r"\1 out of "),
+        (re.compile(rf"{_PART}[ ]?({_UNIT})(?![\w^°/]|-\d)"), _unit_fraction),
+        (re.compile(rf"(?<![A-Za-z\d./])(?<!\d,)({_SIGNED})[ ]?({_UNIT})(?![\w^°/]|-\d)"), _unit),
         (re.compile(rf"{_START}({_NUM})({_PLAIN_SCALE})(?!\w)"), _scaled),
         (re.compile(r"(?<![\w.,])(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:st|nd|rd|th)\b"), lambda m: n.ordinal(_int(m[1]))),
         (re.compile(r"(?<!\w)['’]?((?:\d\d)?\d0)['’]?s\b"), lambda m: n.plural(_decade(int(m[1])))),
-        (re.compile(r"(?<![\w/.,])(?:(\d{1,6})[ ])?(\d{1,6})/(\d{1,6})(?![\w/]|[.,]\d)"), _fraction),
+        (re.compile(rf"{_PART}(?![\w/]|[.,]\d)"), _fraction),
         (re.compile(r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,8}(?!\w|\.\d)"), _version),
         (re.compile(r"(?<=\d)[x×](?=\d)|(?<=\d)[ ]x[ ](?=\d)"), " by "),
-        (re.compile(r"(?<=\d)x(?=[ ][A-Za-z]{2})"), " times"),
+        (re.compile(r"(?<=\d)x(?=[ ](?!minus|times)[A-Za-z]{2})"), " times"),
         (re.compile(r"(?<=\d)[ ]-[ ](?=\d)|(?<![\w)])-[ ]?(?=\.?\d)"), " minus "),
         (re.compile(r"(?<![\w)])\+(?=\d)"), "plus "),
         (re.compile(r"#(?=\d)"), "number "),

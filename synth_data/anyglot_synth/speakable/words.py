@@ -380,6 +380,7 @@ _WORDS = {
     "¢": "cents",
 }
 _SYMBOLS = str.maketrans({mark: f" {word} " for mark, word in _WORDS.items()} | _GREEK_LETTERS)
+_PER = "day|week|month|year|hour|minute|second|person|night|serving|item|user"
 _COMPARISONS: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] = (
     (re.compile(r"(?<![\w/~])~[ ]?(?=[$€£]?\d)"), "about "),
     (re.compile(r"(\d[ ]?(?:°[CF]|km|mi|m|cm|ft|kg|lbs?|g|oz|ml|L))/(?=\d)"), r"\1 or "),
