@@ -38,6 +38,7 @@ from anyglot_synth.anyinstruct_prompts import (
     META_TOPICS,
     REQUIREMENTS,
     Example,
+    Messages,
     Requirement,
     chat_prompt,
     scenario_prompt,
@@ -198,7 +199,7 @@ class AnyInstruct:
 
     def _ask(
         self,
-        prompts: list[str],
+        prompts: list[Messages],
         seeds: list[int],
         read: Callable[[int, str], T],
         max_tokens: int,
@@ -206,12 +207,11 @@ class AnyInstruct:
         prefix: str = "",
     ) -> list[Asked[T]]:
         requests = [
-            Request((("user", prompt),), seed, max_tokens, prefix=prefix)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            Request(prompt, seed, max_tokens, prefix=prefix) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return ask_all(self.writer, requests, read, self.tries)
 
-    def _chat_prompts(self, batch: list[Scenario]) -> tuple[list[Requirement], list[str], list[int]]:
+    def _chat_prompts(self, batch: list[Scenario]) -> tuple[list[Requirement], list[Messages], list[int]]:
         wanted = [_required(scenario.requirement) for scenario in batch]
         seeds = [seed_of(self.seed, "chat", scenario.text) for scenario in batch]
         prompts = []
@@ -244,7 +244,7 @@ class AnyInstruct:
                     begun = f"{written[i]}{role}:" if kind == "words" else f"{written[i]} [{wanted[i].plan[number]}:"
                     seed = seed_of(seeds[i], kind, number)
                     stop = ("\n", "[") if kind == "words" else ("]", "\n")
-                    requests.append(Request((("user", prompts[i]),), seed, 40, stop=stop, prefix=begun))
+                    requests.append(Request(prompts[i], seed, 40, stop=stop, prefix=begun))
 
                 def read(j: int, text: str, requests: list[Request], filled: list[int], kind: str, number: int) -> Said:
                     new = text.removeprefix(requests[j].prefix)

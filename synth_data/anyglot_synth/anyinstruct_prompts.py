@@ -159,46 +159,76 @@ EXAMPLES: tuple[Example, ...] = (
 )
 
 
-def topics_prompt(meta: str, num: int) -> str:
+Messages = tuple[tuple[str, str], ...]
+_TOPIC_EXAMPLES = (
+    (
+        "windows and doors",
+        "the view from my kitchen window\na squeaking garden door\npainting the front door blue\ncurtains for a "
+        "small room\n"
+        "rain against the glass\na cat that waits at the door",
+    ),
+    (
+        "village life",
+        "the bells on Sunday morning\na walk to the old mill\nfresh milk from a neighbour\nthe summer dance on the "
+        "square\n"
+        "lanterns on a winter evening\na bench under the lime tree",
+    ),
+)
+
+
+def topics_prompt(meta: str, num: int) -> Messages:
     """Asks for topics of a meta-topic, one a line."""
-    return (
-        f"List {num} small everyday subjects that somebody could talk about with a friendly assistant. All belong "
-        f"to: {meta}. "
-        "Each is a short phrase of two to eight words. Pictures or music should fit in easily. No school subjects, "
-        "no charts, "
-        "no films, no famous people or works. Write one subject per line, numbered, and nothing else."
-    )
+
+    def ask(about: str, count: int) -> str:
+        return (
+            f"List {count} small everyday subjects that somebody could talk about with a friendly assistant. All "
+            f"belong to: "
+            f"{about}. Each is a different short phrase of two to eight words, and pictures or music would fit in. "
+            f"No school "
+            "subjects, charts or films, no famous people or works. Number them, one a line, and write nothing else."
+        )
+
+    messages: list[tuple[str, str]] = []
+    for about, listed in _TOPIC_EXAMPLES:
+        lines = listed.split("\n")
+        numbered = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
+        messages += [("user", ask(about, len(lines))), ("assistant", numbered)]
+    return (*messages, ("user", ask(meta, num)))
 
 
-def scenario_prompt(topic: str, requirement: Requirement, examples: tuple[Example, ...]) -> str:
+def scenario_prompt(topic: str, requirement: Requirement, examples: tuple[Example, ...]) -> Messages:
     """Asks for one scenario."""
-    shown = "\n\n".join(
-        f"Subject: {example.topic}\nRule: {requirement_of(example).text}\nScene: {example.scenario}"
-        for example in examples
-    )
-    return (
-        "A person chats with an assistant that can see and make pictures, and hear and make music. For a subject "
-        "and a rule, "
-        "write the scene of such a chat in one or two plain sentences: who the person is and what they want. Keep "
-        "the rule.\n\n"
-        f"{shown}\n\nSubject: {topic}\nRule: {requirement.text}\nScene:"
+    told = (
+        "A person chats with an assistant that can see and make pictures, and hear and make music. I give you a "
+        "subject and a rule; you write the scene of such a chat in one or two plain sentences: who the person is and "
+        "what they want. Keep the rule."
     )
 
+    def ask(about: str, rule: str) -> str:
+        return f"Subject: {about}\nRule: {rule}"
 
-def chat_prompt(scenario: str, requirement: Requirement, examples: tuple[Example, ...], rounds: int) -> str:
+    messages = [("system", told)]
+    for example in examples:
+        messages += [("user", ask(example.topic, requirement_of(example).text)), ("assistant", example.scenario)]
+    return (*messages, ("user", ask(topic, requirement.text)))
+
+
+def chat_prompt(scenario: str, requirement: Requirement, examples: tuple[Example, ...], rounds: int) -> Messages:
     """Asks for one chat."""
-    shown = "\n\n".join(f"Scene: {example.scenario}\n{example.chat}" for example in examples)
-    return (
-        "Write a short chat between a person (User) and an assistant (Assistant) that can see and make pictures, "
-        "and hear and "
-        "make music. Where a picture or music is shown, write what it is in square brackets: [image: ...] or "
-        "[music: ...]. "
-        "Every line has 4 to 15 words beside the brackets. Music is described by its style, mood and instruments. "
-        "At most two "
-        "pictures and one piece of music. No famous people, films, songs or paintings. "
-        f"User and Assistant take turns, {rounds} times each.\n\n{shown}\n\n"
-        f"Scene: {scenario}\nRule: {requirement.text}."
+    told = (
+        "You write short chats between a person (User) and an assistant (Assistant) that can see and make pictures, "
+        "and hear and make music. Where a picture or music is shown, say what it is in square brackets: [image: ...] "
+        "or [music: ...]. Each line has 4 to 15 words beside the brackets. Music is described by style, mood and "
+        "instruments. At most two pictures and one piece of music. No famous people, films, songs or paintings."
     )
+
+    def ask(scene: str, rule: str, turns: int) -> str:
+        return f"Scene: {scene}\nRule: {rule}.\nUser and Assistant take turns, {turns} times each."
+
+    messages = [("system", told)]
+    for example in examples:
+        messages += [("user", ask(example.scenario, requirement_of(example).text, 2)), ("assistant", example.chat)]
+    return (*messages, ("user", ask(scenario, requirement.text, rounds)))
 
 
 def requirement_of(example: Example) -> Requirement:

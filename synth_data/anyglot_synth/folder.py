@@ -85,7 +85,7 @@ class CaptionIndex:
         self._num = len(bags)
 
     def _rarity(self, word: str) -> float:
-        held = len(self._postings.get(word, ()))
+        held = max(1, len(self._postings.get(word, ())))  # a word of no caption is as rare as one of a single caption
         return math.log(1 + (self._num - held + 0.5) / (held + 0.5))
 
     def nearest(self, text: str, num: int = 1) -> list[tuple[int, float, float]]:

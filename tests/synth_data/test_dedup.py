@@ -75,7 +75,7 @@ def test_memory_is_bounded_and_old_texts_are_forgotten() -> None:
 
 
 def test_order_and_nothing_else_decides() -> None:
-    texts = ["a walk in the park today", "a walk in the park today!", "music for a slow day", "A WALK in the park today"]
+    texts = ["a walk in the park today", "a walk in the park today!", "slow music", "A WALK in the park today"]
     twice = [[match for _, match in marked(iter(texts), str, Deduplicator())] for _ in range(2)]
     assert twice[0] == twice[1]
     assert [match and match.number for match in twice[0]] == [None, 0, None, 0]

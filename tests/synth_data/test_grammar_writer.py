@@ -54,7 +54,9 @@ def test_edits_give_what_they_say(dialogues: list[Dialogue]) -> None:
             if act != "edit":
                 continue
             said = dialogue.turns[2 * number].parts[0].text
-            scenes = [Scene.from_dict(known[key]["scene"]) for key in sorted(known) if "scene" in known[key] and key[0] < 2 * number]
+            earlier = [known[key] for key in sorted(known) if key[0] < 2 * number]
+            earlier = [known[key] for key in sorted(known) if key[0] < 2 * number]
+            scenes = [Scene.from_dict(entry["scene"]) for entry in earlier if "scene" in entry]
             made = next(known[key] for key in sorted(known) if key[0] == 2 * number + 1)
             instruction = re.search(r"\b(make|turn|move|remove|add)\b[^.?]*", said)
             assert instruction
