@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -142,15 +142,18 @@ class AnyInstruct:
             asked = self._ask(prompts, seeds, lambda _, text: read_topics(text), room, prefix="1.")
             for (_, meta), answer in zip(batch, asked, strict=True):
                 yield from _refusals("topics", meta, answer)
-                fruitless += 1
-                for text, no in answer.value or ():
-                    if no is None and (match := seen.add(text)):
-                        no = Unusable("duplicate", f"of topic {match.number}, {match.similarity:.2f}")
-                    if no is not None:
-                        yield Reject("topics", meta, no.reason, no.detail, text, True)
-                    elif found < self.num_topics:
-                        found, fruitless = found + 1, 0
-                        yield Topic(meta, text)
+            listed = [
+                [(meta, *row) for row in answer.value or ()] for (_, meta), answer in zip(batch, asked, strict=True)
+            ]
+            fruitless += len(batch)
+            for meta, text, no in (row for rows in zip_longest(*listed) for row in rows if row):  # all metas in turn
+                if no is None and (match := seen.add(text)):
+                    no = Unusable("duplicate", f"of topic {match.number}, {match.similarity:.2f}")
+                if no is not None:
+                    yield Reject("topics", meta, no.reason, no.detail, text, True)
+                elif found < self.num_topics:
+                    found, fruitless = found + 1, 0
+                    yield Topic(meta, text)
 
     def scenarios(self, topics: Iterable[Topic]) -> Iterator[Scenario | Reject]:
         """A scenario for each topic, with a requirement drawn by weight."""

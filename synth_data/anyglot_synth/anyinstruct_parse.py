@@ -22,7 +22,7 @@ MAX_IMAGES, MAX_MUSIC = 2, 1
 _BANNED = re.compile(
     r"https?:|www\.|as an ai|language "
     r"model|\bvideo|\bchart\b|\bgraph\b|\bessay\b|\bthesis\b|\bsexy?\b|\bnude\b|\bgun\b|"
-    r"\bkill|\bscene:|\brule:|\bsubject:|\bplaceholder\b|_{2,}|\{|\}|<|>",
+    r"\bkill|\bpregnan|\bkiss|\bnaked|\bdrunk|\bblood|\bsuicid|\bscene:|\brule:|\bsubject:|\bplaceholder\b|_{2,}|\{|\}|<|>",
     re.IGNORECASE,
 )
 _FAMOUS = re.compile(

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anyglot_synth.backends import Backend, BackendError, Made
+from anyglot_synth.backends import Backend, BackendError, Made, silent
 from anyglot_synth.dialogue import MUSIC, Json
 from anyglot_synth.folder import CaptionedFiles
 from anyglot_synth.music.nanoworld import midi_bytes
@@ -144,8 +144,8 @@ class MidiMusic(Backend):
                 audio, rate = soundfile.read(sound, dtype="float32", always_2d=True)
             except (soundfile.LibsndfileError, OSError) as error:
                 raise BackendError(f"midi: fluidsynth made no sound ({told.strip()[-200:] or error})") from error
-        if not len(audio):
-            raise BackendError("midi: the file holds no notes")
+        if silent(audio.ravel()):
+            raise BackendError(f"midi: silence; has the file notes, the sound font presets? {told.strip()[-200:]}")
         return Made(audio.mean(axis=1), rate, found, midi)
 
     def _run(self, arguments: list[str]) -> str:

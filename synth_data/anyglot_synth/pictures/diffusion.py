@@ -81,7 +81,7 @@ class DiffusersPictures(Backend):
         try:
             source: Any = {"revision": self.revision} if self.revision else {}
             pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-                self.model, torch_dtype=getattr(torch, self.dtype), use_safetensors=True, **source
+                self.model, dtype=getattr(torch, self.dtype), use_safetensors=True, **source
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise BackendError(
