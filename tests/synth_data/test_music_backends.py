@@ -92,8 +92,15 @@ def test_the_identity_names_program_and_sound_font(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"no\.sf2: there is no such sound font"):
         MidiMusic(sound_font=tmp_path / "no.sf2").setup()
     (tmp_path / "bad.sf2").write_bytes(b"nothing")
-    with pytest.raises(BackendError, match="midi: silence; "):
-        MidiMusic(sound_font=tmp_path / "bad.sf2").make("", {"notes": [[0, 0.2, 60, "flute"]]}, 0)
+    with pytest.raises(BackendError, match=r"bad\.sf2: not a sound font"):
+        MidiMusic(sound_font=tmp_path / "bad.sf2").setup()
+
+
+@with_fluidsynth
+def test_a_file_without_notes_is_refused(tmp_path: Path) -> None:
+    write_midi(tmp_path / "empty.mid", [])
+    with pytest.raises(BackendError, match="midi: silence; has the file notes"):
+        MidiMusic().make("", {"midi": str(tmp_path / "empty.mid")}, 0)
 
 
 def test_without_fluidsynth_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

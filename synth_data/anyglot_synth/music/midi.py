@@ -121,14 +121,19 @@ class MidiMusic(Backend):
         return path
 
     def _font(self) -> Path:
-        if self.sound_font is not None:
-            if not self.sound_font.is_file():
-                raise BackendError(f"{self.sound_font}: there is no such sound font; {_INSTALL}")
-            return self.sound_font
-        for folder in map(Path, SOUND_FONTS):
-            if fonts := sorted(folder.glob("*.sf[23]")):
-                return fonts[0]
-        raise BackendError(f"midi: no sound font in {', '.join(SOUND_FONTS)}; {_INSTALL}, or give sound_font")
+        font = self.sound_font
+        if font is None:
+            found = (font for folder in SOUND_FONTS for font in sorted(Path(folder).glob("*.sf[23]")))
+            font = next(found, None)
+        if font is None:
+            raise BackendError(f"midi: no sound font in {', '.join(SOUND_FONTS)}; {_INSTALL}, or give sound_font")
+        if not font.is_file():
+            raise BackendError(f"{font}: there is no such sound font; {_INSTALL}")
+        with open(font, "rb") as file:
+            head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"sfbk":  # fluidsynth would take another one without a word
+            raise BackendError(f"{font}: not a sound font; give an .sf2 or .sf3 file")
+        return font
 
     def _play(self, midi: bytes, found: Json) -> Made:
         import soundfile
