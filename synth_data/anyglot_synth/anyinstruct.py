@@ -19,20 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from anyglot_synth.anyinstruct_parse import (
-    Said,
-    check_chat,
-    read_chat,
-    read_description,
-    read_scenario,
-    read_topics,
-    read_utterance,
-)
+from anyglot_synth.anyinstruct_guided import Draft, write_guided
+from anyglot_synth.anyinstruct_parse import Said, read_chat, read_scenario, read_topics
 from anyglot_synth.anyinstruct_prompts import (
     EXAMPLES,
     META_TOPICS,
@@ -46,7 +38,7 @@ from anyglot_synth.anyinstruct_prompts import (
 )
 from anyglot_synth.dedup import Deduplicator, words_of
 from anyglot_synth.dialogue import ASSISTANT, SPEECH, TEXT, USER, Dialogue, Json, Part, Turn
-from anyglot_synth.llm import Asked, CachedWriter, Refused, Request, Unusable, Writer, ask_all, build_writer
+from anyglot_synth.llm import Asked, CachedWriter, Request, Unusable, Writer, ask_all, build_writer
 from anyglot_synth.seeds import rng_of, seed_of
 from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_write
@@ -55,7 +47,6 @@ T = TypeVar("T")
 VERSION = 1
 """Counts changes of prompts, readers and the order of things."""
 CHATS = ("free", "guided")
-_ROLES = ("User", "Assistant")
 
 
 @dataclass(frozen=True)
@@ -97,6 +88,7 @@ class AnyInstruct:
         topics_per_call: asked for at once.
         chat: "free" or "guided".
         tries: answers of the model per topic list, scenario and chat (guided: per turn).
+        temperature: of the sampling.
         speech: chance that a chat's user speaks, and that its assistant answers in speech.
         licence: SPDX name of what is made; None takes the writer's.
 
@@ -113,15 +105,19 @@ class AnyInstruct:
         topics_per_call: int = 10,
         chat: str = "free",
         tries: int = 3,
+        temperature: float = 0.8,
         speech: float = 0.5,
         licence: str | None = None,
     ) -> None:
         if chat not in CHATS:
             raise AnyglotError(f"chat {chat!r}; use 'free' or 'guided'")
-        if min(num_topics, topics_per_call, tries) < 1 or not 0 <= speech <= 1:
-            raise AnyglotError("num_topics, topics_per_call and tries must be 1 or more, speech 0 to 1")
+        if min(num_topics, topics_per_call, tries) < 1 or temperature < 0 or not 0 <= speech <= 1:
+            raise AnyglotError(
+                "num_topics, topics_per_call and tries must be 1 or more, temperature 0 or more, speech 0 to 1"
+            )
         self.writer, self.seed, self.num_topics, self.topics_per_call = writer, seed, num_topics, topics_per_call
-        self.chat, self.tries, self.speech, self.licence = chat, tries, speech, licence or writer.licence
+        self.chat, self.tries, self.temperature, self.speech = chat, tries, temperature, speech
+        self.licence = licence or writer.licence
 
     def config(self) -> Json:
         """JSON of all that changes what is made."""
@@ -209,9 +205,8 @@ class AnyInstruct:
         *,
         prefix: str = "",
     ) -> list[Asked[T]]:
-        requests = [
-            Request(prompt, seed, max_tokens, prefix=prefix) for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        asked = zip(prompts, seeds, strict=True)
+        requests = [Request(prompt, seed, max_tokens, self.temperature, prefix=prefix) for prompt, seed in asked]
         return ask_all(self.writer, requests, read, self.tries)
 
     def _chat_prompts(self, batch: list[Scenario]) -> tuple[list[Requirement], list[Messages], list[int]]:
@@ -230,58 +225,10 @@ class AnyInstruct:
         return self._ask(prompts, seeds, lambda i, text: read_chat(text, wanted[i]), 320, prefix="User:")
 
     def _guided(self, batch: list[Scenario]) -> list[Asked[list[tuple[Said, ...]]]]:
-        """Each chat turn by turn: the model fills in the words, the program says whose turn it is and what is shown."""
-        wanted, prompts, seeds = self._chat_prompts(batch)
-        turns: list[list[tuple[Said, ...]]] = [[] for _ in batch]
-        written = [""] * len(batch)
-        refused: list[tuple[Refused, ...]] = [() for _ in batch]
-        alive = list(range(len(batch)))
-        for number in range(len(REQUIREMENTS[0].plan)):
-            role = _ROLES[number % 2]
-            for kind in ("words", "medium"):
-                filled = [i for i in alive if kind == "words" or wanted[i].plan[number]]
-                if not filled:
-                    continue
-                requests = []
-                for i in filled:
-                    begun = f"{written[i]}{role}:" if kind == "words" else f"{written[i]} [{wanted[i].plan[number]}:"
-                    seed = seed_of(seeds[i], kind, number)
-                    stop = ("\n", "[") if kind == "words" else ("]", "\n")
-                    requests.append(Request(prompts[i], seed, 40, stop=stop, prefix=begun))
-
-                def read(j: int, text: str, requests: list[Request], filled: list[int], kind: str, number: int) -> Said:
-                    new = text.removeprefix(requests[j].prefix)
-                    if kind == "medium":
-                        modality = wanted[filled[j]].plan[number]
-                        return Said(modality, read_description(new, modality))
-                    said = Said(TEXT, read_utterance(new))
-                    if any(said in turn for turn in turns[filled[j]]):
-                        raise Unusable("repeats", said.text)
-                    return said
-
-                reader = partial(read, requests=requests, filled=filled, kind=kind, number=number)
-                for i, asked in zip(filled, ask_all(self.writer, requests, reader, self.tries), strict=True):
-                    refused[i] += asked.refused
-                    if asked.value is None:
-                        alive.remove(i)
-                    elif kind == "words":
-                        turns[i].append((asked.value,))
-                        written[i] += f"{role}: {asked.value.text}"
-                    else:
-                        turns[i][-1] += (asked.value,)
-                        written[i] += f" [{asked.value.modality}: {asked.value.text}]"
-            for i in alive:
-                written[i] += "\n"
-        results: list[Asked[list[tuple[Said, ...]]]] = []
-        for i, seed in enumerate(seeds):
-            whole = None
-            if i in alive:
-                try:
-                    whole = check_chat(turns[i], wanted[i])
-                except Unusable as no:
-                    refused[i] += (Refused(no.reason, no.detail, written[i]),)
-            results.append(Asked(whole, seed, refused[i]))
-        return results
+        """Each chat turn by turn."""
+        drafts = [Draft(*row) for row in zip(*self._chat_prompts(batch), strict=True)]
+        write_guided(self.writer, drafts, self.tries, self.temperature)
+        return [draft.result() for draft in drafts]
 
     def _finish(self, scenario: Scenario, answer: Asked[list[tuple[Said, ...]]]) -> Dialogue:
         assert answer.value is not None
@@ -382,7 +329,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--topics", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chat", choices=CHATS, default="free")
-    parser.add_argument("--tries", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=3, help="answers of the model per thing that is wanted")
+    parser.add_argument("--temperature", type=float, default=0.8, help="of the sampling; lower for small models")
     parser.add_argument("--engine", default="transformers", help="transformers or openai")
     parser.add_argument("--model", default="smollm2", help="folder or name")
     parser.add_argument("--url", help="of an OpenAI-compatible server, with /v1")
@@ -393,7 +341,8 @@ def main(arguments: list[str] | None = None) -> int:
         writer = CachedWriter(
             build_writer(config | ({"base_url": given.url} if given.url else {})), Path(given.out) / "answers"
         )
-        recipe = AnyInstruct(writer, seed=given.seed, num_topics=given.topics, chat=given.chat, tries=given.tries)
+        settings = {key: getattr(given, key) for key in ("seed", "chat", "tries", "temperature")}
+        recipe = AnyInstruct(writer, num_topics=given.topics, **settings)
         report = write(recipe, given.out)
     except AnyglotError as error:
         print(f"anyinstruct: {error}", file=sys.stderr)

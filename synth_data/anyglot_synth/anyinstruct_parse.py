@@ -8,6 +8,7 @@ middle of a sentence: that is a help, no guarantee.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from anyglot_synth.anyinstruct_prompts import Requirement
@@ -71,6 +72,9 @@ def check(text: str, least: int, most: int) -> str:
         raise Unusable("banned", repr(found.group()))
     if found := _FAMOUS.search(text) or _NAME.search(text):
         raise Unusable("famous", repr(found.group()))
+    words = Counter(re.findall(r"[^\W\d_]{4,}", text.lower()))
+    if words and words.most_common(1)[0][1] > (1 if most <= 10 else 2):
+        raise Unusable("repetitive", repr(words.most_common(1)[0][0]))
     letters = sum(letter.isalpha() or letter.isspace() for letter in text)
     if letters < 0.8 * len(text):
         raise Unusable("not-words", f"{letters} letters among {len(text)} characters")
