@@ -82,11 +82,12 @@ class Store:
         return MediaFile(file, digest, origin or {}, info.samplerate, info.frames)
 
     def put_picture(self, key: str, pixels: NDArray[np.uint8], origin: Mapping[str, Any] | None = None) -> MediaFile:
-        """Writes uint8 `[H, W, 3]` as PNG."""
+        """Writes uint8 `[H, W, 3]` as PNG. The pixels of one that is there already are not looked at."""
         from PIL import Image
 
         file, digest = self.put(key, ".png", lambda path: Image.fromarray(pixels).save(path, format="PNG"))
-        return MediaFile(file, digest, origin or {}, size=(pixels.shape[1], pixels.shape[0]))
+        with Image.open(self.path(file)) as made:
+            return MediaFile(file, digest, origin or {}, size=made.size)
 
     def sound(self, media: MediaFile) -> tuple[NDArray[np.float32], int]:
         """(float32 `[samples]`, sample rate) of a sound of the dataset; of several channels their mean.

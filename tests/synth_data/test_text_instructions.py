@@ -1,0 +1,78 @@
+"""Text instructions: right by construction, distinct, from a seed, with their origin."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anyglot_synth.text_instructions import TEMPLATES, instructions, main
+from anyglot_tokenizers.errors import AnyglotError
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return instructions(5000)
+
+
+def test_five_thousand_different_rows_of_every_kind(rows: list[dict[str, Any]]) -> None:
+    assert len({(row["instruction"], row["input"]) for row in rows}) == 5000
+    kinds = Counter(row["meta"]["kind"] for row in rows)
+    assert set(kinds) == set(TEMPLATES)
+    assert all(row["meta"]["made_by"] == "template" for row in rows)
+    assert all(set(row) == {"instruction", "input", "output", "meta"} for row in rows)
+    assert max(len(row["output"].split()) for row in rows) < 30, "short enough to be spoken"
+
+
+def test_sums_and_stories_are_right(rows: list[dict[str, Any]]) -> None:
+    checked = 0
+    for row in rows:
+        said = [int(number) for number in re.findall(r"\d+", row["instruction"])]
+        if row["meta"]["kind"] == "sum":
+            a, sign, b, result = re.fullmatch(r"(\d+) (plus|minus) (\d+) is (\d+)\.", row["output"]).groups()  # type: ignore[union-attr]
+            assert int(result) == (int(a) + int(b) if sign == "plus" else int(a) - int(b))
+            assert sorted(said) == sorted([int(a), int(b)])
+            checked += 1
+        elif row["meta"]["kind"] == "story":
+            (result,) = map(int, re.findall(r"\d+", row["output"]))
+            assert result == (sum(said) if "more" in row["instruction"] else said[0] - said[1])
+            checked += 1
+        elif row["meta"]["kind"] == "sort":
+            given = row["input"].split(", ")
+            assert row["output"].rstrip(".").split(", ") == sorted(given)
+            checked += 1
+    assert checked > 500
+
+
+def test_rows_are_a_function_of_the_seed(rows: list[dict[str, Any]]) -> None:
+    assert instructions(5000) == rows
+    assert instructions(50, seed=1) != instructions(50, seed=2)
+
+
+def test_more_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import anyglot_synth.text_instructions as module
+
+    monkeypatch.setattr(module, "TEMPLATES", {"past": TEMPLATES["past"]})
+    with pytest.raises(AnyglotError, match="different instructions, 200 were asked for"):
+        instructions(200)
+
+
+def test_templates_take_any_seed() -> None:
+    for make in TEMPLATES.values():
+        for seed in range(200):
+            instruction, given, output = make(np.random.default_rng(seed))
+            assert instruction and output and "{" not in instruction + given + output
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert main(["--out", str(out), "--num", "40"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 40, "by_model": 0, "by_template": 40}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == instructions(40)
+    assert main(["--out", str(out), "--num", "40", "--written", "3", "--engine", "nothing"]) == 2
+    assert "there is no engine 'nothing'" in capsys.readouterr().err
