@@ -1,10 +1,11 @@
 """What the speech filter finds, and what it costs: clips of flite, a fifth of them swapped or cut short on purpose.
 
 Sentences of 6 to 20 words from the lists below, spoken by flite, heard by pocketsphinx with its own language model. Of
-each voice some clips calibrate, some choose the thresholds (each as it is, swapped, and cut), and the rest, which neither
-has seen, are reported, a fifth of them bad. Half of the bad ones have the sound of the sentence of that voice that is next in length (and has at least half of its words
-different); half end after 40 to 80 % of the speech, with a fade and the silence that the clip had at its end, so that
-neither the cut nor the length of the silence gives them away. kal16 is reported with thresholds chosen without it.
+each voice some clips calibrate, some choose the thresholds (each as it is, swapped, and cut), and the rest, which
+neither has seen, are reported, a fifth of them bad. Half of the bad ones have the sound of the sentence of that voice
+that is next in length (and has at least half of its words different); half end after 40 to 80 % of the speech, with a
+fade and the silence that the clip had at its end, so that neither the cut nor that silence gives them away. kal16 is
+reported with thresholds chosen without it.
 
     python benchmarks/asr_filter.py [--calibrate 24] [--choose 40] [--held_out 100]
 """
@@ -44,7 +45,8 @@ in the mountains|at the public library|in a crowded office|under the bridge|on t
 in the northern desert|behind the old church|around the lake|in the basement|at the market|in our classroom"""
 THINGS = """a wooden bookshelf|fresh vegetable soup|a paper airplane|an honest apology letter|a weekly budget
 a birthday cake without sugar|a simple water filter|a bedtime story|a packing list|a morning exercise plan|a small radio
-a pair of leather boots|a compost heap|a thank you note|an emergency kit|a wedding speech|a cheap bicycle|a vegetable curry
+a pair of leather boots|a compost heap|a thank you note|an emergency kit|a wedding speech|a cheap bicycle
+a vegetable curry
 a warm winter coat|a short poem|a map of the city|a fishing rod|a clear agenda|a bird house|a pot of green tea"""
 TOPICS = """the history of glass|how magnets attract iron|why leaves change color|the causes of inflation|healthy sleep
 the life of honey bees|what a lawyer does|how bridges carry weight|the rules of chess|ancient Roman roads|solar energy
@@ -57,8 +59,9 @@ in a friendly tone|using a story about a farmer|in less than a minute|with a war
 in exactly two sentences|and mention one common mistake|while keeping the budget low|for a complete beginner"""
 ADJECTIVES = """cheap|quiet|popular|unusual|reliable|traditional|comfortable|famous|dangerous|colorful|practical
 healthy|modern|surprising|expensive|gentle"""
-PLURALS = """museums|breakfast dishes|hiking trails|board games|houseplants|winter sports|desserts|novels|musical instruments
-weekend hobbies|birthday gifts|street markets|insects|science experiments|sandwiches|podcasts|stretching exercises|songs"""
+PLURALS = """museums|breakfast dishes|hiking trails|board games|houseplants|winter sports|desserts|novels
+musical instruments|weekend hobbies|birthday gifts|street markets|insects|science experiments|sandwiches|podcasts
+stretching exercises|songs"""
 FACTS = """water boils at a lower temperature in the mountains|most spiders are harmless to people
 the printing press changed education for ever|a good night of sleep improves your memory
 bread rises because yeast makes tiny bubbles of gas|the bus leaves every twenty minutes on weekdays
@@ -89,7 +92,8 @@ sure, here is a plan: first {action}, then {action}|summarize what we know about
 {opening} {action} {place}|{opening} write {thing} {reason}
 {person} asked about {topic} {reason}|I looked for {thing} {place}, {reason}"""
 WORDS = {
-    "opening": OPENINGS, "person": PEOPLE, "place": PLACES, "thing": THINGS, "topic": TOPICS, "manner": MANNERS, "adjective": ADJECTIVES,
+    "opening": OPENINGS,
+    "person": PEOPLE, "place": PLACES, "thing": THINGS, "topic": TOPICS, "manner": MANNERS, "adjective": ADJECTIVES,
     "plural": PLURALS, "fact": FACTS, "action": ACTIONS, "reason": REASONS,
 }  # fmt: skip
 

@@ -31,9 +31,8 @@ from typing import Any
 import numpy as np
 
 from anyglot_synth.dialogue import SPEECH, Dialogue, DialogueError, MediaFile
-from anyglot_synth.engines import build
 from anyglot_synth.filters.sound import silence_of
-from anyglot_synth.recognise import RECOGNISERS, Float32, Recogniser
+from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
 from anyglot_synth.scoring import Errors, normal, word_errors
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
@@ -237,8 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         asked = json.loads(given.recogniser) if given.recogniser.startswith("{") else given.recogniser
-        recogniser: Recogniser = build(RECOGNISERS, asked, "recogniser")
-        found = Calibration.measure(recogniser, clips_of(given.dataset, given.most))
+        found = Calibration.measure(make_recogniser(asked), clips_of(given.dataset, given.most))
         found.save(given.out)
     except (AnyglotError, ValueError) as error:
         print(error, file=sys.stderr)

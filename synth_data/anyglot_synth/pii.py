@@ -1,9 +1,9 @@
-"""Personal data in text, by pattern and, where there is one, by checksum: what can be told from plain numbers and dates.
+"""Personal data in text, by pattern and by checksum: what can be told from plain numbers and dates.
 
 | kind | what counts | what does not |
 |---|---|---|
-| `email` | an address with a domain | those of example.com, .org, .net and .test, .example, .invalid, .localhost |
-| `phone` | `+` and 8 to 15 digits; North American numbers with separators | fictional ones (555-01xx), bare digits, dates |
+| `email` | an address with a domain | domains that cannot be: example.com, .test, .invalid, ... (RFC 2606) |
+| `phone` | `+` and 8 to 15 digits; North American ones with separators | fictional (555-01xx), bare digits, dates |
 | `card` | 13 to 19 digits that a card network uses, Luhn's checksum right | other long numbers |
 | `iban` | a country's two letters and a right checksum (ISO 7064) | other codes |
 | `ip` | an address of the public internet, IPv4 or IPv6 | private, loopback and documentation addresses, versions |
@@ -24,8 +24,8 @@ _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}+@((?:[A-Za-z0-9-]{1,63}+\.){1,8}[A-Za-z]{2,24})(?![A-Za-z0-9-])"
 )
 _PHONE = re.compile(
-    r"(?<![\w.+-])(?:\+\d(?:[ .()/-]{0,2}\d){7,14}+|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])([2-9]\d\d)[ .-](\d{4}))"
-    r"(?!\w|[.-]\d)"
+    r"(?<![\w.+-])(?:\+\d(?:[ .()/-]{0,2}\d){7,14}+"
+    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
 )
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}+(?!\w|[.-]\d)")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d\d(?: ?[A-Z0-9]){11,30}+(?!\w)")
@@ -73,16 +73,22 @@ def _card(found: re.Match[str]) -> bool:
     return bool(_NETWORKS.fullmatch(digits)) and luhn(digits)
 
 
-def _ip(found: re.Match[str]) -> bool:
+def _ipv4(found: re.Match[str]) -> bool:
+    """Public; four single digits are a version more often than an address."""
     try:
-        address = ipaddress.ip_address(found[0].rstrip(":") if found[0].count("::") == 0 else found[0])
+        address = ipaddress.IPv4Address(found[0])
     except ValueError:
         return False
-    return address.is_global and not address.is_multicast and int(address) > 1 << 24
+    return address.is_global and not address.is_multicast and any(len(part) > 1 for part in found[0].split("."))
 
 
-def _ipv4(found: re.Match[str]) -> bool:
-    return _ip(found) and any(len(part) > 1 for part in found[0].split("."))  # 4.1.2.3 is a version
+def _ipv6(found: re.Match[str]) -> bool:
+    """Of the block that is given out (2000::/3); `a::b` is code."""
+    try:
+        address = ipaddress.IPv6Address(found[0].removesuffix(":") if not found[0].endswith("::") else found[0])
+    except ValueError:
+        return False
+    return address.is_global and int(address) >> 125 == 1
 
 
 _KINDS: dict[str, list[tuple[re.Pattern[str], Callable[[re.Match[str]], bool]]]] = {
@@ -90,7 +96,7 @@ _KINDS: dict[str, list[tuple[re.Pattern[str], Callable[[re.Match[str]], bool]]]]
     "iban": [(_IBAN, lambda found: iban_checksum(found[0].replace(" ", "")))],
     "card": [(_CARD, _card)],
     "ssn": [(_SSN, lambda _: True)],
-    "ip": [(_IPV4, _ipv4), (_IPV6, _ip)],
+    "ip": [(_IPV4, _ipv4), (_IPV6, _ipv6)],
     "phone": [(_PHONE, _phone)],
 }
 KINDS = tuple(_KINDS)

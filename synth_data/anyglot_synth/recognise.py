@@ -2,7 +2,7 @@
 
 | engine | what | needs |
 |---|---|---|
-| `sphinx` | pocketsphinx with the American English model of its package: any text, a word list, or a grammar | extra `judge` |
+| `sphinx` | pocketsphinx with its package's American English: any text, a word list, a grammar | extra `judge` |
 | `nanoworld` | the shipped word recogniser of nanoworld's closed vocabulary | extra `synth` |
 | `hf` | Whisper, or CTC models such as wav2vec2, from a local folder | extra `lm` |
 | `openai` | any server with `/v1/audio/transcriptions` | a server |
@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyglot_synth.backends import BackendError, silent
+from anyglot_synth.engines import build
+from anyglot_synth.registry import Registry
 from anyglot_synth.store import sha256_of
 from anyglot_tokenizers.errors import AnyglotError, MediaError
 
@@ -38,12 +40,6 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-RECOGNISERS = {
-    "sphinx": "anyglot_synth.recognise:SphinxRecogniser",
-    "nanoworld": "anyglot_synth.recognise:NanoworldRecogniser",
-    "hf": "anyglot_synth.recognise_hf:HFRecogniser",
-    "openai": "anyglot_synth.recognise:OpenAIRecogniser",
-}
 MAX_SECONDS = 3600.0
 
 
@@ -85,6 +81,21 @@ class Recogniser(ABC):
         return [" ".join(filter(None, parts)) for parts in heard]
 
 
+RECOGNISERS: Registry[Recogniser] = Registry("recogniser", AnyglotError, {
+    "sphinx": "anyglot_synth.recognise:SphinxRecogniser",
+    "nanoworld": "anyglot_synth.recognise:NanoworldRecogniser",
+    "hf": "anyglot_synth.recognise_hf:HFRecogniser",
+    "openai": "anyglot_synth.recognise:OpenAIRecogniser",
+})  # fmt: skip
+"""Name in a recipe -> class, imported on first use."""
+
+
+def make_recogniser(config: Any) -> Recogniser:
+    """The one that a recipe describes: `{"engine": name, **settings}`, or only the name. Raises `AnyglotError`."""
+    found: Recogniser = build(RECOGNISERS.places, config, "recogniser")
+    return found
+
+
 def at_rate(audio: Any, sample_rate: int, wanted: int, number: int = 0) -> Float32:
     """A sound for a recogniser: checked, float32 `[samples]` at the wanted rate. Raises `MediaError`."""
     samples = np.asarray(audio, dtype=np.float32)
@@ -119,8 +130,8 @@ def pieces(audio: Float32, sample_rate: int, seconds: float) -> list[Float32]:
 class SphinxRecogniser(Recogniser):
     """pocketsphinx (https://github.com/cmusphinx/pocketsphinx, BSD), American English. CPU, 0.4 of real time.
 
-    With its own language model it knows any text, with 7 to 13 % word errors on flite's voices and far more on espeak's
-    and people's. A closed task (a word list, a grammar) is much faster and more reliable: use one where the texts allow.
+    With its own language model it knows any text, with 7 to 14 % word errors on flite's voices and far more on espeak's
+    and on people. A closed task (word list, grammar) is much faster and more reliable: use one where the texts allow.
 
     Args:
         words: a list of words, or a file with one on each line: any sequence of these is understood, nothing else.

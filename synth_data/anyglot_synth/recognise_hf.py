@@ -1,7 +1,7 @@
-"""`HFRecogniser`: speech recognisers of transformers from a local folder: Whisper and the like, or CTC (wav2vec2, HuBERT).
+"""`HFRecogniser`: recognisers of transformers from a local folder: Whisper and the like, or CTC (wav2vec2, HuBERT).
 
-A folder is what `save_pretrained` of a model and its processor write. Nothing is downloaded. Sounds longer than 28 s are
-cut at quiet places first, since Whisper hears 30 s and would drop the rest without a word.
+A folder is what `save_pretrained` of a model and its processor write. Nothing is downloaded. Sounds over 28 s are
+cut at quiet places first, since Whisper hears 30 s and drops the rest without a word.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Word and letter errors between what was to be said and what was heard, after one normaliser for both.
 
-The normaliser: Unicode NFKC, lower case, apostrophes dropped (`don't` is `dont`), every other mark is a space. In English
-text what is written in digits is read out: `3.5` three point five, `21st` twenty first, `$3.50` three dollars fifty
-cents, `50%` fifty percent, `4:05` four oh five, `&` and. A whole number has more than one reading (`1984` is nineteen
+The normaliser: Unicode NFKC, lower case, apostrophes dropped (`don't` is `dont`), every other mark is a space. What
+English text has in digits is read out: `3.5` three point five, `21st` twenty first, `$3.50` three dollars fifty cents,
+`50%` fifty percent, `4:05` four oh five, `&` and. A whole number can be read in more than one way (`1984` is nineteen
 eighty four, one thousand nine hundred eighty four, or one nine eight four), so a text with digits has up to three
-readings, and the pair of readings with the fewest errors counts; words are never turned into digits, since `thirty six`
-would then depend on where a sentence is cut. An `and` within a number counts as nothing. Fillers (`uh`, `hm`) are words
-like others: they are said. Digits in other languages stay digits, and spelling variants (`colour`) are errors.
+readings, and the pair of readings with the fewest errors counts. Words are never turned into digits: `twenty twenty`
+may be two numbers, a year or a score of eyes. An `and` within a number counts as nothing. Fillers (`uh`, `hm`) are
+words like others: they are said. Digits in other languages stay digits, and spelling variants (`colour`) are errors.
 
 Rates are of jiwer (edit distance over words or letters); rates of many clips are all errors over all words, not a mean.
 """
@@ -18,37 +18,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-TENS = ("", "", *["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
-SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred"))
-ORDINALS = {
-    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
-    "twelve": "twelfth",
-}  # fmt: skip
+from anyglot_synth.speakable.numbers import cardinal, digits, ordinal, plural, year
+
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny")}
 UNITS = {"%": " percent ", "&": " and ", "+": " plus ", "=": " equals ", "°": " degrees ", "@": " at "}
-_NUMBER_WORDS = "|".join([*SMALL, *TENS[2:], *(name for _, name in SCALES)])
+_NUMBER_WORDS = "|".join(dict.fromkeys(cardinal(n).split("-")[0] for n in range(100)))
 _AND = re.compile(rf"\b(hundred|thousand|million|billion|dollars?|euros?|pounds?) and (?={_NUMBER_WORDS})")
 _A_HUNDRED = re.compile(r"\ba (?=(?:hundred|thousand|million|billion)\b)")
 _MONEY = re.compile(r"([$€£])\s?(\d[\d,]*+)(?:\.(\d++))?(?: (hundred|thousand|million|billion|trillion)\b)?")
@@ -61,64 +35,30 @@ _DECIMAL = re.compile(r"(?<!\d)(\d++)\.(\d++)")
 Reading = Callable[[str], str]
 
 
-def cardinal(number: int) -> str:
-    """`105` -> "one hundred five" (without "and")."""
-    if number < 20:
-        return SMALL[number]
-    if number < 100:
-        return f"{TENS[number // 10]} {SMALL[number % 10] if number % 10 else ''}".strip()
-    for size, name in SCALES:
-        if number >= size:
-            rest = f" {cardinal(number % size)}" if number % size else ""
-            return f"{cardinal(number // size)} {name}{rest}"
-    raise AssertionError(number)
+def _whole(text: str) -> str:
+    """As a quantity; with a leading zero, or longer than fifteen digits, digit by digit."""
+    return digits(text) if (len(text) > 1 and text[0] == "0") or len(text) > 15 else cardinal(int(text))
 
 
-def ordinal(number: int) -> str:
-    """`21` -> "twenty first"."""
-    head, _, last = cardinal(number).rpartition(" ")
-    last = ORDINALS.get(last) or (last[:-1] + "ieth" if last.endswith("y") else last + "th")
-    return f"{head} {last}".strip()
-
-
-def _whole(digits: str) -> str:
-    """As a quantity; longer than fifteen digits, or with a leading zero, digit by digit."""
-    return _digits(digits) if len(digits) > 15 or (len(digits) > 1 and digits[0] == "0") else cardinal(int(digits))
-
-
-def _digits(digits: str) -> str:
-    return " ".join(SMALL[int(digit)] for digit in digits)
-
-
-def _year(digits: str) -> str:
-    """In pairs: `1984` nineteen eighty four, `1905` nineteen oh five, `1900` nineteen hundred; other numbers as `_whole`."""
-    if len(digits) != 4 or digits[0] == "0" or digits[1:3] == "00":
-        return _whole(digits)
-    head, tail = cardinal(int(digits[:2])), int(digits[2:])
-    return f"{head} hundred" if not tail else f"{head} oh {SMALL[tail]}" if tail < 10 else f"{head} {cardinal(tail)}"
+def _year(text: str) -> str:
+    return year(int(text)) if len(text) == 4 and text[0] != "0" else _whole(text)
 
 
 def _money(found: re.Match[str]) -> str:
     (big, small), whole, parts, scale = CURRENCIES[found[1]], found[2].replace(",", ""), found[3], found[4]
     if scale or (parts and len(parts) != 2):
-        amount = _whole(whole) + (f" point {_digits(parts)}" if parts else "")
+        amount = _whole(whole) + (f" point {digits(parts)}" if parts else "")
         return f"{amount} {scale or ''} {big}s "
     cents = int(parts or 0)
     said = f"{_whole(whole)} {big}{'s' * (int(whole) != 1)}" if int(whole) or not cents else ""
     if cents:
-        many = "pence" if small == "penny" else small + "s"
-        said += f" {cardinal(cents)} {small if cents == 1 else many}"
+        said += f" {cardinal(cents)} {small if cents == 1 else 'pence' if small == 'penny' else small + 's'}"
     return said + " "
 
 
 def _time(found: re.Match[str]) -> str:
     hour, minute = int(found[1]), int(found[2])
-    return cardinal(hour) + ("" if not minute else f" oh {SMALL[minute]}" if minute < 10 else f" {cardinal(minute)}")
-
-
-def _decade(found: re.Match[str]) -> str:
-    said = _year(found[1])
-    return said[:-1] + "ies" if said.endswith("y") else said + ("es" if said.endswith("x") else "s")
+    return cardinal(hour) + ("" if not minute else f" oh {cardinal(minute)}" if minute < 10 else f" {cardinal(minute)}")
 
 
 def _read_out(text: str, whole: Reading) -> str:
@@ -127,8 +67,8 @@ def _read_out(text: str, whole: Reading) -> str:
     text = _TIME.sub(_time, text)
     text = _THOUSANDS.sub("", text)
     text = _ORDINAL.sub(lambda found: ordinal(int(found[1])), text)
-    text = _DECADE.sub(_decade, text)
-    text = _DECIMAL.sub(lambda found: f" {_whole(found[1])} point {_digits(found[2])} ", text)
+    text = _DECADE.sub(lambda found: plural(_year(found[1])), text)
+    text = _DECIMAL.sub(lambda found: f" {_whole(found[1])} point {digits(found[2])} ", text)
     for mark, words in UNITS.items():
         text = text.replace(mark, words)
     return re.sub(r"[0-9]+", lambda found: f" {whole(found[0])} ", text)
@@ -154,7 +94,7 @@ def normal(text: str, language: str = "en", whole: Reading = _whole) -> str:
 
 def readings(text: str, language: str = "en") -> list[str]:
     """The different ways to say a text: one, or up to three where it holds digits."""
-    return list(dict.fromkeys(normal(text, language, whole) for whole in (_whole, _year, _digits)))
+    return list(dict.fromkeys(normal(text, language, whole) for whole in (_whole, _year, digits)))
 
 
 @dataclass(frozen=True)

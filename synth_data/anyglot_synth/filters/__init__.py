@@ -10,14 +10,14 @@ before everything (it is `ordered`, see its file); then `media`, `duration`, `si
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyglot_synth.engines import build
+from anyglot_synth.registry import Registry
+from anyglot_synth.stages import Stage
+from anyglot_tokenizers.errors import AnyglotError
 
-if TYPE_CHECKING:
-    from anyglot_synth.stages import Stage
-
-FILTERS = {
+FILTERS: Registry[Stage] = Registry("filter", AnyglotError, {
     "asr": "anyglot_synth.filters.asr:AsrFilter",
     "blocklist": "anyglot_synth.filters.text:BlocklistFilter",
     "clipping": "anyglot_synth.filters.sound:ClippingFilter",
@@ -29,11 +29,11 @@ FILTERS = {
     "picture": "anyglot_synth.filters.media:PictureFilter",
     "pii": "anyglot_synth.filters.text:PiiFilter",
     "silence": "anyglot_synth.filters.sound:SilenceFilter",
-}
-"""Name in a recipe -> `module:Class`."""
+})  # fmt: skip
+"""Name in a recipe -> class, imported on first use."""
 
 
 def make_filter(config: Any) -> Stage:
     """The filter that a recipe describes: `{"filter": name, **settings}`, or only the name. Raises `AnyglotError`."""
-    found: Stage = build(FILTERS, config, "filters", "filter")
+    found: Stage = build(FILTERS.places, config, "filters", "filter")
     return found

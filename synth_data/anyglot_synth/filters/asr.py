@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from anyglot_synth.calibration import Calibration, VoiceCalibration, speech_seconds, voice_of
-from anyglot_synth.engines import build
 from anyglot_synth.filters.base import Filter, made_parts, said_of
 from anyglot_synth.filters.sound import pace
-from anyglot_synth.recognise import RECOGNISERS, Float32, Recogniser
+from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
 from anyglot_synth.scoring import letter_errors, missed_end, word_errors
 from anyglot_synth.stages import Filtered, Item
 from anyglot_synth.store import Store
@@ -60,7 +59,7 @@ class AsrFilter(Filter):
     """Ends items with a spoken part that does not say its words.
 
     Args:
-        recogniser: `{engine: sphinx}` or another of `recognise.RECOGNISERS`, with its arguments.
+        recogniser: `{engine: sphinx}` or another of `RECOGNISERS`, with its arguments.
         max_error: most errors over words: absolute without a calibration; with one, allowed beyond the recogniser's own
             rate on the voice.
         calibration: a file that `python -m anyglot_synth.calibration` wrote with the same recogniser.
@@ -91,7 +90,7 @@ class AsrFilter(Filter):
         self.require(self.metric in ("wer", "cer"), f"metric is {self.metric!r}; use wer or cer")
         self.require(self.max_error >= 0, f"max_error is {self.max_error}; use 0 or more")
         self.require(0 <= self.min_pace < self.max_pace, "min_pace must be below max_pace")
-        self._recogniser = build(RECOGNISERS, self.recogniser, "filter asr, recogniser")
+        self._recogniser = make_recogniser(self.recogniser)
         if self.calibration is not None:
             self._calibration = Calibration.load(self.calibration)
             measured, asked = self._calibration.recogniser, self._recogniser.identity()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from anyglot_synth.dialogue import Dialogue
+from anyglot_synth import dedup
 from anyglot_synth.filters.base import Filter
 from anyglot_synth.stages import Filtered, Item
 from anyglot_synth.store import Store
@@ -25,11 +25,6 @@ class Seen(Protocol):
 
     def add(self, text: str) -> Any | None:
         """None for a new text; else what it repeats: with `number`, which of the texts given so far, from 0."""
-
-
-def words_of(dialogue: Dialogue) -> str:
-    """All words of a dialogue in their order: what is compared."""
-    return " ".join(part.text for turn in dialogue.turns for part in turn.parts)
 
 
 @dataclass
@@ -53,17 +48,13 @@ class NearDuplicateFilter(Filter):
 
     def setup(self) -> None:
         """A fresh memory: what is read again from the start is new again."""
-        from anyglot_synth.dedup import Deduplicator
-
-        self.remember_with(Deduplicator(self.threshold, self.n, self.capacity))
+        self.remember_with(dedup.Deduplicator(self.threshold, self.n, self.capacity))
 
     def remember_with(self, seen: Seen) -> None:
         """Another memory, empty."""
         self._seen, self._indexes = seen, array("q")
 
     def config(self) -> dict[str, Any]:
-        from anyglot_synth import dedup
-
         return super().config() | {"dedup": dedup.VERSION}
 
     def run(self, item: Item, store: Store | None = None) -> Item:
@@ -72,7 +63,7 @@ class NearDuplicateFilter(Filter):
         assert self._seen is not None
         if self._indexes and item.index <= self._indexes[-1]:
             raise AssertionError(f"item {item.index} after item {self._indexes[-1]}: this filter needs source order")
-        match = self._seen.add(words_of(item.dialogue))
+        match = self._seen.add(dedup.words_of(item.dialogue))
         self._indexes.append(item.index)
         if match is None:
             return item

@@ -1,4 +1,4 @@
-"""Filters of sounds: too short or long, silent, clipped, too soft or loud. They need no recogniser and take milliseconds."""
+"""Filters of sounds: too short or long, silent, clipped, too soft or loud. Without a recogniser, in milliseconds."""
 
 from __future__ import annotations
 

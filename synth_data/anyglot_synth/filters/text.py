@@ -97,7 +97,7 @@ def _tokens(text: str) -> list[str]:
 
 @dataclass
 class BlocklistFilter(Filter):
-    """Whole words and phrases of a list, whatever their case and the marks between their words. `ass` is not in `class`.
+    """Whole words and phrases of a list, whatever their case and the marks between words. `ass` is not in `class`.
 
     Args:
         path: UTF-8 file with a word or phrase on each line; empty lines and those that begin with `#` are left out.
