@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -67,14 +66,14 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from anyglot_synth.nanoworld import melody, voices
     from anyglot_synth.nanoworld.draw import draw
     from anyglot_synth.nanoworld.language import describe
-    from anyglot_synth.nanoworld.scene import sample_scene
+    from anyglot_synth.nanoworld.scene import Scene, Thing
     from anyglot_synth.store import Store
 
     if not voices.installed_voices():
         pytest.skip("no speech engine (flite, espeak-ng) is here")
     store = Store(tmp_path_factory.mktemp("synth") / "dialogues")
     first, second = (voice.name for voice in voices.VOICES[:2])
-    scene = sample_scene(np.random.default_rng(1), "train")
+    scene = Scene((Thing("circle", "red", "small", "top", "left"),))
     engine = {"version": "1", "licence": "CC0-1.0"}
 
     def speech(text: str, spoken: str, voice: str) -> Part:
@@ -85,7 +84,7 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
     def picture(text: str) -> Part:
-        origin = {"backend": "nanoworld-picture", **engine}
+        origin = {"backend": {"engine": "nanoworld-picture", "version": 1}, "licence": "CC0-1.0"}
         return Part("image", text, media=store.put_picture(address(text), draw(scene), origin))
 
     def music(text: str) -> Part:

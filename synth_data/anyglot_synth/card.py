@@ -60,8 +60,8 @@ for sample in webdataset.WebDataset(sorted(glob.glob("data-*.tar")), shardshuffl
 ```python
 import datasets
 
-rows = datasets.load_dataset("audiofolder", data_dir=".", split="train")
-rows = rows.cast_column("audio", datasets.Audio(decode=False))  # bytes and path; decoding needs torchcodec
+rows = datasets.load_dataset("audiofolder", data_dir=".", split="train")  # needs torchcodec
+rows = datasets.load_dataset("json", data_files="metadata.jsonl", split="train")  # without: soundfile reads `file_name`
 ```""",
     "imagefolder": """One row a picture; `dialogue`, `turn` and `part` put dialogues together again:
 

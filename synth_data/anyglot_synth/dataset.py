@@ -129,24 +129,24 @@ def score_of(path: Path) -> Path | None:
 
 def engine_of(media: MediaFile) -> str:
     """What made a file, such as "flite 2.2"; of files that came with the data "given"."""
-    identity = media.origin.get("identity")
-    known = {**media.origin, **(identity if isinstance(identity, Mapping) else {})}
-    name = next((str(known[key]) for key in ("backend", "engine", "name") if isinstance(known.get(key), str)), "given")
-    version = known.get("version")
-    return f"{name} {version}" if isinstance(version, str | int | float) and version != "" else name
+    backend = media.origin.get("backend") or media.origin.get("identity") or {}
+    known = backend if isinstance(backend, Mapping) else {"engine": backend}
+    name = known.get("engine") or known.get("name") or "given"
+    version = known.get("version") or media.origin.get("version") or ""
+    return f"{name} {version}".strip()
 
 
 def voice_of(media: MediaFile) -> str:
     """The name of the voice of a spoken file, such as "flite/slt"; "" where it is not known."""
     style: Any = media.origin.get("style")
-    style = style if isinstance(style, Mapping) else {}
-    for known in (style, media.origin):
-        for key in ("voice", "speaker", "name"):
-            if isinstance(known.get(key), str | int) and (known is style or key != "name"):
+    for known in (style if isinstance(style, Mapping) else {}, media.origin):
+        for key in ("voice", "speaker"):
+            if isinstance(known.get(key), str | int):
                 return f"{engine_of(media).split()[0]}/{known[key]}"
     return ""
 
 
-def licence_of(media: MediaFile) -> str:
-    """SPDX name of a file's licence; "unknown" where none is recorded."""
-    return str(media.origin.get("licence") or "unknown")
+def licence_of(media: MediaFile, dialogue: Dialogue) -> str:
+    """SPDX name of a file's licence: of one that came with the data the data's; where none is noted, "unknown"."""
+    given = dialogue.licence if engine_of(media) == "given" else "unknown"
+    return str(media.origin.get("licence") or given)

@@ -53,7 +53,7 @@ def check_licences(folder: Path, allowed: Collection[str] = ()) -> Counter[str]:
     found: Counter[str] = Counter()
     for item in read_items(folder):
         found[item.dialogue.licence] += 1
-        found.update(licence_of(medium.file) for medium in media_of(item.dialogue))
+        found.update(licence_of(medium.file, item.dialogue) for medium in media_of(item.dialogue))
     closed = {name: count for name, count in sorted(found.items()) if not is_open(name, allowed)}
     if closed:
         named = ", ".join(f"{name!r} ({count} times)" for name, count in closed.items())

@@ -26,7 +26,7 @@ from anyglot_synth.dataset import (
     read_items,
     voice_of,
 )
-from anyglot_synth.dialogue import SPEECH, TEXT, Dialogue, Json
+from anyglot_synth.dialogue import SPEECH, TEXT, Dialogue, Json, MediaFile
 from anyglot_synth.stages import OK, STATUSES, Item
 from anyglot_tokenizers.files import atomic_write
 
@@ -38,9 +38,43 @@ WORDS = (0, 1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
 SECONDS = (0, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 120)
 RATES = (0, 0.001, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
 DECIBELS = (-70, -50, -40, -35, -30, -27, -24, -21, -18, -15, -12, -9, -6, -3, 0)
-SHARES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
-EDGES: dict[str, Sequence[float]] = {"wer": RATES, "cer": RATES, "loudness": DECIBELS, "peak": DECIBELS}
-"""Bins of facts by a word of their name; others get those of what they are named after in `_edges`."""
+ANY = (
+    -100,
+    -10,
+    -3,
+    -2,
+    -1,
+    0,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+    0.7,
+    0.9,
+    1,
+    2,
+    3,
+    5,
+    10,
+    15,
+    20,
+    30,
+    50,
+    100,
+    200,
+    500,
+    1000,
+)
+EDGES: dict[str, Sequence[float]] = {
+    "wer": RATES,
+    "cer": RATES,
+    "lufs": DECIBELS,
+    "loudness": DECIBELS,
+    "peak": DECIBELS,
+    "seconds": SECONDS,
+}
+"""Bins of facts by the last part of their name; all others get `ANY`."""
 MAX_FACTS = 200
 """Different numeric facts that are counted; more are a mistake of a stage."""
 
@@ -107,7 +141,7 @@ class _Tally:
         self.status[item.status] += 1
         for name, value in _numbers(item.facts):
             if name in self.facts or len(self.facts) < MAX_FACTS:
-                self.facts.setdefault(name, Histogram(_edges(name))).add(value)
+                self.facts.setdefault(name, Histogram(EDGES.get(name.rpartition(".")[2], ANY))).add(value)
         if item.status != OK:
             self.ended[item.status, item.stage, item.reason] += 1
             self.retryable += item.retryable
@@ -125,8 +159,9 @@ class _Tally:
                 if part.modality in (SPEECH, TEXT):
                     self.words.add(len((part.spoken_text or part.text).split()))
         for medium in media_of(dialogue):
-            self.named["licences"][licence_of(medium.file)] += 1
-            self.media.setdefault(medium.part.modality, _Media()).add(medium.turn.role, medium.file)
+            licence = licence_of(medium.file, dialogue)
+            self.named["licences"][licence] += 1
+            self.media.setdefault(medium.part.modality, _Media()).add(medium.turn.role, medium.file, licence)
 
     def to_dict(self) -> Json:
         ended: Json = {}
@@ -160,9 +195,9 @@ class _Media:
         self.sizes: Counter[str] = Counter()
         self.voices: dict[str, tuple[int, float]] = {}
 
-    def add(self, role: str, file: Any) -> None:
+    def add(self, role: str, file: MediaFile, licence: str) -> None:
         self.files += 1
-        self.engines[engine_of(file), licence_of(file)] += 1
+        self.engines[engine_of(file), licence] += 1
         self.roles[role] += 1
         if file.seconds is not None:
             self.seconds.add(file.seconds)
@@ -208,17 +243,3 @@ def _numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
                 yield from _numbers(one, f"{prefix}{key}.")
             elif isinstance(one, bool) or (isinstance(one, int | float) and math.isfinite(one)):
                 yield f"{prefix}{key}", float(one)
-
-
-def _edges(name: str) -> Sequence[float]:
-    word = name.rpartition(".")[2].lower()
-    for key, edges in EDGES.items():
-        if key in word:
-            return edges
-    if any(unit in word for unit in ("seconds", "duration", "length")):
-        return SECONDS
-    if any(unit in word for unit in ("_db", "dbfs", "lufs", "snr")):
-        return DECIBELS
-    if any(unit in word for unit in ("words", "characters", "rate", "wpm")):
-        return WORDS
-    return SHARES

@@ -218,14 +218,14 @@ def _header_problem(path: Path, media: MediaFile) -> str:
 
 
 def _check_objects(report: Report, digests: dict[str, str | None]) -> None:
-    """Lists files that nobody names. A MIDI file belongs to the sound of the same name."""
+    """Lists files that nobody names. A score or notes belong to the medium of the same name."""
+    stems = {os.path.splitext(file)[0] for file in digests}
     for top, folders, names in os.walk(report.folder / OBJECTS):
         folders.sort()
         for name in sorted(names):
             path = Path(top) / name
             file = path.relative_to(report.folder).as_posix()
-            stem = file.removesuffix(".mid")
-            if file in digests or (stem != file and any(stem + suffix in digests for suffix in (".flac", ".wav"))):
+            if file in digests or (path.suffix in (".mid", ".json") and os.path.splitext(file)[0] in stems):
                 continue
             report.num_extra += 1
             if len(report.extra) < MAX_PROBLEMS:

@@ -31,7 +31,7 @@ from anyglot_synth.dataset import (
     score_of,
     voice_of,
 )
-from anyglot_synth.dialogue import IMAGE, SPEECH, TEXT, MediaFile, Part, Turn
+from anyglot_synth.dialogue import IMAGE, SPEECH, TEXT, Dialogue, MediaFile, Part, Turn
 from anyglot_synth.stages import OK, STATUSES, Item
 from anyglot_tokenizers.files import atomic_write
 
@@ -136,17 +136,17 @@ def _article(folder: Path, item: Item) -> str:
     facts = "".join(f"<li>{escape(key)} {escape(value)}</li>" for key, value in _facts(item.facts))
     return (
         f"<article id='i{item.index}' data-status='{item.status}' data-task='{escape(dialogue.task)}'>"
-        f"<header>{head}</header>{end}{''.join(_turn(folder, turn) for turn in dialogue.turns)}"
+        f"<header>{head}</header>{end}{''.join(_turn(folder, dialogue, turn) for turn in dialogue.turns)}"
         f"{f'<ul class=facts>{facts}</ul>' if facts else ''}</article>\n"
     )
 
 
-def _turn(folder: Path, turn: Turn) -> str:
-    parts = "".join(_part(folder, part) for part in turn.parts)
+def _turn(folder: Path, dialogue: Dialogue, turn: Turn) -> str:
+    parts = "".join(_part(folder, dialogue, part) for part in turn.parts)
     return f"<div class='turn {escape(turn.role)}'><h3>{escape(turn.role)}</h3>{parts}</div>"
 
 
-def _part(folder: Path, part: Part) -> str:
+def _part(folder: Path, dialogue: Dialogue, part: Part) -> str:
     said = part.spoken_text if part.modality == SPEECH and part.spoken_text is not None else part.text
     text = f"<p dir='auto'>{escape(said)}</p>" if said.strip() else ""
     if said != part.text:
@@ -160,7 +160,7 @@ def _part(folder: Path, part: Part) -> str:
         if part.modality == IMAGE
         else f"<audio controls preload='none' src='{_url(part.media)}'></audio>"
     )
-    return f"<figure>{shown}{text}<small>{_about(folder, part)}</small></figure>"
+    return f"<figure>{shown}{text}<small>{_about(folder, dialogue, part)}</small></figure>"
 
 
 def _picture(part: Part) -> str:
@@ -173,7 +173,7 @@ def _picture(part: Part) -> str:
     return f"<a href='{url}'><img{tiny} loading='lazy' src='{url}' {size} alt='{escape(part.text)}'></a>"
 
 
-def _about(folder: Path, part: Part) -> str:
+def _about(folder: Path, dialogue: Dialogue, part: Part) -> str:
     """Voice or engine, length or size, licence, and the MIDI file."""
     media = part.media
     assert media is not None
@@ -182,7 +182,7 @@ def _about(folder: Path, part: Part) -> str:
         facts.append(f"{media.seconds:.1f} s")
     if media.size is not None:
         facts.append("{} × {}".format(*media.size))
-    about = escape(" · ".join([*facts, licence_of(media)]))
+    about = escape(" · ".join([*facts, licence_of(media, dialogue)]))
     if is_inside(media.file) and (score := score_of(folder / media.file)):
         about += f" · <a href='../{quote(score.relative_to(folder).as_posix())}'>MIDI</a>"
     return about

@@ -12,6 +12,7 @@ the text of a spoken answer stands before it, unless it is written already in th
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -123,7 +124,7 @@ def to_sample(dialogue: Dialogue, codes: Mapping[str, NDArray[np.int64]], chain:
             if part.modality == TEXT:
                 add(TEXT, part.text, role)
                 continue
-            if chain != "none" and role == "assistant" and part.modality == SPEECH and part.text not in written:
+            if chain != "none" and role == "assistant" and part.modality == SPEECH and not _holds(written, part.text):
                 add(TEXT, part.text, role)
             add(part.modality, codes[f"{i}-{j}.{part.modality}"], role)
         before = turn
@@ -132,6 +133,11 @@ def to_sample(dialogue: Dialogue, codes: Mapping[str, NDArray[np.int64]], chain:
 
 def _texts(turn: Turn, modality: str) -> list[str]:
     return [part.text for part in turn.parts if part.modality == modality and part.text]
+
+
+def _holds(written: list[str], said: str) -> bool:
+    """Whether words stand in one of several texts."""
+    return not said or any(re.search(rf"(?<!\w){re.escape(said)}(?!\w)", text) for text in written)
 
 
 def write_dialogues(prepared: str | Path, model_dir: str | Path, chain: str = "none") -> tuple[int, int]:

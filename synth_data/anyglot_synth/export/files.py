@@ -38,7 +38,7 @@ def copy(folder: Path, media: MediaFile, out: Path, top: str) -> str:
 
 def row_of(item: Item, medium: Medium) -> dict[str, Any]:
     """What is known of one medium as flat columns. Strings are never null, so that all rows are of one type."""
-    source, own = item.dialogue.licence, licence_of(medium.file)
+    source, own = item.dialogue.licence, licence_of(medium.file, item.dialogue)
     return {
         "text": medium.part.text,
         "spoken_text": medium.part.spoken_text or "",
