@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from anyglot_synth.dataset import JOB, read_job
+from anyglot_synth.dataset import JOB, read_job, title_of
 from anyglot_synth.dialogue import IMAGE, MUSIC, SPEECH, Json
 from anyglot_synth.licences import is_open
 from anyglot_synth.report import make_report
@@ -27,6 +27,10 @@ TASKS = {
     IMAGE: ("text-to-image",),
     MUSIC: ("text-to-audio",),
 }
+HUB_LICENCES = frozenset(
+    ["afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gpl-2.0", "gpl-3.0", "isc", "lgpl-3.0", "mit", "odbl", "odc-by", "pddl", "unknown", "unlicense", "zlib"]
+)
+"""Names that the Hub knows, from its documentation, beside those of Creative Commons."""
 SECRET = re.compile("(?i)key$|token$|secret|password|credential")
 
 LOADING = {
@@ -99,12 +103,10 @@ def card(folder: Path, report: Json, form: str = NATIVE) -> str:
         form: in which the data lie beside the card: "jsonl" or one of `export`.
     """
     job = read_job(folder)
-    recipe = job.get("recipe")
-    name = recipe.get("name") if isinstance(recipe, Mapping) else None
-    title = _plain(name) if isinstance(name, str) and name.strip() else "Synthetic dialogues"
+    title = title_of(job)
     sections = [
         _header(report, title, form),
-        f"# {title}\n\n{_summary(report)}",
+        f"# {_plain(title)}\n\n{_summary(report)}",
         f"## How it was made\n\n{_how(job, form)}",
         f"## Sources and licences\n\n{_licences(report)}",
         f"## Engines and voices\n\n{_engines(report)}",
@@ -136,10 +138,9 @@ def _yaml(key: str, values: Iterable[str]) -> list[str]:
 
 
 def _hub_licence(name: str) -> str:
-    """As the Hub spells it: SPDX names in lower case; what is none of these is "other"."""
-    if name.lower() == "unknown":
-        return "unknown"
-    return name.lower() if is_open(name) or re.fullmatch(r"(?i)cc-by-[0-9a-z.-]+", name) else "other"
+    """As the Hub spells it: SPDX names in lower case; what it does not know is "other"."""
+    name = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl"}.get(name.lower(), name.lower())
+    return name if name in HUB_LICENCES or re.fullmatch(r"cc-by(-nc)?(-sa|-nd)?-[234]\.[05]", name) else "other"
 
 
 def _summary(report: Json) -> str:

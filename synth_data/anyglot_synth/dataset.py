@@ -58,6 +58,13 @@ def read_job(folder: Path) -> Json:
     return found
 
 
+def title_of(job: Mapping[str, Any]) -> str:
+    """The name that a recipe gives itself, or one for all."""
+    recipe = job.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, Mapping) else None
+    return name if isinstance(name, str) and name.strip() else "Synthetic dialogues"
+
+
 def read_items(folder: Path, name: str = SAMPLES) -> Iterator[Item]:
     """The items of one of the three lists, in its order. A list that is not there is empty, but for the samples.
 

@@ -28,7 +28,9 @@ from anyglot_synth.dataset import (
     is_inside,
     licence_of,
     read_items,
+    read_job,
     score_of,
+    title_of,
     voice_of,
 )
 from anyglot_synth.dialogue import IMAGE, SPEECH, TEXT, Dialogue, MediaFile, Part, Turn
@@ -94,7 +96,8 @@ def _items(folder: Path, num: int | None) -> Iterator[Item]:
 
 def _searched(item: Item) -> str:
     texts = [part.spoken_text or part.text for turn in item.dialogue.turns for part in turn.parts]
-    return " ".join([str(item.index), item.reason, item.detail, item.dialogue.source, *texts])
+    facts = [value for _, value in _facts(item.facts)]
+    return " ".join([str(item.index), item.reason, item.detail, item.dialogue.source, *texts, *facts])
 
 
 def _page(
@@ -103,6 +106,7 @@ def _page(
     total = " · ".join(f"<span class='{status}'>{counts[status]:,} {status}</span>" for status in STATUSES)
     links = [f"<b>{p}</b>" if p == page else f"<a href='{_name(p)}'>{p}</a>" for p in _near(page, pages)]
     values = {
+        "title": escape(title_of(read_job(folder))),
         "page": str(page),
         "pages": str(pages),
         "total": total,
@@ -148,7 +152,7 @@ def _turn(folder: Path, dialogue: Dialogue, turn: Turn) -> str:
 
 def _part(folder: Path, dialogue: Dialogue, part: Part) -> str:
     said = part.spoken_text if part.modality == SPEECH and part.spoken_text is not None else part.text
-    text = f"<p dir='auto'>{escape(said)}</p>" if said.strip() else ""
+    text = f"<p dir='auto' class='{part.modality}'>{escape(said)}</p>" if said.strip() else ""
     if said != part.text:
         text += f"<small class='differs' dir='auto'>written: {escape(part.text)}</small>"
     if part.modality == TEXT:
@@ -199,11 +203,10 @@ def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, Mapping):
             yield from _facts(value, f"{prefix}{key}.")
         else:
-            text = value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False)
-            yield f"{prefix}{key}", text
+            yield f"{prefix}{key}", ", ".join(map(_short, value if isinstance(value, list) else [value]))
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

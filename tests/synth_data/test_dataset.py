@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import yaml
 
-from anyglot_synth.card import card, write_card
+from anyglot_synth.card import _hub_licence, card, write_card
 from anyglot_synth.dataset import ERRORS, REJECTS, SAMPLES, DatasetError, is_dataset, media_of, read_items, voice_of
 from anyglot_synth.licences import check_licences, is_open
 from anyglot_synth.report import Histogram, make_report, write_report
@@ -214,6 +214,12 @@ def test_closed_licences_are_refused_by_name(mine: Path) -> None:
 
 
 # The card
+
+
+def test_licences_as_the_hub_spells_them() -> None:
+    names = ("CC-BY-4.0", "CC-BY-NC-SA-4.0", "ODbL-1.0", "Apache-2.0", "MIT-CMU", "A OR B", "unknown")
+    spelled = ["cc-by-4.0", "cc-by-nc-sa-4.0", "odbl", "apache-2.0", "other", "other", "unknown"]
+    assert [_hub_licence(name) for name in names] == spelled
 
 
 def test_the_card_says_how_it_was_made(mine: Path) -> None:
