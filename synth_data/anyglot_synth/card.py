@@ -28,8 +28,13 @@ TASKS = {
     MUSIC: ("text-to-audio",),
 }
 HUB_LICENCES = frozenset(
-    ["afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gpl-2.0", "gpl-3.0", "isc", "lgpl-3.0", "mit", "odbl", "odc-by", "pddl", "unknown", "unlicense", "zlib"]
-)
+    (
+        "afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+        "bsl-1.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gpl-2.0",
+        "gpl-3.0", "isc", "lgpl-3.0", "mit", "odbl", "odc-by",
+        "pddl", "unknown", "unlicense", "zlib",
+    )
+)  # fmt: skip
 """Names that the Hub knows, from its documentation, beside those of Creative Commons."""
 SECRET = re.compile("(?i)key$|token$|secret|password|credential")
 
