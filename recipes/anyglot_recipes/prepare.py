@@ -399,7 +399,7 @@ def _fits(spec: CodeSpec, waiting: Sequence[Tensor], item: Tensor, settings: _Se
     return longest * (len(waiting) + 1) <= settings.max_seconds * spec.sample_rate
 
 
-def _encode_queue(tokenizer: Tokenizer, items: Sequence[Tensor]) -> list[np.ndarray | AnyglotError]:
+def _encode_queue(tokenizer: Tokenizer, items: list[Tensor]) -> list[np.ndarray | AnyglotError]:
     """Codes `[num_quantizers, *grid]` of each item, or the error the tokenizer has with this very item."""
     spec = tokenizer.spec
     try:

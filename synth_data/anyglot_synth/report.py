@@ -147,8 +147,8 @@ class _Tally:
             self.retryable += item.retryable
             return
         dialogue = item.dialogue
-        for key, value in (("tasks", dialogue.task), ("languages", dialogue.language), ("licences", dialogue.licence)):
-            self.named[key][value] += 1
+        for key, own in (("tasks", dialogue.task), ("languages", dialogue.language), ("licences", dialogue.licence)):
+            self.named[key][own] += 1
         self.sources[dialogue.source, dialogue.licence] += 1
         self.turns.add(len(dialogue.turns))
         self._add_parts(dialogue)
