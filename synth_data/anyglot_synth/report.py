@@ -72,9 +72,8 @@ EDGES: dict[str, Sequence[float]] = {
     "lufs": DECIBELS,
     "loudness": DECIBELS,
     "peak": DECIBELS,
-    "seconds": SECONDS,
 }
-"""Bins of facts by the last part of their name; all others get `ANY`."""
+"""Bins of facts by the last part of their name; see `_edges`."""
 MAX_FACTS = 200
 """Different numeric facts that are counted; more are a mistake of a stage."""
 
@@ -141,7 +140,7 @@ class _Tally:
         self.status[item.status] += 1
         for name, value in _numbers(item.facts):
             if name in self.facts or len(self.facts) < MAX_FACTS:
-                self.facts.setdefault(name, Histogram(EDGES.get(name.rpartition(".")[2], ANY))).add(value)
+                self.facts.setdefault(name, Histogram(_edges(name))).add(value)
         if item.status != OK:
             self.ended[item.status, item.stage, item.reason] += 1
             self.retryable += item.retryable
@@ -243,3 +242,8 @@ def _numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
                 yield from _numbers(one, f"{prefix}{key}.")
             elif isinstance(one, bool) or (isinstance(one, int | float) and math.isfinite(one)):
                 yield f"{prefix}{key}", float(one)
+
+
+def _edges(name: str) -> Sequence[float]:
+    last = name.rpartition(".")[2]
+    return EDGES.get(last, SECONDS if last.endswith("seconds") else ANY)

@@ -132,16 +132,24 @@ def validate(folder: str | os.PathLike[str]) -> Report:
         read_job(folder)
     except DatasetError as error:
         report.add("job", str(folder), str(error))
-    digests: dict[str, str | None] = {}
-    seen: set[int] = set()
+    found = _Found()
     for name in (SAMPLES, REJECTS, ERRORS):
-        _check_list(report, name, digests, seen)
-    _check_objects(report, digests)
+        _check_list(report, name, found)
+    _check_objects(report, found)
     _check_report(report)
     return report
 
 
-def _check_list(report: Report, name: str, digests: dict[str, str | None], seen: set[int]) -> None:
+@dataclass
+class _Found:
+    """What the lists have named so far: sha256 by file (None: not there), indices, and files that origins mention."""
+
+    digests: dict[str, str | None] = field(default_factory=dict)
+    indices: set[int] = field(default_factory=set)
+    mentioned: set[str] = field(default_factory=set)
+
+
+def _check_list(report: Report, name: str, found: _Found) -> None:
     path, last = report.folder / name, -1
     if not path.is_file():
         return
@@ -156,13 +164,15 @@ def _check_list(report: Report, name: str, digests: dict[str, str | None], seen:
             report.counts[item.status] += 1
             if item.index <= last:
                 report.add("order", where, f"index {item.index} comes after {last}")
-            if item.index in seen:
+            if item.index in found.indices:
                 report.add("twice", where, f"index {item.index} is there already")
-            seen.add(item.index)
+            found.indices.add(item.index)
             last = max(last, item.index)
             _check_id(report, where, line, item)
             for medium in media_of(item.dialogue):
-                _check_file(report, where, medium.file, digests)
+                _check_file(report, where, medium.file, found.digests)
+                origin = medium.file.origin.values()
+                found.mentioned.update(v for v in origin if isinstance(v, str) and v.startswith(f"{OBJECTS}/"))
             if name == SAMPLES:
                 parts = (part for turn in item.dialogue.turns for part in turn.parts)
                 report.without_file += sum(part.modality != "text" and part.media is None for part in parts)
@@ -217,15 +227,16 @@ def _header_problem(path: Path, media: MediaFile) -> str:
     return ""
 
 
-def _check_objects(report: Report, digests: dict[str, str | None]) -> None:
+def _check_objects(report: Report, found: _Found) -> None:
     """Lists files that nobody names. A score or notes belong to the medium of the same name."""
-    stems = {os.path.splitext(file)[0] for file in digests}
+    named = found.digests.keys() | found.mentioned
+    stems = {os.path.splitext(file)[0] for file in named}
     for top, folders, names in os.walk(report.folder / OBJECTS):
         folders.sort()
         for name in sorted(names):
             path = Path(top) / name
             file = path.relative_to(report.folder).as_posix()
-            if file in digests or (path.suffix in (".mid", ".json") and os.path.splitext(file)[0] in stems):
+            if file in named or (path.suffix in (".mid", ".json") and os.path.splitext(file)[0] in stems):
                 continue
             report.num_extra += 1
             if len(report.extra) < MAX_PROBLEMS:

@@ -138,8 +138,12 @@ def test_text_that_was_changed_has_another_id(mine: Path) -> None:
 def test_files_that_nobody_names_are_listed_and_no_fault(mine: Path) -> None:
     (mine / "objects" / "ab").mkdir(exist_ok=True)
     (mine / "objects" / "ab" / ".left.tmp.flac").write_bytes(b"half")
+    clean = "objects/ab/clean.flac"
+    shutil.copy(flac(mine), mine / clean)
     report = validate(mine)
-    assert report.is_whole and report.extra == ["objects/ab/.left.tmp.flac"]
+    assert report.is_whole and report.extra == ["objects/ab/.left.tmp.flac", clean]
+    change(mine, SAMPLES, 0, lambda d: d["turns"][1]["parts"][0]["media"]["origin"].update(clean=clean))
+    assert validate(mine).extra == ["objects/ab/.left.tmp.flac"], "an origin may name the file before a stage"
 
 
 def test_only_the_first_problems_are_kept(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
