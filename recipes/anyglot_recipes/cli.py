@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, dataset_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         nargs="+",
         help="a manifest (CSV, TSV, JSONL), WebDataset tars, parquet or arrow, COCO captions, LibriSpeech, LJSpeech, "
-        "AnyGPT JSONL, or a folder a label",
+        "AnyGPT JSONL, dialogues of anyglot synth, or a folder a label",
     )
     prepare.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="whose tokenizers encode")
     prepare.add_argument("--out", required=True, metavar="DIR")
@@ -134,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--images", metavar="DIR", help="folder of the pictures of COCO captions, if not beside them")
     prepare.add_argument(
         "--interleave", type=_several, default=0, metavar="ROWS", help="also documents of so many rows, all learnt"
+    )
+    prepare.add_argument(
+        "--chain",
+        choices=["none", "answer", "full"],
+        default="none",
+        help="of dialogues: the words of a spoken answer before it (answer), and what was heard before these (full)",
     )
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")
@@ -158,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     chat_cli.add_parser(commands, str(NANO_MODEL))
+    dataset_cli.add_parser(commands)
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
     export_cli.add_parser(commands)
@@ -218,7 +225,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from anyglot_recipes.prepare import prepare_command
+    from anyglot_recipes.prepare_cli import prepare_command
 
     return prepare_command(arguments)
 

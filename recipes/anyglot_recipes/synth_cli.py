@@ -35,28 +35,19 @@ def add_parser(commands: Any) -> None:
         "--source.data x.jsonl, --stages.1.max_wer 0.2 (stages count from 0).",
         epilog=f"recipes: {RECORDS} (records), {', '.join(names())}, or a path of a YAML file",
     )
-    parser.add_argument("recipe", help="name or path of a recipe")
-    parser.add_argument("--out", metavar="DIR", help="folder of the dataset")
-    parser.add_argument("--num", type=int, metavar="N", help="rows of the source (records of nanoworld: default 100)")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: that of the recipe, or 0")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
-    )
-    parser.add_argument("--split", choices=["train", "test"], help="of nanoworld's records (default train)")
-    parser.add_argument(
-        "--on", choices=["processes", "ray"], default="processes", help="this machine, or a Ray cluster"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds an item may take (default 300)"
-    )
-    parser.add_argument(
-        "--attempts", type=int, default=3, metavar="N", help="tries of what hangs or crashes (default 3)"
-    )
-    parser.add_argument("--retry", action="store_true", help="do again what failed so in an earlier run")
-    parser.add_argument(
-        "--dry-run", action="store_true", help=f"make {TRIED} items, say what all would cost, keep none"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add = parser.add_argument
+    add("recipe", help="name or path of a recipe")
+    add("--out", metavar="DIR", help="folder of the dataset")
+    add("--num", type=int, metavar="N", help="rows of the source (records of nanoworld: default 100)")
+    add("--seed", type=int, metavar="N", help="default: that of the recipe, or 0")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
+    add("--split", choices=["train", "test"], help="of nanoworld's records (default train)")
+    add("--on", choices=["processes", "ray"], default="processes", help="this machine, or a Ray cluster")
+    add("--timeout", type=float, default=300.0, metavar="S", help="seconds an item may take (default 300)")
+    add("--attempts", type=int, default=3, metavar="N", help="tries of what hangs or crashes (default 3)")
+    add("--retry", action="store_true", help="do again what failed so in an earlier run")
+    add("--dry-run", action="store_true", help=f"make {TRIED} items, say what all would cost, keep none")
+    add("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_synth)
 
 
