@@ -19,6 +19,7 @@ SOURCES: Registry[Source] = Registry(
         "dialogues": "anyglot_synth.sources.dialogues:Dialogues",
         "datasets": "anyglot_synth.sources.hf:HfDatasets",
         "examples": "anyglot_synth.sources.examples:Examples",
+        "nanoworld-grammar": "anyglot_synth.grammar_writer:GrammarWriter",
         "nanoworld-tasks": "anyglot_synth.sources.nano:NanoworldTasks",
     },
 )
