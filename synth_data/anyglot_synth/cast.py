@@ -157,12 +157,13 @@ def speaking(speakers: Sequence[Speaker], language: str) -> list[Speaker]:
     A speaker whose language is not known counts as able.
     """
 
-    def tag(speaker: Speaker) -> list[str]:
-        return (speaker.language or language).lower().replace("_", "-").split("-")
+    def tags(name: str) -> list[str]:
+        return name.lower().replace("_", "-").split("-")
 
-    wanted = language.lower().replace("_", "-").split("-")
-    able = [speaker for speaker in speakers if tag(speaker)[0] == wanted[0]]
-    return [speaker for speaker in able if tag(speaker)[: len(wanted)] == wanted] or able
+    wanted = tags(language)
+    able = [one for one in speakers if one.language is None or tags(one.language)[0] == wanted[0]]
+    near = [one for one in able if one.language is not None and tags(one.language)[: len(wanted)] == wanted]
+    return [one for one in able if one in near or one.language is None] if near else able
 
 
 def range_of(value: Any, name: str, low: float, high: float) -> Range:

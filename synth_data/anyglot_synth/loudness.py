@@ -22,24 +22,23 @@ ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
 _OFFSET = -0.691
 
 
+# Coefficients of BS.1770-4, tables 1 and 2, at 48 kHz: a shelf for the head, and a high-pass.
+_DESIGN_HZ = 48_000
+_FILTERS = (
+    ((1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)),
+    ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621)),
+)
+
+
 @lru_cache(maxsize=8)
 def _k_weighting(size: int, sample_rate: int) -> NDArray[np.float64]:
-    """Power response of the two filters (a shelf and a high-pass, BS.1770-4 section 2) at the bins of `rfft(size)`.
-
-    Designed for any sample rate from their analogue parameters, as in https://github.com/csteinmetz1/pyloudnorm.
-    """
-    z = np.exp(-2j * np.pi * np.fft.rfftfreq(size))
+    """Amplitude response of the two filters at the bins of `rfft(size)`: at any sample rate that of 48 kHz."""
+    hz = np.fft.rfftfreq(size, 1 / sample_rate).clip(max=_DESIGN_HZ / 2)
+    z = np.exp(-2j * np.pi * hz / _DESIGN_HZ)
     response = np.ones(len(z))
-    gain_db, q, frequency = 3.999843853973347, 0.7071752369554196, 1681.974450955533
-    k = math.tan(math.pi * frequency / sample_rate)
-    high, band = 10 ** (gain_db / 20), 10 ** (gain_db / 20 * 0.4996667741545416)
-    shelf = [high + band * k / q + k * k, 2 * (k * k - high), high - band * k / q + k * k]
-    lower = [1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k]
-    response *= np.abs(np.polyval(shelf[::-1], z) / np.polyval(lower[::-1], z)) ** 2
-    q, frequency = 0.5003270373238773, 38.13547087602444
-    k = math.tan(math.pi * frequency / sample_rate)
-    lower = [1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k]
-    return response * np.abs(np.polyval([1.0, -2.0, 1.0], z) / np.polyval(lower[::-1], z)) ** 2
+    for above, below in _FILTERS:
+        response *= np.abs(np.polyval(above[::-1], z) / np.polyval(below[::-1], z))
+    return response
 
 
 def loudness(sound: Float32, sample_rate: int) -> float:
@@ -50,8 +49,7 @@ def loudness(sound: Float32, sample_rate: int) -> float:
     if not len(sound):
         return -math.inf
     size = _fast_size(len(sound) + sample_rate // 10)
-    spectrum = np.fft.rfft(sound, size)
-    weighted = np.fft.irfft(spectrum * np.sqrt(_k_weighting(size, sample_rate)), size)[: len(sound)]
+    weighted = np.fft.irfft(np.fft.rfft(sound, size) * _k_weighting(size, sample_rate), size)[: len(sound)]
     total = np.concatenate([[0.0], np.cumsum(weighted**2)])
     block, hop = round(BLOCK_S * sample_rate), round(HOP_S * sample_rate)
     if len(sound) <= block:
