@@ -149,10 +149,16 @@ def test_parquet_and_arrow(tmp_path) -> None:
 def test_folders_patterns_and_lists_keep_their_order(tmp_path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.json"):
         write(tmp_path / name, [{"instruction": name, "output": "x"}], array=name == "c.json")
-    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     found = read(tmp_path, "alpaca", data=str(tmp_path))
     assert [said(d)[0][1][0][1] for d in found] == ["a.jsonl", "b.jsonl", "c.json"]
-    assert {d.licence for d in found} == {"cc-by-4.0"} and found[0].source == tmp_path.name
+    assert {(d.licence, d.source) for d in found} == {("unknown", tmp_path.name)}
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\npretty_name: My data\n---\n# Title\n")
+    found = read(tmp_path, "alpaca", data=str(tmp_path))
+    assert {(d.licence, d.source) for d in found} == {("cc-by-4.0", "My data")}
+    (tmp_path / "README.md").write_text("---\nlicense:\n- mit\n- cc0-1.0\n---\n")
+    assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "mit AND cc0-1.0"
+    (tmp_path / "README.md").write_text("---\n: [\n---\nlicense: mit\n")
+    assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "unknown"
     found = read(
         tmp_path, "alpaca", data=[str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")], licence="MIT", source="s"
     )
@@ -339,7 +345,7 @@ def test_llava(tmp_path) -> None:
     store = Store(tmp_path / "out")
     media = found[0].turns[0].parts[0].media
     assert store.path(media).read_bytes() == (tmp_path / "images" / "a.jpg").read_bytes()
-    assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True}
+    assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True, "licence": "unknown"}
     assert store.path(found[1].turns[0].parts[2].media).suffix == ".png"
     assert found == read(tmp_path, "llava", data=data, images=folder, form="user-speech")
 
@@ -380,6 +386,21 @@ def test_dialogues_with_placeholders(tmp_path) -> None:
     last = found[-1]
     assert (last.task, last.licence, last.language, last.meta) == ("greet", "MIT", "en-GB", {"topic": "x"})
     assert found[0].licence == "CC0-1.0"
+
+
+def test_what_was_made_stays_made_when_it_is_read_again(tmp_path) -> None:
+    from anyglot_synth.dialogue import Turn
+
+    store = Store(tmp_path / "first")
+    spoken = store.put_sound("ab" * 16, np.full(800, 0.1, np.float32), 8000, {"backend": {"engine": "x"}})
+    parts = (Part("speech", "Hi", "Hi.", spoken),)
+    made = Dialogue((Turn("user", parts), Turn("assistant", (Part("text", "Hello"),))), "s", "MIT")
+    data = write(tmp_path / "first" / "samples.jsonl", [made.to_dict()])
+    (again,) = read(tmp_path, "dialogues", data=data)
+    assert isinstance(again, Dialogue) and again.id == made.id
+    part = again.turns[0].parts[0]
+    assert part.spoken_text == "Hi." and part.media is not None and part.media.origin["licence"] == "MIT"
+    assert part.media.sha256 == spoken.sha256
 
 
 def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:

@@ -168,9 +168,12 @@ def test_a_voice_is_cloned_from_another_recording_of_the_speaker(tmp_path, media
 
 def test_edges_of_a_picture(tmp_path, media) -> None:
     data = write(media / "a.jsonl", [{"image": "red.png", "text": "a red square"}])
-    there, back = read(tmp_path, "examples", data=data, tasks=["image-to-edges", "edges-to-image"], each=True)
+    there, back = read(
+        tmp_path, "examples", data=data, tasks=["image-to-edges", "edges-to-image"], each=True, licence="CC0-1.0"
+    )
     edges = there.turns[1].parts[0].media
     assert edges == back.turns[0].parts[1].media and edges.origin["backend"] == "sobel"
+    assert edges.origin["licence"] == "CC0-1.0"
     assert Store(tmp_path / "out").picture(edges)[6, 3:5].min() > 200
 
 

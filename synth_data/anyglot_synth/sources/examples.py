@@ -95,7 +95,8 @@ class Examples(RowSource):
             if isinstance(given, Mapping) and "bytes" not in given and "path" not in given:
                 return Part(modality, text_of(given, "text"))
             take = take_picture if modality == IMAGE else take_sound
-            return Part(modality, text, media=take(store, given, folder))
+            speaker = {"speaker": str(row["speaker"])} if modality == SPEECH and row.get("speaker") is not None else {}
+            return Part(modality, text, media=take(store, given, folder, speaker))
 
         speech = medium(SPEECH, "speech", "audio")
         return Example(
