@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from anyglot_synth.dialogue import Dialogue, Part
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
 from anyglot_synth.sources import rows as rows_module
+from anyglot_synth.sources.placeholders import parts_of
 from anyglot_synth.sources.rows import rows_of
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
@@ -66,6 +69,8 @@ def test_pretty_printed_objects_one_after_another(tmp_path) -> None:
     rows = [{"a": {"b": 1}}, {"a": "}"}]
     (tmp_path / "rows.json").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
     assert parsed(tmp_path / "rows.json") == rows
+    (tmp_path / "rows.json").write_text('{"a": 1,\n "b": [2]}\n\n{"a": 3,\n "b": []}')
+    assert parsed(tmp_path / "rows.json") == [{"a": 1, "b": [2]}, {"a": 3, "b": []}]
 
 
 def test_a_broken_value_costs_one_row(tmp_path) -> None:
@@ -178,6 +183,8 @@ def test_mistakes_of_the_user_are_told(tmp_path) -> None:
         SOURCES.build("alpaca", data=data, input="yes")
     with pytest.raises(AnyglotError, match="there is no form 'spoken'"):
         SOURCES.build("alpaca", data=data, form="spoken")
+    with pytest.raises(AnyglotError, match="form is \\['text'\\]; use one of text, user-speech"):
+        SOURCES.build("alpaca", data=data, form=["text"])
     with pytest.raises(SourceError, match="nowhere.json: there is no file to read"):
         read(tmp_path, "alpaca", data=str(tmp_path / "nowhere.json"))
 
@@ -413,6 +420,19 @@ def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:
     (again,) = SOURCES.build("dialogues", data=data).read(Store(tmp_path / "second"))
     assert again.id == first.id and again.turns[0].parts[0].media.sha256 == first.turns[0].parts[0].media.sha256
     assert (tmp_path / "second" / again.turns[0].parts[0].media.file).is_file()
+
+
+@given(st.lists(st.sampled_from([*"[]: a\n", "[image:", "[Music", "speech", "]", "é"]), max_size=30).map("".join))
+def test_any_text_is_parts_or_a_bad_dialogue(text: str) -> None:
+    try:
+        parts = parts_of(text)
+    except DialogueError as error:
+        assert "placeholder" in str(error)
+        return
+    kept = "".join(part.text for part in parts)
+    assert all(part.text.strip() for part in parts) and len(kept) <= len(text)
+    if "[" not in text:
+        assert parts == ((Part("text", text.strip()),) if text.strip() else ())
 
 
 # --- forms ---

@@ -123,6 +123,7 @@ class RowSource(Source):
         """See `Source`."""
         from anyglot_synth.sources.rows import rows_of
 
+        self.begin()
         for path in self.files():
             licence = self.licence or card_of(path.parent)["licence"] or "unknown"
             for number, row in rows_of(path):
@@ -130,6 +131,10 @@ class RowSource(Source):
                     yield row
                 else:
                     yield from self.dialogues(row, store, str(path.name), number, path.parent, licence)
+
+    def begin(self) -> None:
+        """Called before the first row of every reading: for sources that remember rows."""
+        return None
 
     def dialogues(
         self, row: Any, store: Store, file: str, number: int, folder: Path, licence: str

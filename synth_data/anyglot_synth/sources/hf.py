@@ -70,6 +70,7 @@ class HfDatasets(Source):
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
         licence = licence or (card_of(folder)["licence"] if path.exists() else "") or "unknown"
+        self.inner.begin()
         for number, row in enumerate(table, start=1):
             row = {key: _plain(value) for key, value in row.items()}
             yield from self.inner.dialogues(row, store, f"{path.name}/{self.split}", number, folder, licence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
         return given
     if not isinstance(given, str) or not given:
         raise MediaError(f"{given!r:.80}", "it names no file", "give a path relative to the data's folder")
-    path = folder / given
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = Path(os.path.normpath(folder / given))
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise MediaError(given, f"it is outside of {folder.name!r}", "give a path inside of the folder of media")
     try:
         if path.stat().st_size > MAX_BYTES:
