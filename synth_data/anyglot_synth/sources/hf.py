@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import Dialogue
-from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, file_mark, licence_of
+from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, card_of, file_mark
 from anyglot_synth.store import Store
 from anyglot_tokenizers.media import MediaBytes
 
@@ -66,11 +66,11 @@ class HfDatasets(Source):
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`. Raises `SourceError` where the package, the data or the split is not there."""
         table = self._load()
-        licence = self.inner.licence or str(getattr(table.info, "license", "") or "") or "unknown"
+        licence = self.inner.licence or str(getattr(table.info, "license", "") or "")
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
-        if licence == "unknown" and path.exists():
-            licence = licence_of(folder)
+        licence = licence or (card_of(folder)["licence"] if path.exists() else "") or "unknown"
+        self.inner.begin()
         for number, row in enumerate(table, start=1):
             row = {key: _plain(value) for key, value in row.items()}
             yield from self.inner.dialogues(row, store, f"{path.name}/{self.split}", number, folder, licence)
