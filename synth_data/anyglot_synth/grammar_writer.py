@@ -276,7 +276,7 @@ class GrammarWriter:
         while len(acts) < rounds and acts[0] != "compare":  # of two pictures: there is no one scene to go on about
             acts.append(talk.pick([act for act in FOLLOWING if _fits(talk, act, acts[-1])]))
             FOLLOWING[acts[-1]](talk)
-        meta = {"writer": "grammar", "split": self.split, "phrasings": self.phrasings, "seed": self.seed}
+        meta: Json = {"writer": "grammar", "split": self.split, "phrasings": self.phrasings, "seed": self.seed}
         meta |= {"index": index, "acts": acts, "truth": talk.truth}
         return Dialogue(tuple(talk.turns), "nanoworld-grammar", "CC0-1.0", "nanoworld-chat", meta=meta)
 
