@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +57,85 @@ def _repeatable_torch() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished dataset of dialogues with real media. Tests that change it copy it first."""
+    from anyglot_synth.dialogue import Dialogue, MediaFile, Part, Turn, address
+    from anyglot_synth.nanoworld import melody, voices
+    from anyglot_synth.nanoworld.draw import draw
+    from anyglot_synth.nanoworld.language import describe
+    from anyglot_synth.nanoworld.scene import Scene, Thing
+    from anyglot_synth.store import Store
+
+    if not voices.installed_voices():
+        pytest.skip("no speech engine (flite, espeak-ng) is here")
+    store = Store(tmp_path_factory.mktemp("synth") / "dialogues")
+    first, second = (voice.name for voice in voices.VOICES[:2])
+    scene = Scene((Thing("circle", "red", "small", "top", "left"),))
+    engine = {"version": "1", "licence": "CC0-1.0"}
+
+    def speech(text: str, spoken: str, voice: str) -> Part:
+        origin = {"backend": "nanoworld-voice", "style": {"voice": voice}, "seed": 0, **engine}
+        key = address([text, voice])
+        return Part(
+            "speech", text, spoken, store.put_sound(key, voices.speak(spoken, voice), voices.SAMPLE_RATE, origin)
+        )
+
+    def picture(text: str) -> Part:
+        origin = {"backend": {"engine": "nanoworld-picture", "version": 1}, "licence": "CC0-1.0"}
+        return Part("image", text, media=store.put_picture(address(text), draw(scene), origin))
+
+    def music(text: str) -> Part:
+        key = address(text)
+        made: MediaFile = store.put_sound(key, melody.render(scene), 16_000, {"backend": "nanoworld-melody", **engine})
+        store.put(key, ".mid", lambda path: melody.write_midi(path, melody.notes(scene)))
+        return Part("music", text, media=made)
+
+    def said(*turns: tuple[str, list[Part]], task: str = "chat", source: str = "tests", **more: Any) -> Dialogue:
+        return Dialogue(tuple(Turn(role, tuple(parts)) for role, parts in turns), source, "CC-BY-4.0", task, **more)
+
+    hostile = "<script>document.title = 'x'</script> \"quoted\" | **bold** & 'single' 日本語"
+    kept = [
+        said(
+            ("system", [Part("text", "Answer briefly.")]),
+            ("user", [speech("What's at no. 2?", "what is at number two", first)]),
+            ("assistant", [speech("A red circle.", "a red circle", second)]),
+            ("user", [speech("Thanks!", "thanks", first)]),
+            ("assistant", [Part("text", "You are welcome.")]),
+            task="spoken-chat",
+        ),
+        said(
+            ("user", [picture(describe(scene)), Part("text", "What is this?"), Part("text", hostile)]),
+            ("assistant", [Part("text", describe(scene))]),
+            task="caption",
+            source="a|b `c` <i>",
+        ),
+        said(
+            ("user", [Part("text", "Play the scene.")]),
+            ("assistant", [music("a melody of the scene"), picture("the scene"), speech("Here.", "here", second)]),
+            task="text->music",
+            meta={"scene": scene.to_dict()},
+        ),
+    ]
+    rejected = said(("user", [speech("Xyz?", "thanks", first)]), ("assistant", [Part("text", "Pardon?")]))
+    broken = said(("user", [Part("speech", "Never spoken.")]), ("assistant", [Part("text", "Yes.")]))
+    samples = [
+        {"index": index, **dialogue.to_dict(), "facts": {"wer": [0.0, 0.25 * index], "judge": {"loudness": -21.5}}}
+        for index, dialogue in zip((0, 2, 4), kept, strict=True)
+    ]
+    ends = {"stage": "recognise", "reason": "wer", "detail": f"1.0 > 0.3 {hostile}", "facts": {"wer": [1.0]}}
+    rejects = [{"index": 1, "id": rejected.id, **ends, **rejected.to_dict()}]
+    errors = [
+        {"index": 3, "id": broken.id, "stage": "speak", "reason": "backend", "detail": "no answer", "retryable": True}
+        | {"attempts": 3, "facts": {}}
+        | broken.to_dict()
+    ]
+    for name, entries in (("samples", samples), ("rejects", rejects), ("errors", errors)):
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+        (store.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    recipe = {"name": "small", "source": {"kind": "tests", "api_key": "sesame"}, "stages": ["speak", "recognise"]}
+    job = {"format": 1, "recipe": recipe, "fingerprint": address(recipe), "seed": 7, "num": 5}
+    (store.folder / "job.json").write_text(json.dumps(job))
+    return store.folder

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, expand, export_cli, plan_cli, serve_cli, tokenizer_cli
+from anyglot_recipes import chat_cli, dataset_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
-        if rest and arguments.command != "train":
+        if rest and arguments.command not in ("train", "synth"):
             _parser().error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.rest = rest
         code: int = arguments.run(arguments) or 0
@@ -120,21 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_eval)
 
-    synth = commands.add_parser("synth", help="make data: records.jsonl with pictures, speech, melodies and MIDI")
-    synth.add_argument("recipe", choices=["nanoworld"])
-    synth.add_argument("--out", required=True, metavar="DIR")
-    synth.add_argument("--num", type=_positive, default=100)
-    synth.add_argument("--split", choices=["train", "test"], default="train")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--workers", type=_positive, default=os.cpu_count() or 1)
-    synth.set_defaults(run=_synth)
-
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
     prepare.add_argument(
         "source",
         nargs="+",
         help="a manifest (CSV, TSV, JSONL), WebDataset tars, parquet or arrow, COCO captions, LibriSpeech, LJSpeech, "
-        "AnyGPT JSONL, or a folder a label",
+        "AnyGPT JSONL, dialogues of anyglot synth, or a folder a label",
     )
     prepare.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="whose tokenizers encode")
     prepare.add_argument("--out", required=True, metavar="DIR")
@@ -144,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--images", metavar="DIR", help="folder of the pictures of COCO captions, if not beside them")
     prepare.add_argument(
         "--interleave", type=_several, default=0, metavar="ROWS", help="also documents of so many rows, all learnt"
+    )
+    prepare.add_argument(
+        "--chain",
+        choices=["none", "answer", "full"],
+        default="none",
+        help="of dialogues: the words of a spoken answer before it (answer), and what was heard before these (full)",
     )
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")
@@ -168,11 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     chat_cli.add_parser(commands, str(NANO_MODEL))
+    dataset_cli.add_parser(commands)
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
     export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
     serve_cli.add_parser(commands)
+    synth_cli.add_parser(commands)
     return parser
 
 
@@ -226,16 +224,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _synth(arguments: argparse.Namespace) -> int:
-    from anyglot_synth.nanoworld.records import make
-
-    make(arguments.out, arguments.split, arguments.num, arguments.seed, workers=arguments.workers)
-    _log(f"{arguments.num} records in {arguments.out}/records.jsonl")
-    return 0
-
-
 def _prepare(arguments: argparse.Namespace) -> int:
-    from anyglot_recipes.prepare import prepare_command
+    from anyglot_recipes.prepare_cli import prepare_command
 
     return prepare_command(arguments)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from anyglot_lm.hf_text import load_text
-from anyglot_lm.segments import Sample, Segment, Template
+from anyglot_lm.segments import Sample, Segment, Template, TextCodec
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes.documents import interleaved
@@ -63,16 +63,8 @@ def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0
         How many samples were written, and how many left out because the vocabulary cannot hold them (a medium that is
         too long).
     """
-    model_dir, prepared = Path(model_dir), Path(prepared)
-    vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
-    text = load_text(model_dir)
-    template = Template.load(model_dir / "template.json")
-    for modality, spec in prepared_specs(prepared).items():
-        if spec.fingerprint != vocabulary.block(modality).fingerprint:
-            raise FingerprintError(
-                f"{prepared}: its {modality} codes are of another tokenizer than those of {model_dir}; run "
-                "anyglot prepare with this model"
-            )
+    prepared = Path(prepared)
+    vocabulary, template, text = parts_of_model(prepared, Path(model_dir))
     written, left_out = 0, 0
     with ShardWriter(prepared / "shards", vocabulary, template, text=text, overwrite=True) as writer:
         for task, sample in samples(read_prepared(prepared), interleave):
@@ -88,3 +80,15 @@ def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0
     if not written:  # nothing of an earlier call may stay
         shutil.rmtree(prepared / "shards", ignore_errors=True)
     return written, left_out
+
+
+def parts_of_model(prepared: Path, model_dir: Path) -> tuple[Vocabulary, Template, TextCodec]:
+    """The vocabulary, template and text tokenizer of a model. Raises `FingerprintError` if the codes are of another."""
+    vocabulary = Vocabulary.load(model_dir / "vocabulary.json")
+    for modality, spec in prepared_specs(prepared).items():
+        if spec.fingerprint != vocabulary.block(modality).fingerprint:
+            raise FingerprintError(
+                f"{prepared}: its {modality} codes are of another tokenizer than those of {model_dir}; run "
+                "anyglot prepare with this model"
+            )
+    return vocabulary, Template.load(model_dir / "template.json"), load_text(model_dir)

@@ -11,10 +11,8 @@ The files are described in docs/formats.md.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from anyglot_recipes.importers.rows import Media, Row, RowError
+from anyglot_recipes.importers.rows import Media, Row, RowError, modality_of
 from anyglot_recipes.manifest import read_manifest
-from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.media import MediaBytes, read_audio, read_image
 from anyglot_tokenizers.spec import CodeSpec
-from anyglot_tokenizers.tokenizer import Tokenizer, load
+from anyglot_tokenizers.tokenizer import Tokenizer
 
 __all__ = [
     "PreparedRow",
@@ -41,7 +39,6 @@ __all__ = [
     "Row",
     "RowError",
     "prepare",
-    "prepare_command",
     "prepared_specs",
     "read_manifest",
     "read_prepared",
@@ -77,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """One good row read back: text or None, and per modality int64 codes `[num_quantizers, *grid]`."""
+    """One good row read back: text or None, and int64 codes `[num_quantizers, *grid]` by modality (or name: `Row`)."""
 
     id: str
     source: str
@@ -102,6 +99,7 @@ def prepare(
     *,
     columns: Mapping[str, str] | None = None,
     images: Path | None = None,
+    read: Callable[[Path], Iterator[Row | RowError]] | None = None,
     strict: bool = False,
     image_size: int | None = None,
     max_pixels: int = 64_000_000,
@@ -119,6 +117,7 @@ def prepare(
             an earlier call wrote is brought up to date.
         columns: column -> modality or `ignore`, on top of the default names.
         images: the folder of the pictures of COCO captions, where it is not beside them.
+        read: reads a source, instead of `read_manifest`; its rows may hold several files of a modality, see `Row`.
         strict: raise if any row is bad, after all rows were tried and `errors.jsonl` was written.
         image_size: side in pixels of the square that images are resized and cropped to; None = each as it is.
         max_pixels: images above this are bad rows, and are refused before they are decoded.
@@ -142,7 +141,7 @@ def prepare(
     shards: list[str] = []
     num_good = num_bad = num_reused = 0
     first_error: RowError | None = None
-    rows = _all_rows(sources, columns, images)
+    rows = _all_rows(sources, read or (lambda source: read_manifest(source, columns, images=images)))
     with atomic_write(out_dir / RECORDS) as records_path, atomic_write(out_dir / ERRORS) as errors_path:
         with (
             records_path.open("w", encoding="utf-8") as records,
@@ -186,77 +185,6 @@ def prepare(
     return Report(out_dir, num_good, num_bad, len(shards), num_reused)
 
 
-def prepare_command(arguments: argparse.Namespace) -> int:
-    """`anyglot prepare`: encode `source` with the tokenizers of the folder `model` into `out`; the exit code.
-
-    Rows that hold two things or more also become training samples, `out/shards` (see `pairs.py`). Sources that hold
-    AnyGPT's token strings become such samples at once (see `importers/anygpt.py`); they need no media tokenizer.
-    """
-    from anyglot_lm.vocabulary import Vocabulary
-    from anyglot_recipes.importers.anygpt import is_anygpt, prepare_tokens
-    from anyglot_recipes.pairs import write_pairs
-
-    columns = {}
-    for pair in arguments.column:
-        name, _, modality = pair.rpartition("=")
-        if not name or not modality:
-            raise ManifestError(f"--column {pair}: write NAME=MODALITY, such as --column file=image")
-        columns[name] = modality
-    folder = Path(arguments.model)
-    sources = [Path(source) for source in arguments.source]
-    if any(tokens := [is_anygpt(source) for source in sources]):
-        if not all(tokens):
-            raise ManifestError(
-                f"{sources[tokens.index(True)]} holds token strings, {sources[tokens.index(False)]} does not; prepare "
-                "them apart, each with an --out of its own"
-            )
-        done = prepare_tokens(sources, folder, Path(arguments.out), strict=arguments.strict)
-        if arguments.json:
-            print(json.dumps(done.to_dict()))
-        else:
-            print(f"{done.num_samples} training samples of {done.num_good} rows: {done.out_dir / 'shards'}")
-            print(f"{done.num_bad} bad rows: {done.out_dir / ERRORS}")
-        return 0
-    tokenizers: dict[str, Tokenizer] = {}
-    image_sizes: set[int] = set()
-    for block in Vocabulary.load(folder / "vocabulary.json").blocks:
-        spec = (tokenizer := load(folder / "tokenizers" / block.modality)).spec
-        if spec.fingerprint != block.fingerprint:
-            raise FingerprintError(
-                f"{folder}: the {block.modality} tokenizer ({spec.fingerprint[:12]}) is not the one the "
-                f"vocabulary was made for ({block.fingerprint[:12]}); copy the whole model folder again"
-            )
-        tokenizers[block.modality] = tokenizer
-        if spec.sample_rate is None and block.grid is not None:
-            image_sizes |= {cells * (stride or 1) for cells, stride in zip(block.grid, spec.strides, strict=True)}
-    if len(image_sizes) > 1:
-        raise ManifestError(f"{folder}: takes images of several sizes {sorted(image_sizes)}; use prepare() for each")
-    report = prepare(
-        sources,
-        tokenizers,
-        Path(arguments.out),
-        columns=columns,
-        images=Path(arguments.images) if getattr(arguments, "images", None) else None,
-        strict=arguments.strict,
-        image_size=image_sizes.pop() if image_sizes else None,
-        progress=lambda done, bad: print(f"{done} rows, {bad} of them bad", file=sys.stderr, flush=True),
-    )
-    samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave)
-    if arguments.json:
-        print(json.dumps({**report.to_dict(), "samples": samples, "samples_left_out": left_out}))
-    else:
-        print(f"{report.num_good} rows: {report.out_dir / RECORDS}")
-        print(f"{report.num_bad} bad rows: {report.out_dir / ERRORS}")
-        if samples:
-            print(f"{samples} training samples: {report.out_dir / 'shards'}; {left_out} too long")
-        else:
-            print(
-                f"no training samples: {left_out} pairs are too long for the vocabulary, no row holds another; "
-                "text comes from a manifest's column or the names of sub-folders"
-            )
-    return 0
-
-
 def prepared_specs(out_dir: Path) -> dict[str, CodeSpec]:
     """Modality -> spec (with the fingerprint) of the tokenizer that wrote the codes of `out_dir`."""
     return {name: CodeSpec.from_dict(entries) for name, entries in _read_index(Path(out_dir))["specs"].items()}
@@ -279,8 +207,8 @@ def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
                     shard_name = record["shard"]
                     shard = safe_open(str(out_dir / shard_name), framework="numpy")
                 codes = {
-                    modality: torch.from_numpy(shard.get_tensor(f"{record['id']}.{modality}").astype(np.int64))
-                    for modality in record["media"]
+                    name: torch.from_numpy(shard.get_tensor(f"{record['id']}.{name}").astype(np.int64))
+                    for name in record["media"]
                 }
             except (SafetensorError, OSError) as error:
                 problem = f"{out_dir / shard_name}: codes cannot be read ({error}); run prepare again to renew them"
@@ -288,12 +216,10 @@ def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
             yield PreparedRow(record["id"], record["source"], record["row"], record["text"], codes)
 
 
-def _all_rows(
-    sources: Iterable[Path], columns: Mapping[str, str] | None, images: Path | None
-) -> Iterator[Row | RowError]:
+def _all_rows(sources: Iterable[Path], read: Callable[[Path], Iterator[Row | RowError]]) -> Iterator[Row | RowError]:
     for source in sources:
         try:
-            yield from read_manifest(source, columns, images=images)
+            yield from read(source)
         except ManifestError as error:
             yield RowError(str(source), 0, str(source), str(error))
 
@@ -367,14 +293,15 @@ def _encode_chunk(
 ) -> tuple[list[dict[str, Any]], list[RowError]]:
     """Encode the rows of one shard and write it: records of the good rows, errors of the bad ones."""
     failed: dict[int, RowError] = {}
-    first_of: dict[tuple[str, Media], int] = {}  # a file that several rows name is encoded once
+    first_of: dict[tuple[str, Media], tuple[int, str]] = {}  # a file that several rows name is encoded once
     results: dict[tuple[int, str], np.ndarray | AnyglotError] = {}
-    queues: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    queues: dict[str, list[tuple[tuple[int, str], Tensor]]] = defaultdict(list)
 
     def flush(modality: str) -> None:
         queue, queues[modality] = queues[modality], []
-        for (position, _), result in zip(queue, _encode_queue(tokenizers[modality], queue), strict=True):
-            results[position, modality] = result
+        items = [item for _, item in queue]
+        for (which, _), result in zip(queue, _encode_queue(tokenizers[modality], items), strict=True):
+            results[which] = result
 
     for position, row in enumerate(chunk):
         if isinstance(row, RowError):
@@ -384,13 +311,16 @@ def _encode_chunk(
         if isinstance(media, RowError):
             failed[position] = media
             continue
-        for medium in row.media.items():
-            first_of.setdefault(medium, position)
-        for modality, item in media.items():
-            queue = queues[modality]
-            if queue and (len(queue) == batch_size or not _fits(tokenizers[modality].spec, queue, item, settings)):
+        for name, file in row.media.items():
+            first_of.setdefault((modality_of(name), file), (position, name))
+        for name, item in media.items():
+            modality = modality_of(name)
+            waiting = [one for _, one in queues[modality]]
+            if waiting and (
+                len(waiting) == batch_size or not _fits(tokenizers[modality].spec, waiting, item, settings)
+            ):
                 flush(modality)
-            queues[modality].append((position, item))
+            queues[modality].append(((position, name), item))
     for modality in list(queues):
         flush(modality)
 
@@ -401,12 +331,12 @@ def _encode_chunk(
             continue
         record = _make_record(row)
         row_tensors = {}
-        for modality, file in row.media.items():
-            result = results[first_of[modality, file], modality]
+        for name, file in row.media.items():
+            result = results[first_of[modality_of(name), file]]
             if isinstance(result, AnyglotError):
                 failed[position] = RowError(row.source, row.number, str(file), str(result))
                 break
-            row_tensors[f"{record['id']}.{modality}"] = result
+            row_tensors[f"{record['id']}.{name}"] = result
         else:
             tensors |= row_tensors
             records.append(record)
@@ -433,7 +363,8 @@ def _read_media(
 ) -> dict[str, Tensor] | RowError:
     """The media of a row, but those in `skip`: images float32 `[3, H, W]` in [0, 1], audio `[channels, samples]`."""
     media: dict[str, Tensor] = {}
-    for modality, path in row.media.items():
+    for name, path in row.media.items():
+        modality = modality_of(name)
         if modality not in tokenizers:
             known = ", ".join(sorted(tokenizers)) or "none"
             message = (
@@ -447,9 +378,9 @@ def _read_media(
         spec = tokenizers[modality].spec
         try:
             if spec.sample_rate is None:
-                media[modality] = read_image(path, size=settings.image_size, max_pixels=settings.max_pixels)
+                media[name] = read_image(path, size=settings.image_size, max_pixels=settings.max_pixels)
             else:
-                media[modality] = read_audio(
+                media[name] = read_audio(
                     path,
                     sample_rate=spec.sample_rate,
                     channels=spec.channels,
@@ -460,18 +391,17 @@ def _read_media(
     return media
 
 
-def _fits(spec: CodeSpec, queue: Sequence[tuple[int, Tensor]], item: Tensor, settings: _Settings) -> bool:
+def _fits(spec: CodeSpec, waiting: Sequence[Tensor], item: Tensor, settings: _Settings) -> bool:
     """Whether `item` can join the batch: images of one size; `max_seconds` of audio, padding included."""
     if spec.sample_rate is None:
-        return item.shape == queue[0][1].shape
-    longest = max(item.shape[-1], *(waiting.shape[-1] for _, waiting in queue))
-    return longest * (len(queue) + 1) <= settings.max_seconds * spec.sample_rate
+        return item.shape == waiting[0].shape
+    longest = max(item.shape[-1], *(one.shape[-1] for one in waiting))
+    return longest * (len(waiting) + 1) <= settings.max_seconds * spec.sample_rate
 
 
-def _encode_queue(tokenizer: Tokenizer, queue: Sequence[tuple[int, Tensor]]) -> list[np.ndarray | AnyglotError]:
+def _encode_queue(tokenizer: Tokenizer, items: list[Tensor]) -> list[np.ndarray | AnyglotError]:
     """Codes `[num_quantizers, *grid]` of each item, or the error the tokenizer has with this very item."""
     spec = tokenizer.spec
-    items = [item for _, item in queue]
     try:
         with torch.inference_mode():
             if spec.sample_rate is None:
@@ -483,9 +413,9 @@ def _encode_queue(tokenizer: Tokenizer, queue: Sequence[tuple[int, Tensor]]) -> 
                     target[:, : item.shape[-1]] = item
                 batch = tokenizer.encode(padded, lengths)
     except AnyglotError as error:
-        if len(queue) == 1:
+        if len(items) == 1:
             return [error]
-        return [result for entry in queue for result in _encode_queue(tokenizer, [entry])]
+        return [result for item in items for result in _encode_queue(tokenizer, [item])]
     dtype = np.uint16 if max(spec.codebook_sizes) <= 2**16 else np.int32
     return [batch.item(index).cpu().numpy().astype(dtype) for index in range(len(items))]
 

@@ -154,12 +154,9 @@ class Dialogue:
     def id(self) -> str:
         """Content address of what is asked for: equal for dialogues that differ in made files only.
 
-        A file that came with the data counts by its sha256, where its part has no words.
+        A file that came with the data (its origin says `given`) counts by its sha256, and so does one without words.
         """
-        turns = [
-            [turn.role, [[p.modality, p.text or (p.media.sha256 if p.media else "")] for p in turn.parts]]
-            for turn in self.turns
-        ]
+        turns = [[turn.role, [_mark(part) for part in turn.parts]] for turn in self.turns]
         return address([FORMAT, self.source, self.task, self.language, turns])
 
     def map_parts(self, change: Any) -> Dialogue:
@@ -224,6 +221,12 @@ class Dialogue:
                     raise DialogueError(
                         f"{where}: turn {number} has {len(part.text)} characters, {MAX_CHARACTERS} are the limit"
                     )
+
+
+def _mark(part: Part) -> list[str]:
+    digest = "" if part.media is None else part.media.sha256
+    given = part.media is not None and bool(part.media.origin.get("given"))
+    return [part.modality, part.text or digest, *([digest] if part.text and given else [])]
 
 
 def _string(value: Any) -> str:

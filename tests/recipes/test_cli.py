@@ -23,6 +23,7 @@ COMMANDS = (
     "eval",
     "synth",
     "prepare",
+    "dataset",
     "generate",
     "tokenizer",
     "plan",

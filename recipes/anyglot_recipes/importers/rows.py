@@ -39,6 +39,7 @@ Media = Path | MediaBytes
 class Row:
     """One row: its text, if any, and one file per modality, on disk or in memory.
 
+    A row with several files of a modality names them before a dot, `0-1.speech`; see `modality_of`.
     `number` counts from 1: data rows of a CSV, lines of a JSONL file, samples of a tar, rows of a table, files of a
     folder tree in sorted order.
     """
@@ -65,6 +66,11 @@ class RowError:
 
 class BadRow(Exception):
     """Raised while one row is read; becomes a `RowError`."""
+
+
+def modality_of(name: str) -> str:
+    """The modality of a medium of a row: its name, or what follows the last dot of it."""
+    return name.rpartition(".")[2]
 
 
 def modality_columns(present: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:

@@ -1,23 +1,18 @@
 """A second opinion on speech by a recogniser that never heard the voices of nanoworld: pocketsphinx.
 
 https://github.com/cmusphinx/pocketsphinx, BSD, with the American English acoustic model its package carries and a
-closed grammar of the world's descriptions and answers in place of a language model. It does not know questions.
+closed grammar of the world's descriptions and answers in place of a language model. It does not know questions. The
+recogniser is that of `anyglot_synth.recognise`; this file holds the grammar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from anyglot_synth.nanoworld.language import NUMBERS
 from anyglot_synth.nanoworld.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
 from anyglot_synth.nanoworld.voices import SAMPLE_RATE, Float32, check_audio
-from anyglot_tokenizers.errors import AnyglotError
-
-if TYPE_CHECKING:
-    from pocketsphinx import Decoder
+from anyglot_synth.recognise import SphinxRecogniser
 
 
 def sphinx_grammar() -> str:
@@ -46,19 +41,8 @@ class SphinxJudge:
     """
 
     def __init__(self) -> None:
-        try:
-            from pocketsphinx import Decoder, get_model_path
-        except ImportError as error:
-            raise AnyglotError("pocketsphinx is not installed; install it with: pip install pocketsphinx") from error
-        self._decoder: Decoder = Decoder(
-            hmm=get_model_path("en-us/en-us"),
-            dict=get_model_path("en-us/cmudict-en-us.dict"),
-            lm=None,
-            samprate=SAMPLE_RATE,
-            loglevel="FATAL",
-        )
-        self._decoder.add_jsgf_string("nanoworld", sphinx_grammar())
-        self._decoder.activate_search("nanoworld")
+        self._recogniser = SphinxRecogniser(grammar=sphinx_grammar())
+        self._recogniser.setup()
 
     def transcribe(self, audios: Sequence[Float32]) -> list[str]:
         """Transcribe waveforms [samples] at 16 kHz; an empty string where no sentence of the grammar fits.
@@ -66,15 +50,5 @@ class SphinxJudge:
         Raises:
             MediaError: an array is not mono, not finite, or too long.
         """
-        return [self._transcribe(check_audio(audio, number)) for number, audio in enumerate(audios)]
-
-    def _transcribe(self, audio: Float32) -> str:
-        if float(np.abs(audio).max()) < 1e-4:
-            return ""
-        silence = np.zeros(SAMPLE_RATE // 4, np.float32)
-        padded = np.concatenate([silence, audio * (0.5 / np.abs(audio).max()), silence])
-        self._decoder.start_utt()
-        self._decoder.process_raw(np.round(padded * 32767).astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        hypothesis = self._decoder.hyp()
-        return "" if hypothesis is None else str(hypothesis.hypstr)
+        checked = [check_audio(audio, number) for number, audio in enumerate(audios)]
+        return self._recogniser.transcribe(checked, SAMPLE_RATE)

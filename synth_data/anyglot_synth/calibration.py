@@ -1,0 +1,251 @@
+"""What a recogniser and a voice do when all is well: the yardstick for what is not.
+
+A recogniser makes errors of its own, and not the same on every voice, so one threshold on word errors is too strict for
+one voice and too lax for the next. `Calibration.measure` takes clips that are known to be good, some 25 a voice, and
+keeps for each voice
+
+- `errors`: the word error rate of the recogniser on it (all errors over all words): `judge_error`;
+- `pace`: how long it takes for a text: seconds as a straight line over letters, syllables and inner stops, by least
+  squares of ratios, and how far clips are from it (`sigma`, of the logarithm of the ratio).
+
+Filters then ask whether a clip has so many more errors, or is so much shorter or longer, than is usual *for its voice*.
+Clips of quite another kind of text, or made at another speaking rate, need a calibration of their own.
+
+    anyglot synth recipe.yaml --out trial --num 50       # without the asr filter; listen to some
+    python -m anyglot_synth.calibration trial --out voices.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_synth.dialogue import SPEECH, Dialogue, DialogueError, MediaFile
+from anyglot_synth.filters.sound import silence_of
+from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
+from anyglot_synth.scoring import Errors, normal, word_errors
+from anyglot_synth.store import Store
+from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.files import atomic_write
+
+FORMAT = 1
+MIN_CLIPS = 8
+"""Fewer of a voice say nothing about its spread."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound whose words are known: float32 `[samples]`, its sample rate, the words, who says them."""
+
+    audio: Float32
+    sample_rate: int
+    words: str
+    voice: str = ""
+    language: str = "en"
+
+
+def voice_of(media: MediaFile) -> str:
+    """Name of the voice that made a file: `engine/voice`, from its origin."""
+    origin = media.origin
+    backend: Any = origin.get("backend") or origin.get("identity") or {}
+    engine = backend if isinstance(backend, str) else backend.get("engine") or backend.get("name") or "unknown"
+    style: Any = origin.get("style") or {}
+    return f"{engine}/{style.get('voice') or style.get('name') or ''}"
+
+
+def judge_error(recogniser: Recogniser, clips: Sequence[Clip]) -> Errors:
+    """The recogniser's own word errors on clips whose words are known, of one voice or of many."""
+    heard = [recogniser.transcribe([clip.audio], clip.sample_rate)[0] for clip in clips]
+    return sum((word_errors(c.words, h, c.language) for c, h in zip(clips, heard, strict=True)), Errors(0, 0))
+
+
+def length_features(text: str, language: str = "en") -> list[float]:
+    """What the length of an utterance hangs on: a constant, letters, syllables (groups of vowels), inner stops."""
+    words = normal(text, language)
+    return [
+        1.0,
+        float(len(words.replace(" ", ""))),
+        float(len(re.findall("[aeiouy]+", words))),
+        float(len(re.findall(r"[,;:.!?](?=\s)", text.strip()))),
+    ]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a voice takes.
+
+    Args:
+        weights: seconds for each of `length_features`.
+        sigma: standard deviation of log(seconds / expected seconds) of good clips.
+    """
+
+    weights: tuple[float, ...]
+    sigma: float
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], seconds: Sequence[float], language: str = "en") -> Pace:
+        """Least squares of the ratio, so that short and long clips count the same."""
+        x_NF = np.array([length_features(text, language) for text in texts])
+        y_N = np.maximum(np.array(seconds, dtype=np.float64), 1e-3)
+        weights, _, rank, _ = np.linalg.lstsq(x_NF / y_N[:, None], np.ones(len(y_N)), rcond=None)
+        logs = -np.log(np.maximum(x_NF @ weights / y_N, 1e-3))
+        sigma = math.sqrt(float((logs**2).sum()) / max(1, len(y_N) - int(rank)))
+        return cls(tuple(round(float(w), 6) for w in weights), round(sigma, 6))
+
+    def deviation(self, text: str, seconds: float, language: str = "en") -> float:
+        """How many sigmas a clip is longer (or, below 0, shorter) than this voice takes for its text."""
+        expected = max(0.05, float(np.dot(self.weights, length_features(text, language))))
+        return math.log(max(seconds, 1e-3) / expected) / max(self.sigma, 0.02)
+
+
+@dataclass(frozen=True)
+class VoiceCalibration:
+    """Of one voice: clips measured, the judge's word errors, and the pace."""
+
+    num_clips: int
+    errors: Errors
+    pace: Pace
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of some voices by one recogniser.
+
+    Args:
+        recogniser: its identity.
+        voices: by name (`voice_of`).
+    """
+
+    recogniser: Mapping[str, Any]
+    voices: Mapping[str, VoiceCalibration]
+
+    @classmethod
+    def measure(cls, recogniser: Recogniser, clips: Iterable[Clip]) -> Calibration:
+        """From good clips. Raises `AnyglotError` for a voice with fewer than 8."""
+        said: dict[str, list[tuple[str, float, Errors]]] = {}
+        for clip in clips:
+            errors = judge_error(recogniser, [clip])
+            said.setdefault(clip.voice, []).append((clip.words, speech_seconds(clip.audio, clip.sample_rate), errors))
+        voices = {}
+        for voice, found in sorted(said.items()):
+            if len(found) < MIN_CLIPS:
+                raise AnyglotError(f"voice {voice!r} has {len(found)} clips; {MIN_CLIPS} are needed, 25 are better")
+            texts, seconds, errors_N = zip(*found, strict=True)
+            voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, seconds))
+        return cls(recogniser.identity(), voices)
+
+    def voice(self, name: str) -> VoiceCalibration:
+        """Raises `AnyglotError` for a voice that was not measured."""
+        if name not in self.voices:
+            raise AnyglotError(f"voice {name!r} is not in the calibration, which has {', '.join(self.voices)}")
+        return self.voices[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        voices = {
+            name: {
+                "num_clips": v.num_clips,
+                "edits": v.errors.edits,
+                "words": v.errors.total,
+                "wer": round(v.errors.rate, 4),
+                "pace": {"weights": list(v.pace.weights), "sigma": v.pace.sigma},
+            }
+            for name, v in sorted(self.voices.items())
+        }
+        return {"format": FORMAT, "recogniser": dict(self.recogniser), "voices": voices}
+
+    @classmethod
+    def from_dict(cls, found: Any, where: str = "calibration") -> Calibration:
+        """Reads `to_dict`. Raises `AnyglotError`."""
+        try:
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']!r}")
+            voices = {
+                str(name): VoiceCalibration(
+                    int(v["num_clips"]),
+                    Errors(int(v["edits"]), int(v["words"])),
+                    Pace(tuple(map(float, v["pace"]["weights"])), float(v["pace"]["sigma"])),
+                )
+                for name, v in found["voices"].items()
+            }
+            return cls(dict(found["recogniser"]), voices)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AnyglotError(f"{where}: not a calibration ({error!r}); measure it again") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON, atomically."""
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads a file of `save`. Raises `AnyglotError`."""
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AnyglotError(f"{path}: cannot be read as a calibration ({error})") from error
+        return cls.from_dict(found, str(path))
+
+
+def speech_seconds(audio: Float32, sample_rate: int) -> float:
+    """From the first sound to the last: silence before and after is not the voice's pace."""
+    found = silence_of(audio, sample_rate)
+    return max(0.0, len(audio) / sample_rate - found.lead - found.tail)
+
+
+def clips_of(folder: str | os.PathLike[str], most: int = 40) -> Iterator[Clip]:
+    """Spoken parts of a dataset's ok items, up to so many of each voice. Raises `AnyglotError`."""
+    store, counts = Store(folder), dict[str, int]()
+    path = Path(folder) / "samples.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise AnyglotError(f"{path}: {error.strerror}; give the folder of a dataset") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            dialogue = Dialogue.from_dict(json.loads(line), f"{path}, line {number}")
+        except ValueError as error:
+            raise DialogueError(f"{path}, line {number}: not JSON ({error})") from None
+        for turn in dialogue.turns:
+            for part in turn.parts:
+                if part.modality == SPEECH and part.media is not None:
+                    voice = voice_of(part.media)
+                    counts[voice] = counts.get(voice, 0) + 1
+                    if counts[voice] <= most:
+                        words = part.text if part.spoken_text is None else part.spoken_text
+                        yield Clip(*store.sound(part.media), words, voice, dialogue.language)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: measures the voices of a dataset; see --help."""
+    parser = argparse.ArgumentParser(prog="python -m anyglot_synth.calibration", description=main.__doc__)
+    parser.add_argument("dataset", help="folder of a dataset whose clips are good")
+    parser.add_argument("--out", required=True, help="JSON file for the asr filter")
+    parser.add_argument("--recogniser", default="sphinx", help='name, or JSON such as {"engine": "hf", "path": "..."}')
+    parser.add_argument("--most", type=int, default=40, help="clips of each voice")
+    given = parser.parse_args(arguments)
+    try:
+        asked = json.loads(given.recogniser) if given.recogniser.startswith("{") else given.recogniser
+        found = Calibration.measure(make_recogniser(asked), clips_of(given.dataset, given.most))
+        found.save(given.out)
+    except (AnyglotError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, voice in found.voices.items():
+        print(f"{name:20} {voice.num_clips:4} clips  word errors {100 * voice.errors.rate:5.1f} %  "
+              f"length within {100 * voice.pace.sigma:.1f} %")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""`Job`: one dataset folder while it is made: who may write to it, how far it is, and its lists at the end.
+
+    job.json        the recipe, resolved, and its fingerprint
+    .lock           held by the one run that writes
+    journal.jsonl   every item that has ended, in the order of the source; only while the job runs
+    samples.jsonl, rejects.jsonl, errors.jsonl   the journal by status; only when it is finished
+
+All state is the number of lines in the journal. Nothing written depends on when, where or how often a run was
+interrupted: a job that was killed and finished equals one that was not, byte for byte. Makes no items and no media.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import heapq
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from anyglot_synth.dialogue import Json, address, canonical
+from anyglot_synth.stages import FAILED, FILTERED, OK, Item
+from anyglot_synth.store import OBJECTS, StoreError
+from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.files import atomic_write
+
+FORMAT = "anyglot.dialogues"
+JOB, LOCK, JOURNAL = "job.json", ".lock", "journal.jsonl"
+LISTS = {OK: "samples.jsonl", FILTERED: "rejects.jsonl", FAILED: "errors.jsonl"}
+
+
+class JobError(AnyglotError):
+    """A dataset folder that another run holds, that another recipe made, or that is damaged."""
+
+
+class Job:
+    """Opens (or makes) a dataset folder for one run; a context manager that holds its lock.
+
+    Args:
+        folder: of the dataset.
+        recipe: JSON of everything that decides what the items are.
+        num: items of the source that are wanted, or None for all. A finished job goes on if more are wanted.
+        retry: of a finished job, do again the first item that failed and may succeed another time, and all after it
+            (what is made already is not made again).
+
+    Attributes:
+        done: how many items of the source have ended.
+        finished: whether nothing is left to do.
+        counts: ended items by status.
+
+    Raises:
+        JobError: the folder is in use, or was made by another recipe.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], recipe: Mapping[str, Any], num: int | None = None, *, retry: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.recipe: Json = json.loads(canonical(recipe))
+        self.num, self.retry = num, retry
+        self.done, self.finished = 0, False
+        self.counts: Counter[str] = Counter()
+        self._first_failed: int | None = None
+        self._num_source: int | None = None
+        self._lock: IO[str] | None = None
+        self._journal: IO[bytes] | None = None
+
+    def __enter__(self) -> Job:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / LOCK, "a", encoding="utf-8")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._close()
+            raise JobError(
+                f"{self.folder}: another run is writing there; wait for it, or give another folder"
+            ) from None
+        except OSError as error:
+            self._close()
+            raise JobError(f"{self.folder}: cannot be written ({error.strerror}); give another folder") from None
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def append(self, item: Item) -> None:
+        """Notes the next item that has ended. Raises `StoreError` where the disk refuses."""
+        assert self._journal is not None and item.index == self.done, f"item {item.index} after {self.done} others"
+        try:
+            self._journal.write(canonical(_line(item)).encode("utf-8", "surrogatepass") + b"\n")
+            self._journal.flush()
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder / JOURNAL}: cannot be written ({error.strerror}); free some space and run again"
+            ) from error
+        self.done += 1
+        self.counts[item.status] += 1
+
+    def finish(self, *, exhausted: bool) -> None:
+        """Writes the three lists and drops the journal.
+
+        Args:
+            exhausted: the source has no more items.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        assert self._journal is not None
+        self._num_source = self.done if exhausted else None
+        self._journal.close()
+        self._journal = None
+        try:
+            self._write_job()
+            self._write_lists()
+            (self.folder / JOURNAL).unlink()
+        except OSError as error:
+            raise StoreError(
+                f"{self.folder}: cannot be written ({error.strerror}); free some space and run again"
+            ) from error
+        self.finished = True
+
+    # opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._check_recipe()
+        journal = self.folder / JOURNAL
+        if journal.is_file():
+            self._sweep()
+        elif (self.folder / LISTS[OK]).is_file():
+            self._count_lists()
+            more = self.num is None or self.done < self.num
+            if self._first_failed is None and not (more and self.done != self._num_source):
+                self.finished = True
+                return
+            self._journal_again()
+        self._read_journal()
+        self._write_job()
+        self._journal = open(journal, "ab")  # noqa: SIM115 (open while the run lasts)
+
+    def _check_recipe(self) -> None:
+        path = self.folder / JOB
+        if not path.is_file():
+            others = [entry.name for entry in self.folder.iterdir() if entry.name != LOCK]
+            if others:
+                raise JobError(f"{self.folder}: holds other files ({sorted(others)[0]}); give a new folder")
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            was = found["recipe"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise JobError(f"{path}: cannot be read ({error!r}); give a new folder") from None
+        if was != self.recipe:
+            raise JobError(f"{path}: made by another recipe ({_difference(was, self.recipe)}); give a new folder")
+        self._num_source = found.get("num_source")
+
+    def _write_job(self) -> None:
+        job = {"format": FORMAT, "recipe": self.recipe, "fingerprint": address(self.recipe)}
+        if self._num_source is not None:
+            job["num_source"] = self._num_source
+        text = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        path = self.folder / JOB
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def _sweep(self) -> None:
+        """Removes what killed processes were writing: temporary names only."""
+        for path in (*self.folder.glob(".*.tmp*"), *(self.folder / OBJECTS).rglob(".*.tmp*")):
+            path.unlink(missing_ok=True)
+
+    def _read_journal(self) -> None:
+        """Counts the journal's lines, and cuts off one that is not whole."""
+        self.counts, self.done, good = Counter(), 0, 0
+        path = self.folder / JOURNAL
+        if not path.is_file():
+            return
+        with open(path, "rb+") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                found = _read(line, path, self.done + 1)
+                if found["index"] != self.done:
+                    raise JobError(f"{path}, line {self.done + 1}: is item {found['index']}; give a new folder")
+                self.counts[found["status"]] += 1
+                self.done += 1
+                good += len(line)
+            file.truncate(good)
+
+    # lists ------------------------------------------------------------------------------------------------------
+
+    def _write_lists(self) -> None:
+        with atomic_write(self.folder / LISTS[OK]) as ok, atomic_write(self.folder / LISTS[FILTERED]) as filtered:
+            with atomic_write(self.folder / LISTS[FAILED]) as failed:
+                with open(ok, "wb") as a, open(filtered, "wb") as b, open(failed, "wb") as c:
+                    into = {OK: a, FILTERED: b, FAILED: c}
+                    with open(self.folder / JOURNAL, "rb") as journal:
+                        for number, line in enumerate(journal, start=1):
+                            found = _read(line, self.folder / JOURNAL, number)
+                            status = found.pop("status")
+                            into[status].write(canonical(found).encode("utf-8", "surrogatepass") + b"\n")
+
+    def _lines(self) -> Iterator[tuple[int, str, Json]]:
+        """(index, status, line) of the three lists, in the order of the source."""
+
+        def of(status: str) -> Iterator[tuple[int, str, Json]]:
+            path = self.folder / LISTS[status]
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    found = _read(line, path, number)
+                    yield found["index"], status, found
+
+        there = [status for status, name in LISTS.items() if (self.folder / name).is_file()]
+        return heapq.merge(*map(of, there), key=lambda entry: entry[0])
+
+    def _count_lists(self) -> None:
+        for status, name in LISTS.items():
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    self.counts[status] += 1
+                    if status == FAILED and self.retry and self._first_failed is None:
+                        found = _read(line, path, number)
+                        self._first_failed = found["index"] if found.get("retryable") else None
+        self.done = self.counts.total()
+
+    def _journal_again(self) -> None:
+        """The journal of a finished job, up to the first item that is to be done again."""
+        with atomic_write(self.folder / JOURNAL) as temporary, open(temporary, "wb") as file:
+            for index, status, found in self._lines():
+                if index == self._first_failed:
+                    break
+                file.write(canonical({"status": status, **found}).encode("utf-8", "surrogatepass") + b"\n")
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _line(item: Item) -> Json:
+    """An ended item as a line of the journal."""
+    found: Json = {"status": item.status, "index": item.index}
+    if item.dialogue.turns:
+        found |= item.dialogue.to_dict()
+    if item.status != OK:
+        found |= {"stage": item.stage, "reason": item.reason, "detail": item.detail}
+    if item.status == FAILED:
+        found["retryable"] = item.retryable
+    return found | ({"facts": dict(item.facts)} if item.facts else {})
+
+
+def _read(line: bytes, path: Path, number: int) -> Json:
+    try:
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found["index"], int):
+            return found
+    except (ValueError, KeyError):
+        pass
+    raise JobError(f"{path}, line {number}: is damaged; give a new folder")
+
+
+def _difference(was: Any, now: Any, where: str = "") -> str:
+    """The first place where two JSON values differ, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                return _difference(was.get(key), now.get(key), f"{where}.{key}" if where else key)
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, (a, b) in enumerate(zip(was, now, strict=True)):
+            if a != b:
+                return _difference(a, b, f"{where}.{number}")
+    return f"{where or 'it'} was {canonical(was)[:80]}, now {canonical(now)[:80]}"

@@ -1,0 +1,187 @@
+"""`run`: a source and stages to a dataset folder, on this machine's cores or on a cluster.
+
+Composes: the source's dialogues become items, those that repeat an earlier one end at once, the rest goes through the
+stages (`workers.py`, or `ray_run.py`), and the job (`job.py`) notes what became of each. Then counts, a report and a
+dataset card are written. Killed at any moment and run again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from anyglot_synth.card import CARD, write_card
+from anyglot_synth.dialogue import Dialogue, Json
+from anyglot_synth.job import Job
+from anyglot_synth.report import REPORT, write_report
+from anyglot_synth.sources import BadRow, Source
+from anyglot_synth.stages import FAILED, FILTERED, OK, Item, Stage
+from anyglot_synth.store import Store
+from anyglot_synth.workers import Workers
+from anyglot_tokenizers.errors import ManifestError
+
+Progress = Callable[[Mapping[str, int], int, int | None], None]
+"""Called with counts by status, how many of them an earlier run had ended, and how many are wanted (or None)."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run left: items by status, and how many of them an earlier run had ended."""
+
+    out: str
+    ok: int
+    filtered: int
+    failed: int
+    earlier: int
+
+    def to_dict(self) -> Json:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def run(
+    source: Source,
+    stages: Sequence[Stage],
+    out: str | os.PathLike[str],
+    *,
+    name: str = "",
+    num: int | None = None,
+    workers: int | None = None,
+    on: str = "processes",
+    timeout: float = 300.0,
+    attempts: int = 3,
+    retry: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Makes a dataset, or goes on with one.
+
+    Args:
+        source: of dialogues.
+        stages: in order. Those with `ordered = True` must come first: they run here, over every item.
+        out: folder of the dataset.
+        name: of the dataset, for its card.
+        num: rows of the source that are taken, or None for all.
+        workers: processes, default as many as cores. On "ray" the cluster decides.
+        on: "processes" of this machine, or "ray".
+        timeout: seconds that an item may take.
+        attempts: tries of an item that hangs, crashes or may succeed another time.
+        retry: do again what failed so in an earlier run.
+        settings: the recipe as the user wrote it, for the card.
+        progress: see `Progress`.
+
+    Raises:
+        JobError: the folder is in use, or another recipe made it. StoreError: the disk refuses; run again and it goes
+            on. WorkerError, BackendError: an engine is not here. SourceError: there is nothing to read.
+    """
+    ordered = [stage for stage in stages if getattr(stage, "ordered", False)]
+    if ordered != list(stages[: len(ordered)]):
+        raise ManifestError(f"stage {ordered[-1].name!r} looks at items in order; put it before the others")
+    if on not in ("processes", "ray"):
+        raise ManifestError(f"a run is on {on!r}; use processes or ray")
+    rest = list(stages[len(ordered) :])
+    recipe = {"name": name, "source": source.config(), "stages": [[s.name, s.config()] for s in stages]}
+    if settings is not None:
+        recipe["settings"] = dict(settings)
+    with ExitStack() as stack:
+        job = stack.enter_context(Job(out, recipe, num, retry=retry))
+        earlier = job.done
+        written = [job.folder / CARD, job.folder / REPORT]
+        if not job.finished:
+            for path in written:
+                path.unlink(missing_ok=True)
+            items = islice(items_of(source, ordered, Store(out), num), job.done, None)
+            ended: Iterator[Item]
+            if on == "ray":
+                from anyglot_synth.ray_run import run_on_ray
+
+                ended = run_on_ray(items, rest, out, attempts=attempts)
+            else:
+                pool = stack.enter_context(
+                    Workers(rest, out, workers or os.cpu_count() or 1, timeout=timeout, attempts=attempts)
+                )
+                ended = pool.run(items)
+            for item in ended:
+                job.append(item)
+                if progress is not None:
+                    progress(job.counts, earlier, num)
+            job.finish(exhausted=num is None or job.done < num)
+        if not all(path.is_file() for path in written):
+            write_card(out, write_report(out))
+        return Summary(str(out), job.counts[OK], job.counts[FILTERED], job.counts[FAILED], earlier)
+
+
+def items_of(source: Source, ordered: Sequence[Stage], store: Store, num: int | None = None) -> Iterator[Item]:
+    """Items of a source in its order: bad rows have failed, repetitions and what `ordered` stages end are filtered."""
+    for stage in ordered:
+        stage.setup()
+    seen: set[bytes] = set()
+    for index, found in enumerate(islice(source.read(store), num)):
+        if isinstance(found, BadRow):
+            detail = f"{found.source}, row {found.row}: {found.error}"
+            yield Item(index, Dialogue((), found.source), FAILED, "source", "input", detail)
+            continue
+        item = Item(index, found)
+        digest = bytes.fromhex(found.id)
+        if digest in seen:
+            item = replace(
+                item, status=FILTERED, stage="source", reason="duplicate", detail="said before, word by word"
+            )
+        seen.add(digest)
+        for stage in ordered:
+            item = stage(item, store)
+        yield item
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a whole run would cost, from its first items: seconds of the machine, bytes, hours of sound."""
+
+    tried: int
+    ok: int
+    seconds_per_item: float
+    bytes_per_item: float
+    sound_seconds_per_item: float
+    num: int | None
+
+    def to_dict(self) -> Json:
+        """JSON-able form, with totals where the number of items is known."""
+        found: Json = asdict(self)
+        if self.num is not None:
+            found |= {
+                "hours": round(self.num * self.seconds_per_item / 3600, 3),
+                "gigabytes": round(self.num * self.bytes_per_item / 1e9, 4),
+                "hours_of_sound": round(self.num * self.sound_seconds_per_item / 3600, 3),
+            }
+        return found
+
+
+def dry_run(
+    source: Source, stages: Sequence[Stage], *, num: int | None = None, tries: int = 20, **options: Any
+) -> Estimate:
+    """Makes the first items in a temporary folder and says what all would cost. Nothing stays.
+
+    Args:
+        source, stages, num: as for `run`.
+        tries: items that are made.
+        options: of `run`.
+    """
+    from anyglot_synth.dataset import media_of, read_items
+
+    tries = tries if num is None else min(tries, num)
+    with tempfile.TemporaryDirectory(prefix="anyglot-dry-run-") as folder:
+        out = Path(folder) / "data"
+        began = time.perf_counter()
+        done = run(source, stages, out, num=tries, **options)
+        took = time.perf_counter() - began
+        total = max(1, done.ok + done.filtered + done.failed)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        sound = sum(m.file.seconds or 0.0 for item in read_items(out) for m in media_of(item.dialogue))
+    return Estimate(total, done.ok, took / total, size / total, sound / total, num)

@@ -1,0 +1,205 @@
+"""`Source`: something that gives dialogues; `RowSource`: one that reads rows of files; `BadRow`: a row that is none.
+
+A source of rows says what one row means (`dialogue`); reading, order, licences, the form (what of it is spoken) and
+bad rows are the same for all of them, and here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from anyglot_synth.dialogue import Dialogue, DialogueError
+from anyglot_synth.forms import Forms
+from anyglot_synth.store import Store
+from anyglot_tokenizers.errors import AnyglotError, MediaError
+
+
+class SourceError(AnyglotError):
+    """A source that cannot be used at all: no such file, an unknown option."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no dialogue: it goes to the errors of a run and never ends it.
+
+    Args:
+        source: the file, or the name of the data.
+        row: its number there, from 1; 0 is the file as a whole.
+        error: one line.
+    """
+
+    source: str
+    row: int
+    error: str
+
+
+class Source(ABC):
+    """Gives dialogues in a stable order. Light: what is heavy is opened by `read`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """JSON of all that changes what it gives: part of a job's fingerprint."""
+
+    @abstractmethod
+    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
+        """All dialogues, streaming. Media that come with the data are put into the store on the way.
+
+        Raises:
+            SourceError: there is nothing to read. StoreError: the disk refuses.
+        """
+
+
+class RowSource(Source):
+    """Reads rows: JSON arrays, JSON lines, parquet and arrow, plain or gzipped (see `rows.py`).
+
+    Args:
+        data: a file, a folder (all files of it that can be read, sorted), a pattern with `*`, or a list of these.
+        form: what is spoken: "text", "user-speech", "speech", "chain", or weights by name; see `forms.py`.
+        seed: of the form, where weights draw it.
+        source: name of the data, kept in every dialogue; the name of the first file or folder otherwise.
+        licence: SPDX name; read from the dataset card (`README.md` beside the data) otherwise, else "unknown".
+        language: BCP-47 tag of its text.
+        columns: ours -> theirs, for data that name a field differently: {instruction: prompt}.
+    """
+
+    def __init__(
+        self,
+        data: str | Sequence[str],
+        *,
+        form: str | Mapping[str, float] = "text",
+        seed: int = 0,
+        source: str = "",
+        licence: str = "",
+        language: str = "en",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self.data = [data] if isinstance(data, str) else [str(path) for path in data]
+        if not self.data:
+            raise SourceError(f"source {self.name!r}: data names no file; give a path")
+        self.forms = Forms(form, seed)
+        first = Path(self.data[0])
+        self.source = source or first.name.split(".")[0] or first.name
+        self.licence = licence
+        self.language = language
+        self.columns = dict(columns or {})
+
+    def config(self) -> dict[str, Any]:
+        """What it was told, and which files these are now: name, size and a hash of their two ends."""
+        return {**self.settings(), "files": [[path.name, *file_mark(path)] for path in self.files()]}
+
+    def settings(self) -> dict[str, Any]:
+        """What it was told, without its files."""
+        return {
+            "kind": self.name,
+            "form": self.forms.config(),
+            "source": self.source,
+            "licence": self.licence,
+            "language": self.language,
+            "columns": self.columns,
+            **self.options(),
+        }
+
+    def options(self) -> dict[str, Any]:
+        """JSON of the options of a class of its own."""
+        return {}
+
+    def files(self) -> list[Path]:
+        """The files, in order. Raises `SourceError`."""
+        from anyglot_synth.sources.rows import expand
+
+        return expand(self.data)
+
+    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
+        """See `Source`."""
+        from anyglot_synth.sources.rows import rows_of
+
+        for path in self.files():
+            licence = self.licence or licence_of(path.parent)
+            for number, row in rows_of(path):
+                if isinstance(row, BadRow):
+                    yield row
+                else:
+                    yield from self.dialogues(row, store, str(path.name), number, path.parent, licence)
+
+    def dialogues(
+        self, row: Any, store: Store, file: str, number: int, folder: Path, licence: str
+    ) -> Iterator[Dialogue | BadRow]:
+        """What one row gives, checked, in its form."""
+        try:
+            if not isinstance(row, Mapping):
+                raise DialogueError(f"the row is a JSON {type(row).__name__}, not an object")
+            renamed = {**row, **{ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}}
+            for found in self.build(renamed, store, folder):
+                dialogue = replace(
+                    found,
+                    licence=found.licence if found.licence != "unknown" else licence,
+                    language=found.language or self.language,
+                )
+                dialogue.check()
+                yield self.forms(dialogue)
+        except (DialogueError, MediaError) as error:
+            yield BadRow(file, number, str(error).removeprefix("dialogue: "))
+
+    def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
+        """The dialogues of a row (mostly one), as text and media. Raises `DialogueError` or `MediaError`.
+
+        Args:
+            row: the fields, by our names where `columns` renames them.
+            store: where media that come with the data go.
+            folder: of the file, for relative paths.
+        """
+        raise NotImplementedError
+
+
+def file_mark(path: Path) -> tuple[int, str]:
+    """(bytes, 16 hex digits): enough to notice another file without reading all of a big one; no proof of equality."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        ends = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        ends += file.read()
+    return size, hashlib.sha256(ends).hexdigest()[:16]
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a dataset card names (`README.md` with YAML between `---`, in the folder or above it)."""
+    for place in (folder, folder.parent):
+        card = place / "README.md"
+        if not card.is_file():
+            continue
+        with open(card, encoding="utf-8-sig", errors="replace") as file:
+            head = file.read(1 << 16).splitlines()
+        if not head or head[0].strip() != "---":
+            continue
+        for line in head[1:]:
+            if line.strip() == "---":
+                break
+            key, _, value = line.partition(":")
+            if key.strip() in ("license", "licence") and value.strip():
+                return value.strip().strip("'\"[]")
+    return "unknown"
+
+
+def text_of(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:
+    """The first of these fields that is there and not empty, stripped. Raises `DialogueError` where one is needed."""
+    for name in names:
+        value = row.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise DialogueError(f"{name!r} is a {type(value).__name__}, not text")
+        if value.strip():
+            return value.strip()
+    if needed:
+        there = [name for name in names if name in row]
+        if there:
+            raise DialogueError(f"{there[0]!r} is empty")
+        raise DialogueError(f"it has no {names[0]!r}; it has: {', '.join(map(str, row))[:200]}")
+    return ""

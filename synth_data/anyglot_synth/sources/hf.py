@@ -1,0 +1,111 @@
+"""Datasets that the package `datasets` loads: local folders and files of any kind it knows, or names of its hub.
+
+Rows are read as a stream and understood as one of the other sources does (`rows: alpaca`). Parquet and arrow files need
+none of this: give them to that source itself. Columns of pictures and sounds are taken as their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from anyglot_synth.dialogue import Dialogue
+from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, file_mark, licence_of
+from anyglot_synth.store import Store
+from anyglot_tokenizers.media import MediaBytes
+
+
+class HfDatasets(Source):
+    """What `datasets.load_dataset` (or `load_from_disk`) gives.
+
+    Args:
+        data: a folder, a file, or a name of the hub (which needs the network).
+        rows: the source that understands a row: "alpaca", "sharegpt", "llava", "dialogues", "examples".
+        split: of the dataset.
+        config_name: of a dataset with several.
+        revision: of a dataset of the hub: a commit, so that a run can be done again.
+        options: further options of that source (`form`, `columns`, `licence`, ...).
+    """
+
+    name: ClassVar[str] = "datasets"
+
+    def __init__(
+        self,
+        data: str,
+        rows: str,
+        *,
+        split: str = "train",
+        config_name: str = "",
+        revision: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        from anyglot_synth.sources import SOURCES
+
+        if not issubclass(SOURCES[rows], RowSource):
+            raise SourceError(f"source datasets: rows is {rows!r}, which reads no rows; use one such as 'alpaca'")
+        inner = SOURCES.build(rows, **{"data": data, **(options or {})})
+        assert isinstance(inner, RowSource)
+        self.inner, self.rows = inner, rows
+        self.data, self.split, self.config_name, self.revision = data, split, config_name, revision
+
+    def config(self) -> dict[str, Any]:
+        """See `Source`; local files by name, size and a hash of their ends."""
+        path = Path(self.data)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+        return {
+            "kind": self.name,
+            "data": path.name,
+            "split": self.split,
+            "config_name": self.config_name,
+            "revision": self.revision,
+            "rows": self.inner.settings(),
+            "files": [[file.name, *file_mark(file)] for file in files],
+        }
+
+    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
+        """See `Source`. Raises `SourceError` where the package, the data or the split is not there."""
+        table = self._load()
+        licence = self.inner.licence or str(getattr(table.info, "license", "") or "") or "unknown"
+        path = Path(self.data)
+        folder = path if path.is_dir() else path.parent
+        if licence == "unknown" and path.exists():
+            licence = licence_of(folder)
+        for number, row in enumerate(table, start=1):
+            row = {key: _plain(value) for key, value in row.items()}
+            yield from self.inner.dialogues(row, store, f"{path.name}/{self.split}", number, folder, licence)
+
+    def _load(self) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise SourceError("source datasets: needs the package datasets; pip install datasets") from None
+        try:
+            if (Path(self.data) / "dataset_dict.json").is_file() or (Path(self.data) / "state.json").is_file():
+                table = datasets.load_from_disk(self.data)
+                table = table[self.split] if isinstance(table, datasets.DatasetDict) else table
+            else:
+                named = {"name": self.config_name or None, "revision": self.revision or None}
+                path = Path(self.data)
+                kind = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+                if path.is_file() and kind:
+                    table = datasets.load_dataset(kind, data_files=self.data, split=self.split, streaming=True)
+                else:
+                    table = datasets.load_dataset(self.data, split=self.split, streaming=True, **named)
+        except (OSError, ValueError, KeyError) as error:
+            first = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise SourceError(f"{self.data}: datasets cannot load split {self.split!r} of it: {first}") from None
+        for column, kind in (table.features or {}).items():
+            if isinstance(kind, datasets.Image | datasets.Audio):
+                table = table.cast_column(column, type(kind)(decode=False))
+        return table
+
+
+def _plain(value: Any) -> Any:
+    """A picture or sound as bytes, where it is in a file of the dataset."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        if value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
+            return MediaBytes(Path(value["path"]).name, Path(value["path"]).read_bytes())
+        if value["bytes"] is not None:
+            return MediaBytes(str(value["path"] or "a medium in a table"), value["bytes"])
+    return value

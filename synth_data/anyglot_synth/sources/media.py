@@ -1,0 +1,100 @@
+"""Media that come with data -> objects of the store: checked, named by the sha256 of their bytes.
+
+PNG, JPEG and WebP are kept byte for byte, and so is FLAC of one channel and 16 bits; other pictures become PNG, other
+sounds such FLAC (several channels: their mean). Nothing is resized or resampled. Their origin says `given`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_synth.dialogue import MediaFile, address
+from anyglot_synth.store import Store
+from anyglot_tokenizers.errors import MediaError
+from anyglot_tokenizers.media import MediaBytes, read_image
+
+MAX_BYTES = 512 << 20
+_KEPT = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+
+
+def take_picture(store: Store, given: Any, folder: Path, origin: Mapping[str, Any] | None = None) -> MediaFile:
+    """A picture of the data as an object of the store.
+
+    Args:
+        store: where it goes.
+        given: a path relative to `folder`, `MediaBytes`, or what `datasets` gives: {"bytes": ..., "path": ...}.
+        folder: that it must be in.
+        origin: where it is from; its name is added.
+
+    Raises:
+        MediaError: it is missing, outside of the folder, damaged, or no picture.
+    """
+    from PIL import Image
+
+    data = media_bytes(given, folder)
+    height, width = read_image(data).shape[1:]
+    with Image.open(io.BytesIO(data.content)) as picture:
+        suffix = _KEPT.get(picture.format or "")
+    key = address(["picture", _digest(data.content)])
+    origin = {"name": data.name, **(origin or {}), "given": True}
+    if suffix is None:
+        pixels = np.round(read_image(data).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        return store.put_picture(key, pixels, origin)
+    file, digest = store.put(key, suffix, lambda path: _write(path, data.content))
+    return MediaFile(file, digest, origin, size=(int(width), int(height)))
+
+
+def take_sound(store: Store, given: Any, folder: Path, origin: Mapping[str, Any] | None = None) -> MediaFile:
+    """A sound of the data as FLAC in the store; arguments and errors as of `take_picture`."""
+    import soundfile
+
+    data = media_bytes(given, folder)
+    key = address(["sound", _digest(data.content)])
+    try:
+        info = soundfile.info(io.BytesIO(data.content))
+        audio, rate = soundfile.read(io.BytesIO(data.content), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(data.name, f"no sound that can be read ({error})", "give WAV, FLAC, OGG or MP3") from None
+    if not len(audio) or not np.isfinite(audio).all():
+        raise MediaError(data.name, "it has no samples, or some that are no numbers", "leave it out")
+    origin = {"name": data.name, **(origin or {}), "given": True}
+    if (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1):
+        file, digest = store.put(key, ".flac", lambda path: _write(path, data.content))
+        return MediaFile(file, digest, origin, info.samplerate, info.frames)
+    return store.put_sound(key, audio.mean(axis=1), rate, origin)
+
+
+def media_bytes(given: Any, folder: Path) -> MediaBytes:
+    """The bytes of a file of the data, and its name. Raises `MediaError`."""
+    if isinstance(given, Mapping):
+        content, path = given.get("bytes"), given.get("path")
+        if isinstance(content, bytes):
+            return MediaBytes(str(path or "a medium in a table"), content)
+        given = path
+    if isinstance(given, MediaBytes):
+        return given
+    if not isinstance(given, str) or not given:
+        raise MediaError(f"{given!r:.80}", "it names no file", "give a path relative to the data's folder")
+    path = folder / given
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise MediaError(given, f"it is outside of {folder.name!r}", "give a path inside of the folder of media")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise MediaError(given, f"it has {path.stat().st_size} bytes", f"{MAX_BYTES} are the limit")
+        return MediaBytes(given, path.read_bytes())
+    except OSError as error:
+        raise MediaError(given, f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,88 @@
+"""Stages that behave badly on some items; in a module of their own, so that worker processes find them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyglot_synth.backends import BackendError
+from anyglot_synth.stages import Filtered, Item, Stage
+from anyglot_synth.store import Store
+
+
+class Marks(Stage):
+    """Writes a small file per item, and does what the text asks for: "hang", "die", "defect", ..."""
+
+    name = "marks"
+
+    def __init__(self, seconds: float = 0.0, remember: str = "") -> None:
+        self.seconds, self.remember = seconds, remember
+
+    def config(self) -> dict[str, Any]:
+        return {"stage": "marks"}
+
+    def run(self, item: Item, store: Store) -> Item:
+        text = item.dialogue.turns[0].parts[0].text
+        time.sleep(self.seconds)
+        first = self._first(item)
+        if ("hang once" in text and first) or "hang always" in text:
+            time.sleep(600)
+        if ("die once" in text and first) or "die always" in text:
+            os._exit(9)
+        if "defect" in text:
+            raise KeyError("nobody foresaw this")
+        if ("busy once" in text and first) or "busy always" in text:
+            raise BackendError("the engine is busy", retryable=True)
+        if "broken" in text:
+            raise BackendError("the engine is broken")
+        if "unwanted" in text:
+            raise Filtered("unwanted", "not this one", share=0.5)
+        if "full" in text:
+            raise_full(store)
+        pixels = np.full((4, 4, 3), item.index % 256, np.uint8)
+        media = store.put_picture(item.dialogue.id, pixels, {"licence": "CC0-1.0"})
+
+        def change(i: int, j: int, turn: Any, part: Any) -> Any:
+            return part if part.modality != "image" else type(part)(part.modality, part.text, None, media)
+
+        return Item(item.index, item.dialogue.map_parts(change), facts={"index": item.index})
+
+    def _first(self, item: Item) -> bool:
+        """Whether no process has seen this item yet."""
+        if not self.remember:
+            return True
+        try:
+            os.close(os.open(Path(self.remember) / str(item.index), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+class NoEngine(Stage):
+    """Cannot be set up."""
+
+    name = "no-engine"
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def setup(self) -> None:
+        raise BackendError("the engine is not here; install it")
+
+    def run(self, item: Item, store: Store) -> Item:
+        raise AssertionError
+
+
+def raise_full(store: Store) -> None:
+    """What a full disk does to a write in the store."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.put("f" * 32, ".bin", write)

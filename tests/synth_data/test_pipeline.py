@@ -1,0 +1,202 @@
+"""The pipeline: killed anywhere it loses and doubles nothing; what goes wrong costs one item, or ends with one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
+from bad_stages import Marks, NoEngine
+
+from anyglot_synth.dialogue import Dialogue, Part, Turn
+from anyglot_synth.job import Job, JobError
+from anyglot_synth.run import Summary, dry_run, run
+from anyglot_synth.sources import BadRow, Source
+from anyglot_synth.stages import Stage
+from anyglot_synth.store import Store, StoreError
+from anyglot_synth.validate import validate
+from anyglot_synth.workers import WorkerError
+from anyglot_tokenizers.errors import ManifestError
+
+
+class Texts(Source):
+    """Dialogues of one picture each; `None` is a bad row."""
+
+    name = "texts"
+
+    def __init__(self, texts: Sequence[str | None]) -> None:
+        self.texts = texts
+
+    def config(self) -> dict[str, Any]:
+        return {"texts": "given"}
+
+    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
+        for number, text in enumerate(self.texts, start=1):
+            if text is None:
+                yield BadRow("texts", number, "is none")
+            else:
+                parts = (Part("text", text), Part("image", "a picture"))
+                yield Dialogue((Turn("user", parts),), "texts", "CC0-1.0")
+
+
+def numbered(count: int) -> list[str]:
+    return [f"number {i}" for i in range(count)]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every file and its hash."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def make(out: Path, texts: Sequence[str | None], stage: Stage | None = None, **options: Any) -> Summary:
+    return run(Texts(texts), [stage or Marks()], out, **{"workers": 2, **options})
+
+
+def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    texts = ["good", None, "unwanted", "good", "defect", "broken", "busy once", "busy always", "die once", "die always"]
+    texts += ["hang once", "hang always", "last"]
+    done = make(tmp_path / "out", texts, Marks(remember=str(seen)), timeout=1.5, attempts=2)
+    assert (done.ok, done.filtered, done.failed) == (5, 2, 6)
+    samples, rejects, errors = (lines(tmp_path / "out", name) for name in ("samples", "rejects", "errors"))
+    assert [line["index"] for line in samples] == [0, 6, 8, 10, 12]
+    assert [(line["index"], line["reason"]) for line in rejects] == [(2, "unwanted"), (3, "duplicate")]
+    assert rejects[0]["facts"] == {"share": 0.5} and rejects[0]["stage"] == "marks"
+    ended = {line["index"]: (line["reason"], line["retryable"]) for line in errors}
+    assert ended == {
+        1: ("input", False), 4: ("defect", False), 5: ("backend", False), 7: ("backend", True), 9: ("crash", True),
+        11: ("timeout", True),
+    }  # fmt: skip
+    assert {line["index"]: line["facts"]["attempts"] for line in errors if line["retryable"]} == {7: 2, 9: 2, 11: 2}
+    assert "nobody foresaw this" in errors[1]["detail"] and "Traceback" in caplog.text
+    assert validate(tmp_path / "out").exit_code == 0
+
+
+def test_workers_and_order_change_nothing(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        make(tmp_path / str(workers), numbered(60), workers=workers)
+    one = files(tmp_path / "1")
+    assert one == files(tmp_path / "3")
+    assert sum(name.endswith(".png") for name in one) == 60
+    assert {"job.json", "samples.jsonl", "report.json", "README.md"} <= one.keys() and "journal.jsonl" not in one
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").rglob("*")}
+    again = make(tmp_path / "1", numbered(60))
+    assert again.earlier == again.ok == 60
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "1").rglob("*")}, "nothing is written again"
+
+
+PROGRAM = """
+import sys; sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from test_pipeline import Marks, make, numbered
+if __name__ == "__main__":
+    make(Path({out!r}), numbered({count}), Marks(seconds=0.004))
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_the_same(tmp_path: Path) -> None:
+    """`ANYGLOT_KILLS=20 ANYGLOT_ITEMS=1000` for more."""
+    kills, count = int(os.environ.get("ANYGLOT_KILLS", "4")), int(os.environ.get("ANYGLOT_ITEMS", "200"))
+    make(tmp_path / "whole", numbered(count), Marks(seconds=0.0))
+    rng, out = random.Random(0), tmp_path / "killed"
+    text = PROGRAM.format(tests=str(Path(__file__).parent), out=str(out), count=count)
+    program = tmp_path / "program.py"
+    program.write_text(text)
+    killed = 0
+    while killed < kills:
+        process = subprocess.Popen([sys.executable, str(program)])
+        deadline, start = time.monotonic() + 60, journal_size(out)
+        while journal_size(out) == start and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)  # until it makes something
+        time.sleep(rng.random() * 0.3 * min(1, 400 / count + 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert killed >= min(kills, 2), "it was too fast to be killed"
+    subprocess.run([sys.executable, str(program)], check=True)
+    print(f"\nkilled {killed} times while making {count} items")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def journal_size(out: Path) -> int:
+    return (out / "journal.jsonl").stat().st_size if (out / "journal.jsonl").is_file() else 0
+
+
+def test_torn_lines_and_leftovers(tmp_path: Path) -> None:
+    make(tmp_path / "whole", numbered(20))
+    out = tmp_path / "out"
+    with pytest.raises(StoreError, match="cannot be written .*free some space"):
+        make(out, [*numbered(9), "full", *numbered(20)[9:]], workers=1)
+    assert not list(out.rglob("*.tmp*")) and (out / "journal.jsonl").is_file()
+    (out / "journal.jsonl").write_bytes((out / "journal.jsonl").read_bytes()[:-20])
+    left = out / "objects" / "ab" / ".abc.0123456789ab.tmp.png"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    make(out, numbered(20))
+    left.parent.rmdir() if not any(left.parent.iterdir()) else None
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_more_of_a_finished_job(tmp_path: Path) -> None:
+    make(tmp_path / "whole", numbered(30))
+    make(tmp_path / "out", numbered(30), num=12)
+    assert make(tmp_path / "out", numbered(30), num=12).earlier == 12
+    done = make(tmp_path / "out", numbered(30))
+    assert (done.earlier, done.ok) == (12, 30)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert make(tmp_path / "out", numbered(30), num=50).earlier == 30
+
+
+def test_retry_does_again_what_failed(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    texts = [*numbered(5), "busy once", *numbered(9)[5:]]
+    stage = Marks(remember=str(seen))
+    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 1
+    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 1
+    done = make(tmp_path / "out", texts, stage, attempts=1, retry=True)
+    assert (done.failed, done.ok, done.earlier) == (0, 10, 5)
+    make(tmp_path / "whole", texts, Marks(remember=str(seen)))
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with Job(tmp_path / "held", {"a": 1}), pytest.raises(JobError, match="another run is writing there"):
+        Job(tmp_path / "held", {"a": 1}).__enter__()
+    with pytest.raises(JobError, match=r"made by another recipe \(b.1 was 2, now 3\)"):
+        Job(tmp_path / "b", {"b": [1, 2]}).__enter__().__exit__(None, None, None)
+        Job(tmp_path / "b", {"b": [1, 3]}).__enter__()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(JobError, match=r"holds other files \(thesis.tex\)"):
+        make(tmp_path / "full", numbered(1))
+    with pytest.raises(WorkerError, match="not here; install it"):
+        make(tmp_path / "no", numbered(1), NoEngine())
+    with pytest.raises(ManifestError, match="use processes or ray"):
+        make(tmp_path / "on", numbered(1), on="fire")
+
+
+def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
+    estimate = dry_run(Texts(numbered(50)), [Marks()], num=50, tries=5, workers=1).to_dict()
+    assert estimate["tried"] == estimate["ok"] == 5 and estimate["hours"] > 0 and estimate["bytes_per_item"] > 100
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from anyglot_synth.dialogue import Dialogue, Part
+from anyglot_synth.sources import SOURCES, BadRow, SourceError
+from anyglot_synth.sources import rows as rows_module
+from anyglot_synth.sources.rows import rows_of
+from anyglot_synth.store import Store
+from anyglot_tokenizers.errors import AnyglotError
+
+
+def write(path: Path, rows: Any, array: bool = False) -> str:
+    text = json.dumps(rows, ensure_ascii=False) if array else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def read(tmp_path: Path, kind: str, **options: Any) -> list[Dialogue | BadRow]:
+    return list(SOURCES.build(kind, **options).read(Store(tmp_path / "out")))
+
+
+def said(dialogue: Dialogue | BadRow) -> list[tuple[str, list[tuple[str, str]]]]:
+    assert isinstance(dialogue, Dialogue), dialogue
+    return [(turn.role, [(p.modality, p.text) for p in turn.parts]) for turn in dialogue.turns]
+
+
+def png(color: tuple[int, int, int] = (200, 10, 10), size: int = 8, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+ALPACA = {"instruction": "Add the numbers.", "input": "1 and 2", "output": "3"}
+
+
+# --- reading rows ---
+
+
+def parsed(path: Path) -> list[Any]:
+    return [row.error if isinstance(row, BadRow) else row for _, row in rows_of(path)]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
+def test_values_of_arrays_are_found_whatever_the_chunks_are(tmp_path, monkeypatch, chunk) -> None:
+    monkeypatch.setattr(rows_module, "_CHUNK", chunk)
+    rows = [{"a": '],[{"\\ \n'}, {"b": [1, [2, {"c": "}"}]]}, "x,y", 3, None, {}, {"é": "\\\\"}]
+    for text in (json.dumps(rows), json.dumps(rows, indent=3), " \n" + json.dumps(rows, ensure_ascii=False) + "\n"):
+        (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+        assert parsed(tmp_path / "rows.json") == rows
+
+
+def test_pretty_printed_objects_one_after_another(tmp_path) -> None:
+    rows = [{"a": {"b": 1}}, {"a": "}"}]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
+    assert parsed(tmp_path / "rows.json") == rows
+
+
+def test_a_broken_value_costs_one_row(tmp_path) -> None:
+    (tmp_path / "a.json").write_text('[{"a": 1}, {"a": oops}, {"a": 3}]')
+    first, second, third = parsed(tmp_path / "a.json")
+    assert (first, third) == ({"a": 1}, {"a": 3}) and "not JSON" in second
+    (tmp_path / "b.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n\n{"a": \n{"a": 4}\n' + b"[" * 100_000 + b"\n")
+    found = parsed(tmp_path / "b.jsonl")
+    assert found[0] == {"a": 1} and found[3] == {"a": 4} and len(found) == 5
+    assert "not UTF-8 at character 7 (byte 0xff)" in found[1] and "not JSON" in found[2] and "not JSON" in found[4]
+
+
+def test_a_file_cut_off_keeps_what_is_whole(tmp_path) -> None:
+    text = json.dumps([{"a": i} for i in range(100)])
+    (tmp_path / "a.json").write_text(text[: len(text) // 2])
+    found = parsed(tmp_path / "a.json")
+    assert found[:40] == [{"a": i} for i in range(40)] and "not JSON" in found[-1]
+    packed = gzip.compress("".join(json.dumps({"a": i}) + "\n" for i in range(20_000)).encode())
+    (tmp_path / "b.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    found = parsed(tmp_path / "b.jsonl.gz")
+    assert found[0] == {"a": 0} and "the file breaks off here" in found[-1] and len(found) > 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("array", [False, True])
+def test_encodings(tmp_path, encoding, packed, array) -> None:
+    rows = [{"a": "é"}, {"a": "你"}]
+    text = (
+        json.dumps(rows, ensure_ascii=False) if array else "\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+    )
+    data = text.encode(encoding)
+    (tmp_path / "rows.json").write_bytes(gzip.compress(data) if packed else data)
+    assert parsed(tmp_path / "rows.json") == rows
+
+
+def test_a_row_that_is_too_long_is_skipped(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW", 1000)
+    monkeypatch.setattr(rows_module, "_CHUNK", 64)
+    rows = [{"a": 1}, {"a": "x" * 5000}, {"a": 3}]
+    for name, array in (("a.json", True), ("a.jsonl", False)):
+        write(tmp_path / name, rows, array)
+        first, second, third = parsed(tmp_path / name)
+        assert (first, third) == ({"a": 1}, {"a": 3}) and second == "it has more than 1000 characters"
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path) -> None:
+    row = {"instruction": "x" * 1000, "output": "y" * 1000}
+    peaks = []
+    for count in (4_000, 20_000):
+        path = tmp_path / f"{count}.json"
+        with open(path, "w") as file:
+            file.write("[" + ",".join([json.dumps(row)] * count) + "]")
+        tracemalloc.start()
+        assert sum(1 for _ in rows_of(path)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 12e6 and peaks[1] < 1.2 * peaks[0]
+
+
+def test_parquet_and_arrow(tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table({"instruction": [f"q{i}" for i in range(200)], "output": ["a"] * 200})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for name, opened in (("a.arrow", pa.ipc.new_stream), ("b.arrow", pa.ipc.new_file)):
+        with opened(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table, max_chunksize=70)
+    for name in ("a.parquet", "a.arrow", "b.arrow"):
+        found = read(tmp_path, "alpaca", data=str(tmp_path / name))
+        assert [said(d)[0][1][0][1] for d in found] == [f"q{i}" for i in range(200)]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    (bad,) = read(tmp_path, "alpaca", data=str(tmp_path / "bad.parquet"))
+    assert isinstance(bad, BadRow) and bad.row == 1 and "damaged" in bad.error
+
+
+# --- all sources ---
+
+
+def test_folders_patterns_and_lists_keep_their_order(tmp_path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.json"):
+        write(tmp_path / name, [{"instruction": name, "output": "x"}], array=name == "c.json")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    found = read(tmp_path, "alpaca", data=str(tmp_path))
+    assert [said(d)[0][1][0][1] for d in found] == ["a.jsonl", "b.jsonl", "c.json"]
+    assert {d.licence for d in found} == {"cc-by-4.0"} and found[0].source == tmp_path.name
+    found = read(
+        tmp_path, "alpaca", data=[str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")], licence="MIT", source="s"
+    )
+    assert [said(d)[0][1][0][1] for d in found] == ["c.json", "a.jsonl", "b.jsonl"]
+    assert {(d.licence, d.source) for d in found} == {("MIT", "s")}
+
+
+def test_mistakes_of_the_user_are_told(tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [ALPACA])
+    with pytest.raises(SourceError, match="there is no source 'alpacca'; did you mean 'alpaca'?"):
+        SOURCES.build("alpacca", data=data)
+    with pytest.raises(SourceError, match="source 'alpaca' has no option 'inputs'; it has: data, input"):
+        SOURCES.build("alpaca", data=data, inputs="text")
+    with pytest.raises(SourceError, match="source 'alpaca' needs the option 'data'"):
+        SOURCES.build("alpaca")
+    with pytest.raises(SourceError, match="input is 'yes'; use one of: append, text, drop"):
+        SOURCES.build("alpaca", data=data, input="yes")
+    with pytest.raises(AnyglotError, match="there is no form 'spoken'"):
+        SOURCES.build("alpaca", data=data, form="spoken")
+    with pytest.raises(SourceError, match="nowhere.json: there is no file to read"):
+        read(tmp_path, "alpaca", data=str(tmp_path / "nowhere.json"))
+
+
+def test_every_source_can_be_imported() -> None:
+    assert {cls.name for cls in SOURCES.values()} == set(SOURCES)
+
+
+def test_the_config_knows_the_files(tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [ALPACA])
+    before = SOURCES.build("alpaca", data=data).config()
+    json.dumps(before)
+    write(tmp_path / "a.jsonl", [{**ALPACA, "output": "4"}])
+    assert SOURCES.build("alpaca", data=data).config() != before
+
+
+# --- alpaca ---
+
+
+def test_alpaca_inputs(tmp_path) -> None:
+    data = write(tmp_path / "a.json", [ALPACA, {"instruction": "Hi", "input": "", "output": "Hello"}], array=True)
+    first, second = read(tmp_path, "alpaca", data=data)
+    assert said(first) == [("user", [("text", "Add the numbers.\n\n1 and 2")]), ("assistant", [("text", "3")])]
+    assert said(second)[0] == ("user", [("text", "Hi")])
+    first, second = read(tmp_path, "alpaca", data=data, input="text", form="speech")
+    assert said(first) == [
+        ("user", [("speech", "Add the numbers."), ("text", "1 and 2")]),
+        ("assistant", [("speech", "3")]),
+    ]
+    first, second = read(tmp_path, "alpaca", data=data, input="drop")
+    assert first == BadRow("a.json", 1, "it has an input, and input is 'drop'") and isinstance(second, Dialogue)
+
+
+def test_alpaca_bad_rows(tmp_path) -> None:
+    rows = [
+        {"instruction": "", "output": "x"},
+        {"instruction": "x"},
+        {"instruction": 3, "output": "x"},
+        ["x"],
+        {"instruction": "x", "output": "y" * 100_000},
+        {"instruction": "😀", "output": "😀"},
+        {"prompt": "x", "completion": "y", "system": "Be kind."},
+        {"q": "x", "a": "y"},
+    ]
+    found = read(tmp_path, "alpaca", data=write(tmp_path / "a.jsonl", rows))
+    errors = [d.error if isinstance(d, BadRow) else None for d in found]
+    assert errors == [
+        "'instruction' is empty",
+        "it has no 'output'; it has: instruction",
+        "'instruction' is a int, not text",
+        "the row is a JSON list, not an object",
+        "turn 2 has 100000 characters, 20000 are the limit",
+        None,
+        None,
+        "it has no 'instruction'; it has: q, a",
+    ]
+    assert [row.row for row in found if isinstance(row, BadRow)] == [1, 2, 3, 4, 5, 8]
+    assert said(found[6])[0] == ("system", [("text", "Be kind.")])
+    renamed = read(tmp_path, "alpaca", data=str(tmp_path / "a.jsonl"), columns={"instruction": "q", "output": "a"})
+    assert said(renamed[7])[0] == ("user", [("text", "x")])
+
+
+# --- conversations ---
+
+
+def test_sharegpt_and_openai(tmp_path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png()).decode()
+    (tmp_path / "cat.png").write_bytes(png((1, 2, 3)))
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+                {"from": "human", "value": "?"},
+            ]
+        },
+        {"system": "S", "messages": [{"role": "User", "content": "a"}, {"role": "Assistant", "content": "b"}]},
+        {"conversation": [[{"role": "user", "message": "a"}, {"role": "assistant", "message": "b"}]]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "look"},
+                        {"type": "image_url", "image_url": {"url": url}},
+                        {"type": "image_url", "image_url": "cat.png"},
+                    ],
+                },
+                {"role": "assistant", "content": "red"},
+            ]
+        },
+        {"items": [{"from": "bing", "value": "I begin"}]},
+    ]
+    found = read(tmp_path, "sharegpt", data=write(tmp_path / "a.jsonl", rows))
+    assert said(found[0]) == [("user", [("text", "Hi")]), ("assistant", [("text", "Hello")])]
+    assert [role for role, _ in said(found[1])] == ["system", "user", "assistant"]
+    assert said(found[2])[1] == ("assistant", [("text", "b")])
+    assert [kind for kind, _ in said(found[3])[0][1]] == ["text", "image", "image"]
+    assert said(found[4]) == [("assistant", [("text", "I begin")])]
+
+
+def test_conversations_that_are_none(tmp_path) -> None:
+    turn = {"from": "human", "value": "Hi"}
+    rows = [
+        {"conversations": [turn]},
+        {"conversations": [turn, {"from": "tool", "value": "x"}]},
+        {"conversations": [turn, {"from": "gpt", "value": " "}]},
+        {"conversations": [turn, {"value": "x"}]},
+        {"conversations": "Hi"},
+        {"conversations": ["Hi"]},
+        {"text": "Hi"},
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}, {"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}]},
+        {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}]},
+        {"conversations": []},
+    ]
+    found = read(tmp_path, "sharegpt", data=write(tmp_path / "a.jsonl", rows))
+    assert [row.error for row in found if isinstance(row, BadRow)] == [
+        "the assistant says nothing in it",
+        "turn 2 is of an unknown role 'tool'",
+        "turn 2 is empty",
+        "turn 2 is of an unknown role None",
+        "'conversations' is a str, not a list of turns",
+        "turn 1 is a str, not an object with a role and a text",
+        "it has no 'conversations' or 'messages'; it has: text",
+        "turn 1 has a part of an unknown type 'video'",
+        "turn 1 has a picture at 'http://a/b.png'; fetch it and give its path",
+        "turn 1 is empty",
+        "the assistant says nothing in it",
+    ]
+
+
+def test_llava(tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    for name, kind in (("a.jpg", "JPEG"), ("b.png", "PNG"), ("c.bmp", "BMP")):
+        (tmp_path / "images" / name).write_bytes(png((50, 60, 70), kind=kind))
+    (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "secret.png").write_bytes(png())
+
+    def row(image: Any, asked: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "A square."}]
+        return {"conversations": turns, **({} if image is None else {"image": image})}
+
+    rows = [
+        row("a.jpg", "<image>\nWhat is it?"),
+        row(["b.png", "c.bmp"], "<image> and <image>: the same?"),
+        row("b.png", "What is it?"),
+        row(None, "Hello"),
+        row("b.png", "<image><image>"),
+        row(None, "<image>\nWhat?"),
+        row("bad.png", "<image>"),
+        row("none.png", "<image>"),
+        row("../secret.png", "<image>"),
+    ]
+    data, folder = write(tmp_path / "llava.json", rows, array=True), str(tmp_path / "images")
+    found = read(tmp_path, "llava", data=data, images=folder, form="user-speech")
+    assert said(found[0])[0] == ("user", [("image", ""), ("speech", "What is it?")])
+    assert [kind for kind, _ in said(found[1])[0][1]] == ["image", "speech", "image", "speech"]
+    assert said(found[2])[0] == ("user", [("image", ""), ("speech", "What is it?")])
+    assert [d.task for d in found[:4] if isinstance(d, Dialogue)] == ["vqa", "vqa", "vqa", "spoken-chat"]
+    errors = [d.error for d in found if isinstance(d, BadRow)]
+    assert errors[:2] == ["it has 2 <image> but 1 pictures", "it has 1 <image> but 0 pictures"]
+    assert "bad.png" in errors[2] and "none.png: it cannot be read" in errors[3]
+    assert "it is outside of 'images'" in errors[4]
+    store = Store(tmp_path / "out")
+    media = found[0].turns[0].parts[0].media
+    assert store.path(media).read_bytes() == (tmp_path / "images" / "a.jpg").read_bytes()
+    assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True}
+    assert store.path(found[1].turns[0].parts[2].media).suffix == ".png"
+    assert found == read(tmp_path, "llava", data=data, images=folder, form="user-speech")
+
+
+# --- our own ---
+
+
+def test_dialogues_with_placeholders(tmp_path) -> None:
+    def turns(text: str) -> dict[str, Any]:
+        return {"turns": [{"role": "user", "text": text}, {"role": "assistant", "content": "ok"}]}
+
+    rows = [
+        turns("Draw [image: a [big] cat ] and [Music : slow, sad] [1]."),
+        turns("[speech: hello there]"),
+        turns("[image: ]"),
+        turns("[image]"),
+        turns("[image: a cat"),
+        turns("[MUSIC:]"),
+        turns(" "),
+        {**turns("hi"), "task": "greet", "licence": "MIT", "language": "en-GB", "meta": {"topic": "x"}},
+    ]
+    found = read(tmp_path, "dialogues", data=write(tmp_path / "a.jsonl", rows), licence="CC0-1.0")
+    assert said(found[0])[0][1] == [
+        ("text", "Draw"),
+        ("image", "a [big] cat"),
+        ("text", "and"),
+        ("music", "slow, sad"),
+        ("text", "[1]."),
+    ]
+    assert said(found[1])[0][1] == [("speech", "hello there")]
+    assert [row.error for row in found if isinstance(row, BadRow)] == [
+        "a placeholder without a description: '[image: ]'",
+        "a placeholder without a description: '[image]'",
+        "the placeholder '[image: a cat' has no closing bracket",
+        "a placeholder without a description: '[MUSIC:]'",
+        "turn 1 (user) is empty",
+    ]
+    last = found[-1]
+    assert (last.task, last.licence, last.language, last.meta) == ("greet", "MIT", "en-GB", {"topic": "x"})
+    assert found[0].licence == "CC0-1.0"
+
+
+def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [
+        {"conversations": [{"from": "human", "value": "<image> q"}, {"from": "gpt", "value": "a"}], "image": "a.png"}
+    ]
+    (first,) = read(tmp_path, "llava", data=write(tmp_path / "a.jsonl", rows), source="s")
+    data = write(tmp_path / "out" / "samples.jsonl", [{"index": 0, **first.to_dict(), "facts": {}}])
+    (again,) = SOURCES.build("dialogues", data=data).read(Store(tmp_path / "second"))
+    assert again.id == first.id and again.turns[0].parts[0].media.sha256 == first.turns[0].parts[0].media.sha256
+    assert (tmp_path / "second" / again.turns[0].parts[0].media.file).is_file()
+
+
+# --- forms ---
+
+
+def test_forms(tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [{"instruction": "Hi", "output": "Hello"}])
+    (user,) = read(tmp_path, "alpaca", data=data, form="user-speech")
+    (both,) = read(tmp_path, "alpaca", data=data, form="speech")
+    (chain,) = read(tmp_path, "alpaca", data=data, form="chain")
+    assert said(user) == [("user", [("speech", "Hi")]), ("assistant", [("text", "Hello")])]
+    assert said(both) == [("user", [("speech", "Hi")]), ("assistant", [("speech", "Hello")])]
+    assert said(chain)[1] == ("assistant", [("text", "Hi"), ("text", "Hello"), ("speech", "Hello")])
+    assert {d.task for d in (user, both, chain)} == {"spoken-chat"} and chain.meta == {"form": "chain"}
+
+
+def test_a_mixture_of_forms_is_drawn_by_seed_and_row(tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [{"instruction": f"q{i}", "output": "a"} for i in range(400)])
+    options = {"data": data, "form": {"text": 1, "chain": 3, "speech": 0}}
+    found = read(tmp_path, "alpaca", **options)
+    counts = Counter(d.meta.get("form", "text") for d in found)
+    assert counts.keys() == {"text", "chain"} and 250 < counts["chain"] < 350
+    assert found == read(tmp_path, "alpaca", **options) != read(tmp_path, "alpaca", **options, seed=1)
+    with pytest.raises(AnyglotError, match="the weights of the forms add up to 0"):
+        SOURCES.build("alpaca", data=data, form={"text": 0})
+
+
+# --- datasets ---
+
+
+def test_datasets(tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"instruction": f"q{i}", "input": "", "output": "a"} for i in range(5)]
+    data = write(tmp_path / "a.jsonl", rows)
+    streamed = read(tmp_path, "datasets", data=data, rows="alpaca", options={"licence": "MIT"})
+    assert [said(d)[0][1] for d in streamed] == [[("text", f"q{i}")] for i in range(5)]
+    assert streamed[0].licence == "MIT"
+    table = datasets.Dataset.from_list(rows)
+    table.save_to_disk(str(tmp_path / "saved"))
+    saved = read(tmp_path, "datasets", data=str(tmp_path / "saved"), rows="alpaca")
+    assert [said(d) for d in saved] == [said(d) for d in streamed]
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "red"}]
+    pictures = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (9, 7))], "conversations": [turns]},
+        features=datasets.Features(
+            {
+                "image": datasets.Image(),
+                "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
+            }
+        ),
+    )
+    pictures.to_parquet(str(tmp_path / "pictures.parquet"))
+    for kind, options in (("llava", {}), ("datasets", {"rows": "llava"})):
+        (found,) = read(tmp_path, kind, data=str(tmp_path / "pictures.parquet"), **options)
+        assert isinstance(found, Dialogue) and found.turns[0].parts[0].media.size == (9, 7)
+    with pytest.raises(SourceError, match="cannot load split 'test'"):
+        read(tmp_path, "datasets", data=data, rows="alpaca", split="test")
+    with pytest.raises(SourceError, match="rows is 'nanoworld-tasks'"):
+        SOURCES.build("datasets", data=data, rows="nanoworld-tasks")
+
+
+# --- media ---
+
+
+def test_sounds_are_kept_or_become_flac(tmp_path) -> None:
+    from anyglot_synth.sources.media import take_sound
+
+    store = Store(tmp_path / "out")
+    tone = (0.3 * np.sin(np.arange(8000) / 5)).astype(np.float32)
+    soundfile.write(tmp_path / "a.flac", tone, 8000, subtype="PCM_16")
+    soundfile.write(tmp_path / "b.wav", np.stack([tone, 0 * tone], axis=1), 8000)
+    (tmp_path / "c.wav").write_bytes(b"RIFFnothing")
+    kept = take_sound(store, "a.flac", tmp_path)
+    assert store.path(kept).read_bytes() == (tmp_path / "a.flac").read_bytes() and kept.seconds == 1.0
+    mixed, rate = store.sound(take_sound(store, "b.wav", tmp_path))
+    assert rate == 8000 and np.abs(mixed - tone / 2).max() < 1e-3
+    with pytest.raises(AnyglotError, match="c.wav: no sound that can be read"):
+        take_sound(store, "c.wav", tmp_path)
+
+
+def test_equal_words_of_different_files_are_different_dialogues() -> None:
+    from anyglot_synth.dialogue import MediaFile, Turn
+
+    def dialogue(sha: str, given: bool) -> Dialogue:
+        media = MediaFile("objects/x.flac", sha, {"given": True} if given else {})
+        return Dialogue((Turn("user", (Part("speech", "hello", media=media),)),), "s")
+
+    assert dialogue("a", True).id != dialogue("b", True).id
+    assert dialogue("a", False).id == dialogue("b", False).id
