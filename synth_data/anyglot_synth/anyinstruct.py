@@ -190,11 +190,10 @@ class AnyInstruct:
         return REQUIREMENTS[int(rng.choice(len(REQUIREMENTS), p=[weight / sum(weights) for weight in weights]))]
 
     def _examples(self, step: str, of: str, requirement: Requirement) -> tuple[Example, ...]:
-        """Three examples; the last of them keeps the requirement."""
+        """Two examples; the last of them keeps the requirement."""
         same = [example for example in EXAMPLES if example.requirement == requirement.name]
         rest = [example for example in EXAMPLES if example.requirement != requirement.name]
-        order = rng_of(self.seed, "examples", step, of).permutation(len(rest))
-        return (rest[int(order[0])], rest[int(order[1])], same[0])
+        return rest[int(rng_of(self.seed, "examples", step, of).integers(len(rest)))], same[0]
 
     def _ask(
         self,

@@ -24,6 +24,7 @@ from anyglot_synth.grammar_phrases import ANSWERS, phrasings
 from anyglot_synth.nanoworld.language import NUMBERS, describe, edit, place_words, question
 from anyglot_synth.nanoworld.scene import Scene, Split, sample_scene
 from anyglot_synth.seeds import rng_of
+from anyglot_synth.sources.base import BadRow, Source
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -225,7 +226,7 @@ def _fits(talk: _Talk, act: str, last: str) -> bool:
     return again.get(act) not in talk.given and act != last
 
 
-class GrammarWriter:
+class GrammarWriter(Source):
     """See the module.
 
     Args:
@@ -276,7 +277,7 @@ class GrammarWriter:
         while len(acts) < rounds and acts[0] != "compare":  # of two pictures: there is no one scene to go on about
             acts.append(talk.pick([act for act in FOLLOWING if _fits(talk, act, acts[-1])]))
             FOLLOWING[acts[-1]](talk)
-        meta = {"writer": "grammar", "split": self.split, "phrasings": self.phrasings, "seed": self.seed}
+        meta: Json = {"writer": "grammar", "split": self.split, "phrasings": self.phrasings, "seed": self.seed}
         meta |= {"index": index, "acts": acts, "truth": talk.truth}
         return Dialogue(tuple(talk.turns), "nanoworld-grammar", "CC0-1.0", "nanoworld-chat", meta=meta)
 
@@ -285,6 +286,6 @@ class GrammarWriter:
         numbers = count(start) if num is None else range(start, start + num)
         return map(self.dialogue, numbers)
 
-    def read(self, store: Store) -> Iterator[Dialogue]:
+    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """As a source of a pipeline. Nothing is put into the store: media come later."""
         return self.dialogues(self.num)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anyglot_synth.backends import Backend, BackendError, Made
 from anyglot_synth.dialogue import IMAGE, MUSIC, Json, MediaFile, Part, Turn, canonical
@@ -80,7 +83,7 @@ class IllustrateStage(Stage):
         origin = {"licence": backend.licence, **_beside(store, key, made), "backend": backend.identity()}
         origin |= {"text": part.text, **({"seed": seed} if backend.seeded else {})}
         # A file that is there is not written again: then the array does not count.
-        array = np.zeros(0, np.uint8) if made is None else made.array
+        array: NDArray[Any] = np.zeros(0) if made is None else made.array
         if part.modality == IMAGE:
             return store.put_picture(key, array, origin)
         return store.put_sound(key, array, (made and made.sample_rate) or 0, origin)
@@ -89,11 +92,14 @@ class IllustrateStage(Stage):
 def _beside(store: Store, key: str, made: Made | None) -> Json:
     """Keeps a backend's notes and MIDI file beside the medium (of None they are there); what of it an origin says."""
     if made is not None:
-        notes, midi = canonical(dict(made.notes)), made.midi
-        if midi is not None:
-            store.put(key, ".mid", lambda path: path.write_bytes(midi))
-        if made.notes:
-            store.put(key, ".json", lambda path: path.write_text(notes, encoding="utf-8"))
+        beside = {".json": canonical(dict(made.notes)).encode() if made.notes else None, ".mid": made.midi}
+        for suffix, content in beside.items():
+            if content is not None:
+                store.put(key, suffix, partial(_write, content))
     noted = store.path(store.file(key, ".json"))
     found: Json = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
     return found | ({"midi": store.file(key, ".mid")} if store.has(key, ".mid") else {})
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)

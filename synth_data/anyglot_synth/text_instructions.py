@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -458,7 +458,7 @@ def instructions(num: int, seed: int = 0, writer: Writer | None = None, num_writ
     return [kept[int(i)] for i in rng_of(seed, "order").permutation(num)]
 
 
-def write(path: str | os.PathLike[str], rows: list[Mapping[str, Any]]) -> None:
+def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows as JSONL."""
     with atomic_write(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

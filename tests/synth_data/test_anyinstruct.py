@@ -29,8 +29,11 @@ from anyglot_synth.anyinstruct_prompts import (
     Requirement,
     requirement_of,
 )
+from anyglot_synth.anyinstruct_source import AnyInstructSource
 from anyglot_synth.dialogue import Dialogue
 from anyglot_synth.llm import CachedWriter, Request, Unusable, Writer
+from anyglot_synth.sources import BadRow
+from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
 BY_NAME = {requirement.name: requirement for requirement in REQUIREMENTS}
@@ -294,6 +297,21 @@ def test_a_model_without_ideas_ends(tmp_path: Path) -> None:
     report = write(AnyInstruct(Mute(), num_topics=5, tries=1), tmp_path)
     assert report["topics"] == {"given up": 108, "length": 108}
     assert report["chats"] == {}
+
+
+def test_as_a_source_of_a_pipeline(tmp_path: Path) -> None:
+    source = AnyInstructSource(Storyteller(), str(tmp_path / "answers"), num_topics=30, tries=1)
+    found = list(source.read(Store(tmp_path)))
+    chats = [one for one in found if isinstance(one, Dialogue)]
+    lost = [one for one in found if isinstance(one, BadRow)]
+    assert len(found) == 30 and len(chats) > 5 and lost
+    assert all(re.fullmatch(r"'.*': (scenarios|chats): \w+.*", one.error) for one in lost)
+    again = Storyteller()
+    assert (
+        list(AnyInstructSource(again, str(tmp_path / "answers"), num_topics=30, tries=1).read(Store(tmp_path))) == found
+    )
+    assert again.asked == 0
+    assert source.config()["writer"] == {"engine": "storyteller", "bad": 0.33}
 
 
 def test_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

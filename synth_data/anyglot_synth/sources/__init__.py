@@ -14,6 +14,7 @@ SOURCES: Registry[Source] = Registry(
     SourceError,
     {
         "alpaca": "anyglot_synth.sources.alpaca:Alpaca",
+        "anyinstruct": "anyglot_synth.anyinstruct_source:AnyInstructSource",
         "sharegpt": "anyglot_synth.sources.sharegpt:ShareGpt",
         "llava": "anyglot_synth.sources.llava:Llava",
         "dialogues": "anyglot_synth.sources.dialogues:Dialogues",
