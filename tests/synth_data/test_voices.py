@@ -27,7 +27,7 @@ def only_engine(monkeypatch: pytest.MonkeyPatch):
     voices.engine_version.cache_clear()
 
     def keep(*programs: str) -> None:
-        monkeypatch.setattr(voices.shutil, "which", lambda name: which(name) if name in programs else None)
+        monkeypatch.setattr(shutil, "which", lambda name: which(name) if name in programs else None)
 
     yield keep
     voices.engine_version.cache_clear()
@@ -72,7 +72,7 @@ def test_espeak_library(only_engine):
 
 def test_no_engine_says_what_to_install(only_engine, monkeypatch):
     only_engine()
-    monkeypatch.setattr(voices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert voices.installed_voices() == ()
     for voice in (FLITE_VOICES[0], ESPEAK_VOICES[0]):
         with pytest.raises(SpeechError, match="apt-get install flite.*espeakng-loader"):

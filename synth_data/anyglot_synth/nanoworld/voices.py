@@ -1,11 +1,8 @@
 """Voices: text to speech with the small engines that run on every machine, one cached file per clip.
 
-Two engines are known. `flite` (https://github.com/festvox/flite, CMU licence) is taken when it is on the
-PATH; else `espeak-ng` (https://github.com/espeak-ng/espeak-ng, GPL-3, only ever run as a program of its own):
-the binary, or the library that the package `espeakng-loader` carries. Every clip is made by its own process,
-with the text in a file and never on the command line, so a clip is a function of (engine, version, voice,
-parameters, text) and of nothing else. That is what makes the cache content-addressed: the name of a file is
-the sha256 of exactly these.
+Two engines are known, `flite` and `espeak-ng`: `anyglot_synth.voices.programs` runs them; flite is taken where it is
+installed. A clip is a function of (engine, version, voice, parameters, text) and of nothing else. That is what makes
+the cache content-addressed: the name of a file is the sha256 of exactly these.
 
 A clip is float32 [samples] at 16 kHz, equally loud for all voices, with 20 ms of silence on either side.
 
@@ -16,19 +13,14 @@ markup).
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +31,16 @@ from numpy.typing import NDArray
 
 from anyglot_synth.nanoworld.language import describe
 from anyglot_synth.nanoworld.scene import Scene
-from anyglot_tokenizers.errors import AnyglotError, MediaError
+from anyglot_synth.voices.programs import (
+    SpeechError,
+    engine_version,
+    espeak_command,
+    flite_command,
+    has_espeak,
+    has_flite,
+    speak_into_file,
+)
+from anyglot_tokenizers.errors import MediaError
 from anyglot_tokenizers.files import atomic_write
 
 Float32 = NDArray[np.float32]
@@ -54,11 +55,6 @@ PEAK = 0.95  # no sample is louder than this
 SILENCE_DB = -45.0  # a 5 ms frame this far below the loudest one is silence
 MAX_CHARACTERS = 1_000
 MIN_SAMPLES, MAX_SECONDS = 1_600, 60.0  # of audio that a judge is given
-ENGINE_TIMEOUT_S = 60.0
-
-
-class SpeechError(AnyglotError):
-    """An engine is missing, or could not speak a text."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +73,12 @@ ESPEAK_VOICES = tuple(
 )
 
 
-def _has_flite() -> bool:
-    return shutil.which("flite") is not None
-
-
-def _has_espeak() -> bool:
-    return shutil.which("espeak-ng") is not None or importlib.util.find_spec("espeakng_loader") is not None
-
-
 def installed_voices() -> tuple[Voice, ...]:
     """Every voice that can speak on this machine, of both engines; empty when there is no engine."""
-    return (*(FLITE_VOICES if _has_flite() else ()), *(ESPEAK_VOICES if _has_espeak() else ()))
+    return (*(FLITE_VOICES if has_flite() else ()), *(ESPEAK_VOICES if has_espeak() else ()))
 
 
-VOICES: tuple[Voice, ...] = ESPEAK_VOICES if _has_espeak() and not _has_flite() else FLITE_VOICES
+VOICES: tuple[Voice, ...] = ESPEAK_VOICES if has_espeak() and not has_flite() else FLITE_VOICES
 """The voices of the world on this machine: those of flite when it is installed, else those of espeak-ng. Without any
 engine these are the names of flite's, and the first attempt to speak raises `SpeechError`.
 """
@@ -107,73 +95,13 @@ def find_voice(voice: Voice | str) -> Voice:
     raise SpeechError(f"there is no voice {voice!r}; choose one of: {names}")
 
 
-def _missing(engine: str) -> SpeechError:
-    return SpeechError(
-        f"the speech engine {engine} is not here; install flite (Debian/Ubuntu: apt-get install flite, "
-        "macOS: brew install flite) or espeak-ng (apt-get install espeak-ng, or: pip install espeakng-loader)"
-    )
-
-
-def _run(command: Sequence[str], doing: str, good: tuple[int, ...] = (0,)) -> str:
-    """Run an engine, return what it printed. Raises SpeechError unless its exit status is a `good` one."""
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ENGINE_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError as error:
-        raise _missing(Path(command[0]).name) from error
-    except subprocess.TimeoutExpired as error:
-        raise SpeechError(f"{command[0]} did not finish within {ENGINE_TIMEOUT_S:.0f} s {doing}") from error
-    if done.returncode not in good:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
-        raise SpeechError(f"{command[0]} failed {doing} (status {done.returncode}): {lines[-1]}")
-    return done.stdout.decode(errors="replace")
-
-
-def _espeak_worker() -> list[str]:
-    """The start of a command that runs `espeak_worker.py` on the library of `espeakng-loader`."""
-    import espeakng_loader
-
-    library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    return [
-        sys.executable,
-        "-I",
-        "-S",
-        str(Path(__file__).with_name("espeak_worker.py")),
-        str(library),
-        str(data),
-    ]
-
-
-@cache
-def engine_version(engine: str) -> str:
-    """Version of an installed engine, e.g. `flite-2.2-current`. Raises SpeechError when it is not installed."""
-    if engine == "flite" and shutil.which("flite"):
-        found = re.search(r"flite-\S+", _run(["flite", "--version"], "telling its version", good=(0, 1)))
-        return found.group() if found else "flite-unknown"
-    if engine == "espeak-ng" and shutil.which("espeak-ng"):
-        found = re.search(r"\d+\.\d[\w.-]*", _run(["espeak-ng", "--version"], "telling its version"))
-        return f"espeak-ng-{found.group()}" if found else "espeak-ng-unknown"
-    if engine == "espeak-ng" and importlib.util.find_spec("espeakng_loader"):
-        return f"espeak-ng-{_run([*_espeak_worker(), '--version'], 'telling its version').strip()}"
-    raise _missing(engine)
-
-
 def _command(voice: Voice, text_path: Path, wav_path: Path) -> list[str]:
     params = dict(voice.params)
     if voice.engine == "flite":
-        if not _has_flite():
-            raise _missing(voice.engine)
-        stretch = f"duration_stretch={params['duration_stretch']}"
-        return ["flite", "-voice", voice.name, "--setf", stretch, "-f", str(text_path), "-o", str(wav_path)]
-    if voice.engine != "espeak-ng":
-        raise SpeechError(f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng")
-    if shutil.which("espeak-ng"):
-        flags = ["-v", voice.name, "-s", params["rate"], "-p", params["pitch"]]
-        return ["espeak-ng", *flags, "-f", str(text_path), "-w", str(wav_path)]
-    if importlib.util.find_spec("espeakng_loader"):
-        return [*_espeak_worker(), voice.name, params["rate"], params["pitch"], str(text_path), str(wav_path)]
-    raise _missing(voice.engine)
+        return flite_command(voice.name, params["duration_stretch"], text_path, wav_path)
+    if voice.engine == "espeak-ng":
+        return espeak_command(voice.name, params["rate"], params["pitch"], text_path, wav_path)
+    raise SpeechError(f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng")
 
 
 def _finish(audio: Float32, sample_rate: int) -> Int16:
@@ -199,15 +127,9 @@ def _finish(audio: Float32, sample_rate: int) -> Int16:
 
 def _synthesise(text: str, voice: Voice) -> Int16:
     """Speak `text` with a fresh process of the engine -> int16 [samples] at 16 kHz. Raises SpeechError."""
-    with tempfile.TemporaryDirectory(prefix="anyglot-speech-") as folder:
-        text_path, wav_path = Path(folder, "text.txt"), Path(folder, "speech.wav")
-        text_path.write_text(text + "\n", encoding="utf-8")
-        doing = f"speaking {text[:60]!r} with voice {voice.name}"
-        _run(_command(voice, text_path, wav_path), doing)
-        if not wav_path.is_file():
-            raise SpeechError(f"{voice.engine} wrote nothing {doing}; is the voice installed?")
-        audio, sample_rate = sf.read(wav_path, dtype="float32", always_2d=True)
-    clip = _finish(audio[:, 0], sample_rate)
+    doing = f"speaking {text[:60]!r} with voice {voice.name}"
+    audio, sample_rate = speak_into_file(partial(_command, voice), text, doing)
+    clip = _finish(audio, sample_rate)
     if not len(clip):
         raise SpeechError(f"{voice.engine} made only silence {doing}; give it words it can pronounce")
     return clip

@@ -3,10 +3,13 @@
 The library keeps global state (it is not thread-safe, and the wave generator carries phase from one text to
 the next), so a fresh process per text is what makes its output a function of the text alone. Only the
 standard library is used: the process starts in some 15 ms. It knows nothing of voices, caches or loudness;
-`voices.py` calls it.
+`programs.py` calls it.
 
     python -I -S espeak_worker.py LIBRARY DATA_FOLDER VOICE RATE PITCH TEXT_FILE WAV_FILE
     python -I -S espeak_worker.py LIBRARY DATA_FOLDER --version
+    python -I -S espeak_worker.py LIBRARY DATA_FOLDER --voices
+
+`--voices` prints a line per voice and per variant: language tag, gender (f, m or -), name and file, with tabs between.
 
 Exit status: 0 done, 1 with one line on stderr when the library cannot be used. The numbers below are those of
 `speak_lib.h` of espeak-ng (https://github.com/espeak-ng/espeak-ng).
@@ -25,6 +28,35 @@ POS_CHARACTER = 1
 CHARS_UTF8 = 1
 
 
+class _Voice(ctypes.Structure):
+    """`espeak_VOICE`."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_void_p),  # a byte of priority, the tag and a zero byte, again and again
+        ("identifier", ctypes.c_char_p),
+        ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte),
+        ("variant", ctypes.c_ubyte),
+        ("xx1", ctypes.c_ubyte),
+        ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    ]
+
+
+def _print_voices(library: ctypes.CDLL) -> None:
+    library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
+    for asked in (None, _Voice(languages=ctypes.cast(ctypes.c_char_p(b"variant"), ctypes.c_void_p).value)):
+        voices = library.espeak_ListVoices(None if asked is None else ctypes.byref(asked))
+        number = 0
+        while voices[number]:
+            voice = voices[number].contents
+            tag = ctypes.string_at(voice.languages + 1) if voice.languages else b""
+            fields = (tag, b"-mf"[voice.gender : voice.gender + 1], voice.name or b"", voice.identifier or b"")
+            print(*(field.decode() for field in fields), sep="\t")
+            number += 1
+
+
 def main(arguments: list[str]) -> int:
     """Do what the command line asks, return the exit status."""
     library_path, data_path = arguments[:2]
@@ -36,6 +68,9 @@ def main(arguments: list[str]) -> int:
         return 1
     if arguments[2] == "--version":
         print(library.espeak_Info(None).decode())
+        return 0
+    if arguments[2] == "--voices":
+        _print_voices(library)
         return 0
 
     voice, rate, pitch, text_path, wav_path = arguments[2:]
