@@ -83,7 +83,7 @@ class RowSource(Source):
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.data = [data] if isinstance(data, str) else [str(path) for path in data]
-        if not self.data:
+        if not self.data or not all(self.data):
             raise SourceError(f"source {self.name!r}: data names no file; give a path")
         self.forms = Forms(form, seed)
         first = Path(self.data[0])
