@@ -164,9 +164,12 @@ def test_folders_patterns_and_lists_keep_their_order(tmp_path) -> None:
     assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "mit AND cc0-1.0"
     (tmp_path / "README.md").write_text("---\n: [\n---\nlicense: mit\n")
     assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "unknown"
-    found = read(
-        tmp_path, "alpaca", data=[str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")], licence="MIT", source="s"
-    )
+    (tmp_path / ".cache").mkdir()
+    for name in (".cache/x.json", "cache-1.arrow", "dataset_info.json"):
+        (tmp_path / name).write_text("nothing to read")
+    assert len(read(tmp_path, "alpaca", data=str(tmp_path))) == 3
+    several = [str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")]
+    found = read(tmp_path, "alpaca", data=several, licence="MIT", source="s")
     assert [said(d)[0][1][0][1] for d in found] == ["c.json", "a.jsonl", "b.jsonl"]
     assert {(d.licence, d.source) for d in found} == {("MIT", "s")}
 

@@ -187,6 +187,7 @@ SAID = [
     ("A → B", "A to B."),
     ("He said, “Hello.” Then left", "He said, Hello. Then left."),
     ("Wait... what?!", "Wait, what?"),
+    ("red, blue (green, ...), and so on", "red, blue, green, and so on."),
     ("Well… Okay", "Well. Okay."),
     ("one (or two) of them", "one, or two, of them."),
     ("this — that", "this, that."),

@@ -135,9 +135,8 @@ class Examples(RowSource):
 
 def task_weights(tasks: str | Sequence[str] | Mapping[str, float], source: str) -> dict[str, float]:
     """Weights by name, from a name, names or weights. Raises `SourceError` for what is no task."""
-    given = (
-        dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys([tasks] if isinstance(tasks, str) else tasks, 1.0)
-    )
+    names = [tasks] if isinstance(tasks, str) else tasks
+    given = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
     unknown = [name for name in given if name not in TASKS]
     if unknown:
         raise SourceError(f"source {source}: there is no task {unknown[0]!r}; use some of: {', '.join(TASKS)}")

@@ -25,6 +25,7 @@ class HfDatasets(Source):
         split: of the dataset.
         config_name: of a dataset with several.
         revision: of a dataset of the hub: a commit, so that a run can be done again.
+        seed: of that source, where its options have none.
         options: further options of that source (`form`, `columns`, `licence`, ...).
     """
 
@@ -38,13 +39,14 @@ class HfDatasets(Source):
         split: str = "train",
         config_name: str = "",
         revision: str = "",
+        seed: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
         from anyglot_synth.sources import SOURCES
 
         if not issubclass(SOURCES[rows], RowSource):
             raise SourceError(f"source datasets: rows is {rows!r}, which reads no rows; use one such as 'alpaca'")
-        inner = SOURCES.build(rows, **{"data": data, **(options or {})})
+        inner = SOURCES.build(rows, **{"data": data, "seed": seed, **(options or {})})
         assert isinstance(inner, RowSource)
         self.inner, self.rows = inner, rows
         self.data, self.split, self.config_name, self.revision = data, split, config_name, revision

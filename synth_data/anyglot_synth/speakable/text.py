@@ -145,7 +145,7 @@ def _check_language(text: str) -> None:
 _QUOTED_END = re.compile(r"([.,!?])[\"')\]]+")
 _BRACKETS = re.compile(r"[()\[\]{}|]")
 _DASHES = re.compile(r"[ ]?[—–][ ]?|[ ]-{1,3}[ ]|--+")
-_DOTS = re.compile(r"\.{2,}(?=(\s*[\"')\]]*\s*[a-z])?)")
+_DOTS = re.compile(r"\.{2,}(?=(\s*[\"')\]]*\s*[a-z,;:])?)")
 _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|[.,!?;:]")
 _STRENGTH = {mark: rank for rank, mark in enumerate(",:;.!?")}
 
