@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 from anyglot_synth.dialogue import Dialogue
 from anyglot_tokenizers.errors import AnyglotError
 
-T = TypeVar("T")
 BANDS, ROWS = 32, 4
 NUM_HASHES = BANDS * ROWS
 VERSION = 1
@@ -118,15 +115,6 @@ class Deduplicator:
         self.count += 1
         self._tables[slots] = self.count
         return None
-
-
-def marked(
-    items: Iterable[T], text: Callable[[T], str], dedup: Deduplicator | None = None
-) -> Iterator[tuple[T, Match | None]]:
-    """Every item with the earlier one that it repeats, if any; one at a time and in order."""
-    dedup = dedup or Deduplicator()
-    for item in items:
-        yield item, dedup.add(text(item))
 
 
 def words_of(dialogue: Dialogue) -> str:
