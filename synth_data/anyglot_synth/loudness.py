@@ -30,15 +30,15 @@ _FILTERS = (
 )
 
 
-@lru_cache(maxsize=8)
-def _k_weighting(size: int, sample_rate: int) -> NDArray[np.float64]:
+@lru_cache(maxsize=16)
+def _k_weighting(size: int, sample_rate: int) -> Float32:
     """Amplitude response of the two filters at the bins of `rfft(size)`: at any sample rate that of 48 kHz."""
     hz = np.fft.rfftfreq(size, 1 / sample_rate).clip(max=_DESIGN_HZ / 2)
     z = np.exp(-2j * np.pi * hz / _DESIGN_HZ)
     response = np.ones(len(z))
     for above, below in _FILTERS:
         response *= np.abs(np.polyval(above[::-1], z) / np.polyval(below[::-1], z))
-    return response
+    return response.astype(np.float32)
 
 
 def loudness(sound: Float32, sample_rate: int) -> float:
@@ -50,7 +50,7 @@ def loudness(sound: Float32, sample_rate: int) -> float:
         return -math.inf
     size = _fast_size(len(sound) + sample_rate // 10)
     weighted = np.fft.irfft(np.fft.rfft(sound, size) * _k_weighting(size, sample_rate), size)[: len(sound)]
-    total = np.concatenate([[0.0], np.cumsum(weighted**2)])
+    total = np.concatenate([[0.0], np.cumsum(np.square(weighted, dtype=np.float64))])
     block, hop = round(BLOCK_S * sample_rate), round(HOP_S * sample_rate)
     if len(sound) <= block:
         powers = np.array([total[-1] / len(sound)])
