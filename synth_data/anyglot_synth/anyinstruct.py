@@ -170,7 +170,7 @@ class AnyInstruct:
         """A dialogue for each scenario, without near-duplicates of one another and of the prompts' examples."""
         seen = Deduplicator(threshold=0.7)
         for example in EXAMPLES:
-            seen.add(words_of(_dialogue([tuple(t) for t in read_chat(example.chat, _required(example.requirement))])))
+            seen.add(words_of(_dialogue(read_chat(example.chat, _required(example.requirement)))))
         write = self._free if self.chat == "free" else self._guided
         for batch in _batches(scenarios, self.writer.batch_size):
             for scenario, answer in zip(batch, write(batch), strict=True):

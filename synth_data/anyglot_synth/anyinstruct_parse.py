@@ -33,6 +33,28 @@ _FAMOUS = re.compile(
     r"barbie|batman|superman|spotify|youtube|eiffel|bohemian rhapsody)\b",
     re.IGNORECASE,
 )
+_LINKING = frozenset(
+    [
+        "with",
+        "that",
+        "this",
+        "they",
+        "them",
+        "their",
+        "have",
+        "from",
+        "what",
+        "your",
+        "when",
+        "then",
+        "there",
+        "would",
+        "like",
+        "some",
+        "very",
+    ]
+)
+"""Words that may come often."""
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+ [A-Z][a-z]+")
 _MUSICAL = re.compile(
     r"\b(music|musical|melod|tune|song|guitar|piano|violin|fiddle|flute|drum|bass|string|cello|harp|trumpet|saxophone|horn|"
@@ -72,7 +94,7 @@ def check(text: str, least: int, most: int) -> str:
         raise Unusable("banned", repr(found.group()))
     if found := _FAMOUS.search(text) or _NAME.search(text):
         raise Unusable("famous", repr(found.group()))
-    words = Counter(re.findall(r"[^\W\d_]{4,}", text.lower()))
+    words = Counter(word for word in re.findall(r"[^\W\d_]{4,}", text.lower()) if word not in _LINKING)
     if words and words.most_common(1)[0][1] > (1 if most <= 10 else 2):
         raise Unusable("repetitive", repr(words.most_common(1)[0][0]))
     letters = sum(letter.isalpha() or letter.isspace() for letter in text)

@@ -100,6 +100,7 @@ def test_utterances_and_descriptions() -> None:
     assert refusal(read_utterance, "What is this (an apple") == "brackets"
     assert refusal(read_utterance, "$$ 33 !! 55 -- 66 == 1") == "not-words"
     assert refusal(read_utterance, "a sweet sweet song with a sweet voice and sweet drums") == "repetitive"
+    assert read_utterance("I like that, with that view, and that I like with tea.")
     assert read_description("slow piano, soft and warm ", "music") == "slow piano, soft and warm"
     assert refusal(read_description, "a beautiful glass of wine", "music") == "not-music"
     assert refusal(read_description, "a song by the Beatles with guitar", "music") == "famous"
