@@ -61,9 +61,9 @@ def test_names_settings_and_their_errors(tmp_path: Path) -> None:
         assert isinstance(made, cls) and made.name == name
         assert made.config()["filter"] == name
         assert pickle.loads(pickle.dumps(made)).config() == made.config()  # it travels to workers
-    with pytest.raises(AnyglotError, match=r"no filter 'silense'; use one of .*silence"):
+    with pytest.raises(AnyglotError, match=r"no filter 'silense'; did you mean 'silence'"):
         make_filter("silense")
-    with pytest.raises(AnyglotError, match=r"filter silence: .*max_shares.*; it takes max_share, "):
+    with pytest.raises(AnyglotError, match=r"filter 'silence' has no option 'max_shares'; it has: max_share, "):
         make_filter({"filter": "silence", "max_shares": 1})
     with pytest.raises(AnyglotError, match="names no filter"):
         make_filter({"max_share": 1})

@@ -51,7 +51,7 @@ def test_names_and_their_errors() -> None:
     assert set(RECOGNISERS) == {"sphinx", "nanoworld", "hf", "openai"}
     assert all(issubclass(RECOGNISERS[name], Recogniser) for name in RECOGNISERS)
     assert isinstance(make_recogniser({"engine": "sphinx", "words": ["yes", "no"]}), SphinxRecogniser)
-    with pytest.raises(AnyglotError, match="no engine 'whisper'; use one of sphinx, nanoworld, hf, openai"):
+    with pytest.raises(AnyglotError, match="no recogniser 'whisper'; use one of: sphinx, nanoworld, hf, openai"):
         make_recogniser("whisper")
     with pytest.raises(AnyglotError, match="not both"):
         SphinxRecogniser(words=["a"], grammar="#JSGF V1.0;")

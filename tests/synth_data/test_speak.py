@@ -132,7 +132,7 @@ def test_endings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings() -> None:
     for settings, problem in [
         ({"engines": {"engine": "none"}}, "no speech engine 'none'"),
-        ({"engines": [{"voices": ["slt"]}]}, "give its name under `engine`"),
+        ({"engines": [{"voices": ["slt"]}]}, "names no speech engine"),
         ({"engines": FLITE, "cast": {"voice": "slt"}}, "cast cannot be set up"),
         ({"engines": FLITE, "sample_rate": 10}, "one of these is impossible"),
     ]:

@@ -135,12 +135,12 @@ def test_engines_by_name() -> None:
     for kind in BACKENDS.values():
         assert issubclass(kind, SpeechBackend)
     for settings, problem in [
-        ({"engine": "siri"}, "choose one of: espeak-ng, flite"),
-        ({"engine": "flite", "speed": 2}, "no setting 'speed'; it has: voices, licence, timeout_s"),
+        ({"engine": "siri"}, "use one of: espeak-ng, flite"),
+        ({"engine": "flite", "speed": 2}, "no option 'speed'; it has: voices, licence, timeout_s"),
         ({"engine": "flite", "voices": "slt"}, "give a list of names"),
         ({"engine": "flite", "voices": []}, "give a list of names"),
         ({"engine": "flite", "timeout_s": 0}, "above 0"),
-        ({"engine": "piper"}, "cannot be set up so"),
+        ({"engine": "piper"}, "needs the option"),
     ]:
         with pytest.raises(BackendError, match=problem):
             backend(**settings)
