@@ -213,13 +213,10 @@ def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
     except AnyglotError as error:
         pipe.send(("setup", str(error)))
         return
-    pipe.send(("ready", None))
-    while True:
-        try:
-            item: Item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(through(stages, item, store))
+    with suppress(EOFError, BrokenPipeError):  # the parent has gone
+        pipe.send(("ready", None))
+        while True:
+            pipe.send(through(stages, pipe.recv(), store))
 
 
 def through(stages: Sequence[Stage], item: Item, store: Store) -> tuple[str, Item | tuple[str, str] | str]:
