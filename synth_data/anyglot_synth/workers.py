@@ -213,7 +213,7 @@ def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
     except AnyglotError as error:
         pipe.send(("setup", str(error)))
         return
-    with suppress(EOFError, BrokenPipeError):  # the parent has gone
+    with suppress(EOFError, OSError):  # the parent has gone
         pipe.send(("ready", None))
         while True:
             pipe.send(through(stages, pipe.recv(), store))
