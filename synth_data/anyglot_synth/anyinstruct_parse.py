@@ -181,7 +181,7 @@ def read_chat(text: str, requirement: Requirement) -> list[tuple[Said, ...]]:
     """Turns of a chat, the user's first and the assistant's last.
 
     Raises:
-        Unusable: "speakers" (they do not take turns), "rounds" (not 2 or 3), "media" (too many), "requirement", or
+        Unusable: "speakers" (they do not take turns), "rounds" (fewer than 2), "media" (too many), "requirement", or
             what is wrong with one of its turns.
     """
     spoken: list[tuple[bool, str]] = []
@@ -194,9 +194,10 @@ def read_chat(text: str, requirement: Requirement) -> list[tuple[Said, ...]]:
             spoken[-1] = (spoken[-1][0], f"{spoken[-1][1]} {line}")
     if not spoken:
         raise Unusable("speakers", "nobody speaks")
-    if any(is_user != (number % 2 == 0) for number, (is_user, _) in enumerate(spoken)):
-        raise Unusable("speakers", "they do not take turns")
-    spoken = spoken[: min(6, len(spoken) // 2 * 2)]
+    in_turn = next((n for n, (is_user, _) in enumerate(spoken) if is_user != (n % 2 == 0)), len(spoken))
+    if in_turn < min(4, len(spoken)):
+        raise Unusable("speakers", f"they take turns {in_turn} times only")
+    spoken = spoken[: min(6, in_turn // 2 * 2)]  # small models do not end
     if len(spoken) < 4:
         raise Unusable("rounds", f"{len(spoken)} turns, wanted are 4 or 6")
     return check_chat([read_turn(line) for _, line in spoken], requirement)

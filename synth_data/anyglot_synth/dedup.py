@@ -74,7 +74,7 @@ class Deduplicator:
     Args:
         threshold: least similarity of a duplicate, above 0 and up to 1.
         n: letters of a gram; 3 suits titles and topics, 5 sentences and longer.
-        capacity: texts remembered; older ones are forgotten. Memory is about 0.8 kB for each, whatever is seen.
+        capacity: texts remembered; older ones are forgotten. Memory is 1 kB for each, whatever is seen.
 
     Raises:
         AnyglotError: a threshold, n or capacity that cannot be.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -397,8 +398,10 @@ WRITTEN: dict[str, tuple[str, ...]] = {
 
 def _read_answer(text: str) -> str:
     text = sentences(clean(text.split("\n\n")[0]), 50)
-    if not text.endswith((".", "!", "?")) or ":" in text:
+    if not text.endswith((".", "!", "?")):
         raise Unusable("unfinished", text[-40:])
+    if re.search(r"[:\"“”]|\b\d+\.", text):
+        raise Unusable("form", text[:40])  # a list, or somebody's words
     return check(text, 5, 60)
 
 

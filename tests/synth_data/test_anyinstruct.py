@@ -121,6 +121,8 @@ def test_bent_formats_are_read() -> None:
     assert turns[2] == (Said("text", "How often should I water it?"),)
     with_rest = CHAT.replace(" - :", ":") + "User: And the pot?\n\nScene: A man wants music."
     assert read_chat(with_rest, shows) == turns, "a last question without an answer is left out"
+    endless = CHAT.replace(" - :", ":") + "User: And the pot?\n" * 3
+    assert read_chat(endless, shows) == turns
     unclosed = (
         "User: My plant [picture: a plant in a pot\nAssistant: It is green.\nUser: Thank you!\nAssistant: Any time!"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from anyglot_synth.llm import Request, Writer
 from anyglot_synth.text_instructions import TEMPLATES, instructions, main
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -76,3 +78,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [json.loads(line) for line in out.read_text().splitlines()] == instructions(40)
     assert main(["--out", str(out), "--num", "40", "--written", "3", "--engine", "nothing"]) == 2
     assert "there is no writer 'nothing'" in capsys.readouterr().err
+
+
+class Answers(Writer):
+    """Gives answers of SmolLM2-135M in turn, good and bad."""
+
+    name = "answers"
+    batch_size = 4
+    texts = (
+        "People enjoy celebrating their birthday.",
+        "1. Take care with the wind, birds can die.",
+        "It is all about relaxation and self-care, but also about the potential stress and anxiety that can come wi",
+        "I always say, \"Don't forget to wash those clothes.",
+        "As an AI language model I have no feelings about it.",
+    )
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def identity(self) -> dict[str, Any]:
+        return {"engine": self.name}
+
+    def complete_all(self, requests: Sequence[Request]) -> list[str]:
+        start, self.count = self.count, self.count + len(requests)
+        return [self.texts[i % len(self.texts)] for i in range(start, self.count)]
+
+
+def test_answers_of_a_model_are_marked_and_bad_ones_left_out() -> None:
+    rows = instructions(200, writer=Answers(), num_written=20)
+    by_model = [row for row in rows if row["meta"]["made_by"] == "language-model"]
+    assert {row["output"] for row in by_model} == {Answers.texts[0]}
+    assert all(row["meta"]["writer"] == {"engine": "answers"} for row in by_model)
+    assert len(by_model) % 3 == 0 and 0 < len(by_model) < 60, "three phrasings of a question have one answer"
+    assert len(rows) == 200
