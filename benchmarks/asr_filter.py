@@ -251,9 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibrate", type=int, default=20, help="good clips of each voice")
     parser.add_argument("--choose", type=int, default=20, help="clips of slt, rms and awb each")
-    parser.add_argument(
-        "--held_out", type=int, default=62, help="clips of slt, rms and awb each; half as many of kal16"
-    )
+    parser.add_argument("--held_out", type=int, default=62, help="clips of slt, rms and awb each; of kal16 half")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng, recogniser = random.Random(given.seed), Remembering()

@@ -44,7 +44,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     tokenizers, image_size = _tokenizers(folder)
     settings: dict[str, Any] = {"strict": arguments.strict, "image_size": image_size}
     if kind == DIALOGUES:
-        settings |= {"read": read_dialogues, "rows_per_shard": 128}
+        settings |= {"read": read_dialogues, "rows_per_shard": 128}  # a dialogue holds several files
     else:
         images = Path(arguments.images) if arguments.images else None
         settings |= {"columns": _columns(arguments.column), "images": images}

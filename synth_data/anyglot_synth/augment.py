@@ -1,8 +1,8 @@
 """Augmentation: a user's voice as it comes through a room, a microphone and a telephone. The assistant's is left clean.
 
-Each step happens with its own probability and a strength drawn from its range, in the order of nature: room, noise, gain,
-clipping, codec. A dialogue has one room, one noise, one microphone; the noise itself differs from turn to turn. Nothing
-moves in time: the direct sound keeps its place to the sample. The clean file stays, and `origin` names it.
+Each step happens with its own probability and a strength drawn from its range, in the order of nature: room, noise,
+gain, clipping, codec. A dialogue has one room, one noise, one microphone; the noise itself differs from turn to turn.
+Nothing moves in time: the direct sound keeps its place to the sample. The clean file stays, and `origin` names it.
 
 The stage comes after filters that listen to what was said, since it makes that harder on purpose.
 """
@@ -55,7 +55,7 @@ _STEPS: dict[str, tuple[dict[str, tuple[float, float, tuple[float, float]]], tup
     "noise": ({"snr_db": (-10.0, 80.0, (10.0, 30.0))}, NOISES),
     "gain": ({"db": (-40.0, 20.0, (-6.0, 6.0))}, ()),
     "clip": ({"of_peak": (0.05, 1.0, (0.4, 0.9))}, ()),
-    "codec": ({"compression": (0.0, 1.0, (0.3, 0.9))}, CODECS),
+    "codec": ({"compression": (0.0, 0.99, (0.3, 0.9))}, CODECS),
 }
 
 
@@ -72,7 +72,7 @@ class AugmentStage(Stage):
         gain: `db`.
         clip: `of_peak`: what is louder than this part of the loudest sample is cut.
         codec: `kinds` of "mulaw" (a telephone: 300 to 3400 Hz, 8 kHz), "vorbis", "opus", "mp3"; `compression` from 0
-            (best) to 1 (smallest).
+            (best) to 0.99 (smallest).
         roles: whose parts.
         seed: another seed draws others.
 
@@ -227,7 +227,7 @@ def through_codec(sound: Float32, sample_rate: int, kind: str, compression: floa
         sound: float32 `[samples]`.
         sample_rate: Hz.
         kind: "mulaw", "vorbis", "opus" or "mp3".
-        compression: of the last three, 0 (best) to 1 (smallest).
+        compression: of the last three, 0 (best) to 0.99 (smallest).
     """
     if not len(sound):
         return sound

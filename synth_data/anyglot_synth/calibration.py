@@ -9,7 +9,7 @@ keeps for each voice
   squares of ratios, and how far clips are from it (`sigma`, of the logarithm of the ratio).
 
 Filters then ask whether a clip has so many more errors, or is so much shorter or longer, than is usual *for its voice*.
-Clips of quite another kind of text, or made at another speaking rate, need a calibration of their own.
+The rate that a voice was asked for is divided out. Clips of quite another kind of text need a calibration of their own.
 
     anyglot synth recipe.yaml --out trial --num 50       # without the asr filter; listen to some
     python -m anyglot_synth.calibration trial --out voices.json
@@ -45,13 +45,14 @@ MIN_CLIPS = 8
 
 @dataclass(frozen=True)
 class Clip:
-    """A sound whose words are known: float32 `[samples]`, its sample rate, the words, who says them."""
+    """A sound whose words are known: float32 `[samples]`, its sample rate, the words, who says them and how fast."""
 
     audio: Float32
     sample_rate: int
     words: str
     voice: str = ""
     language: str = "en"
+    rate: float = 1.0
 
 
 def voice_of(media: MediaFile) -> str:
@@ -61,6 +62,13 @@ def voice_of(media: MediaFile) -> str:
     engine = backend if isinstance(backend, str) else backend.get("engine") or backend.get("name") or "unknown"
     style: Any = origin.get("style") or {}
     return f"{engine}/{style.get('voice') or style.get('name') or ''}"
+
+
+def rate_of(media: MediaFile) -> float:
+    """The relative pace that the voice was asked for: 1 unless its style says otherwise."""
+    style: Any = media.origin.get("style") or {}
+    rate = style.get("rate", 1.0)
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else 1.0
 
 
 def judge_error(recogniser: Recogniser, clips: Sequence[Clip]) -> Errors:
@@ -135,13 +143,14 @@ class Calibration:
         said: dict[str, list[tuple[str, float, Errors]]] = {}
         for clip in clips:
             errors = judge_error(recogniser, [clip])
-            said.setdefault(clip.voice, []).append((clip.words, speech_seconds(clip.audio, clip.sample_rate), errors))
+            seconds = speech_seconds(clip.audio, clip.sample_rate) * clip.rate
+            said.setdefault(clip.voice, []).append((clip.words, seconds, errors))
         voices = {}
         for voice, found in sorted(said.items()):
             if len(found) < MIN_CLIPS:
                 raise AnyglotError(f"voice {voice!r} has {len(found)} clips; {MIN_CLIPS} are needed, 25 are better")
-            texts, seconds, errors_N = zip(*found, strict=True)
-            voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, seconds))
+            texts, lengths, errors_N = zip(*found, strict=True)
+            voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, lengths))
         return cls(recogniser.identity(), voices)
 
     def voice(self, name: str) -> VoiceCalibration:
@@ -223,7 +232,7 @@ def clips_of(folder: str | os.PathLike[str], most: int = 40) -> Iterator[Clip]:
                     counts[voice] = counts.get(voice, 0) + 1
                     if counts[voice] <= most:
                         words = part.text if part.spoken_text is None else part.spoken_text
-                        yield Clip(*store.sound(part.media), words, voice, dialogue.language)
+                        yield Clip(*store.sound(part.media), words, voice, dialogue.language, rate_of(part.media))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

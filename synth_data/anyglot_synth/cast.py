@@ -43,8 +43,10 @@ def speakers_of(engines: Sequence[Any]) -> list[Speaker]:
             number,
             engine.name,
             str(style["voice"]),
-            *(style.get(key) for key in ("language", "gender", "accent")),
-            has_rate=getattr(engine, "has_rate", True),
+            style.get("language"),
+            style.get("gender"),
+            style.get("accent"),
+            getattr(engine, "has_rate", True),
         )
         for number, engine in enumerate(engines)
         for style in engine.styles()
@@ -157,12 +159,17 @@ def speaking(speakers: Sequence[Speaker], language: str) -> list[Speaker]:
     A speaker whose language is not known counts as able.
     """
 
-    def tag(speaker: Speaker) -> list[str]:
-        return (speaker.language or language).lower().replace("_", "-").split("-")
+    def fits(speaker: Speaker, size: int) -> bool:
+        return speaker.language is None or _tags(speaker.language)[:size] == wanted[:size]
 
-    wanted = language.lower().replace("_", "-").split("-")
-    able = [speaker for speaker in speakers if tag(speaker)[0] == wanted[0]]
-    return [speaker for speaker in able if tag(speaker)[: len(wanted)] == wanted] or able
+    wanted = _tags(language)
+    able = [one for one in speakers if fits(one, 1)]
+    near = [one for one in able if fits(one, len(wanted))]
+    return near if any(one.language is not None for one in near) else able
+
+
+def _tags(language: str) -> list[str]:
+    return language.lower().replace("_", "-").split("-")
 
 
 def range_of(value: Any, name: str, low: float, high: float) -> Range:

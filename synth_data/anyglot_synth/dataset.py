@@ -88,7 +88,7 @@ def read_item(line: bytes, status: str, where: str) -> Item:
     if not line.endswith(b"\n"):
         raise DatasetError(f"{where}: is cut off; run the recipe again")
     try:
-        found = json.loads(line)
+        found = json.loads(line, parse_constant=_refuse)
         if b"\\ud" in line.lower():
             json.dumps(found, ensure_ascii=False).encode()  # half a character (a lone surrogate) is no text
         index = found["index"]
@@ -105,6 +105,10 @@ def read_item(line: bytes, status: str, where: str) -> Item:
         raise DatasetError(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{where}: is no item of a dataset ({error!r}); run the recipe again") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def media_of(dialogue: Dialogue) -> Iterator[Medium]:
@@ -139,8 +143,8 @@ def engine_of(media: MediaFile) -> str:
     backend = media.origin.get("backend") or media.origin.get("identity") or {}
     known = backend if isinstance(backend, Mapping) else {"engine": backend}
     name = known.get("engine") or known.get("name") or "given"
-    version = known.get("version") or media.origin.get("version") or ""
-    return f"{name} {version}".strip()
+    version = str(known.get("version") or media.origin.get("version") or "")
+    return f"{name} {version.removeprefix(f'{name}-')}".strip()
 
 
 def voice_of(media: MediaFile) -> str:

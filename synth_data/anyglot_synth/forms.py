@@ -51,6 +51,8 @@ class Forms:
 
 def checked_weights(weights: Mapping[str, float], names: tuple[str, ...], what: str) -> dict[str, float]:
     """The weights, in the order of `names`. Raises `FormError`."""
+    if not isinstance(weights, Mapping):
+        raise FormError(f"{what} is {weights!r}; use one of {', '.join(names)}, or weights by name")
     for name, weight in weights.items():
         if name not in names:
             raise FormError(f"there is no {what} {name!r}; use some of: {', '.join(names)}")

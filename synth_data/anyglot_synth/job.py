@@ -159,7 +159,9 @@ class Job:
             was = found["recipe"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JobError(f"{path}: cannot be read ({error!r}); give a new folder") from None
-        if was != self.recipe:
+        journal = self.folder / JOURNAL
+        begun = (self.folder / LISTS[OK]).is_file() or (journal.is_file() and journal.stat().st_size > 0)
+        if was != self.recipe and begun:
             raise JobError(f"{path}: made by another recipe ({_difference(was, self.recipe)}); give a new folder")
         self._num_source = found.get("num_source")
 

@@ -17,17 +17,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from anyglot_synth.backends import BackendError
 from anyglot_synth.dialogue import Json, address
-from anyglot_synth.engines import build
+from anyglot_synth.registry import Registry
 from anyglot_synth.seeds import seed_of
 from anyglot_tokenizers.files import atomic_write
 
 T = TypeVar("T")
-
-WRITERS = {
-    "transformers": "anyglot_synth.transformers_writer:TransformersWriter",
-    "openai": "anyglot_synth.openai_writer:OpenAIWriter",
-}
-"""Engines by name, as `build_writer` takes them."""
 
 
 class WriterError(BackendError):
@@ -88,10 +82,21 @@ class Writer(ABC):
         return self.complete_all([Request(pairs, seed, max_tokens, temperature, tuple(stop), prefix)])[0]
 
 
+WRITERS: Registry[Writer] = Registry(
+    "writer",
+    WriterError,
+    {
+        "transformers": "anyglot_synth.transformers_writer:TransformersWriter",
+        "openai": "anyglot_synth.openai_writer:OpenAIWriter",
+    },
+    key="engine",
+)
+"""Name in a recipe -> class, imported on first use."""
+
+
 def build_writer(config: Any) -> Writer:
-    """A writer from a recipe: `{engine: transformers, model: folder}`. Raises `AnyglotError`."""
-    writer: Writer = build(WRITERS, config, "writer")
-    return writer
+    """A writer from a recipe: `{engine: transformers, model: folder}`. Raises `WriterError`."""
+    return WRITERS.make(config, "writer")
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

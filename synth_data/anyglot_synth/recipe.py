@@ -16,7 +16,6 @@ one line that says which there are. Runs nothing.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,26 +101,15 @@ def build(settings: Mapping[str, Any], where: str = "recipe") -> Recipe:
         str(settings.get("name", "")),
         seed,
         num,
-        _build(SOURCES, settings.get("source"), "source", seed, where),
+        SOURCES.make(settings.get("source"), where, seed=seed),
         [_stage(given, seed, f"{where}, stage {number}") for number, given in enumerate(stages, start=1)],
         dict(settings),
     )
 
 
 def _stage(given: Any, seed: int, where: str) -> Stage:
-    if isinstance(given, Mapping) and "filter" in given:
-        return _build(FILTERS, given, "filter", seed, where)
-    return _build(STAGES, given, "stage", seed, where)
-
-
-def _build(registry: Registry[Any], given: Any, key: str, seed: int, where: str) -> Any:
-    given = {key: given} if isinstance(given, str) else given
-    if not isinstance(given, Mapping) or not isinstance(given.get(key), str):
-        raise ManifestError(f"{where}: {given!r} is no {key}; write {{{key}: NAME, ...}} with {', '.join(registry)}")
-    options = {str(name): value for name, value in given.items() if name != key}
-    if "seed" in inspect.signature(registry[given[key]]).parameters:
-        options.setdefault("seed", seed)
-    return registry.build(given[key], **options)
+    registry = FILTERS if isinstance(given, Mapping) and "filter" in given else STAGES
+    return registry.make(given, where, seed=seed)
 
 
 def _change(settings: Any, key: str, value: Any) -> None:

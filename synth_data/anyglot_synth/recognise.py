@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyglot_synth.backends import BackendError, silent
-from anyglot_synth.engines import build
 from anyglot_synth.registry import Registry
 from anyglot_synth.store import sha256_of
 from anyglot_tokenizers.errors import AnyglotError, MediaError
@@ -86,14 +85,13 @@ RECOGNISERS: Registry[Recogniser] = Registry("recogniser", AnyglotError, {
     "nanoworld": "anyglot_synth.recognise:NanoworldRecogniser",
     "hf": "anyglot_synth.recognise_hf:HFRecogniser",
     "openai": "anyglot_synth.recognise:OpenAIRecogniser",
-})  # fmt: skip
+}, key="engine")  # fmt: skip
 """Name in a recipe -> class, imported on first use."""
 
 
 def make_recogniser(config: Any) -> Recogniser:
     """The one that a recipe describes: `{"engine": name, **settings}`, or only the name. Raises `AnyglotError`."""
-    found: Recogniser = build(RECOGNISERS.places, config, "recogniser")
-    return found
+    return RECOGNISERS.make(config, "recogniser")
 
 
 def at_rate(audio: Any, sample_rate: int, wanted: int, number: int = 0) -> Float32:

@@ -36,6 +36,7 @@ FORMAT, VERSION = "anyglot.dataset-report", 1
 COUNTS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 WORDS = (0, 1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200)
 SECONDS = (0, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 120)
+SIDES = (0, 32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048, 4096)
 RATES = (0, 0.001, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
 DECIBELS = (-70, -50, -40, -35, -30, -27, -24, -21, -18, -15, -12, -9, -6, -3, 0)
 ANY = (
@@ -191,7 +192,7 @@ class _Media:
         self.files, self.seconds = 0, Histogram(SECONDS)
         self.engines: Counter[tuple[str, str]] = Counter()
         self.roles: Counter[str] = Counter()
-        self.sizes: Counter[str] = Counter()
+        self.sides = Histogram(SIDES)
         self.voices: dict[str, tuple[int, float]] = {}
 
     def add(self, role: str, file: MediaFile, licence: str) -> None:
@@ -201,7 +202,7 @@ class _Media:
         if file.seconds is not None:
             self.seconds.add(file.seconds)
         if file.size is not None:
-            self.sizes["{}x{}".format(*file.size)] += 1
+            self.sides.add(max(file.size))
         if voice := voice_of(file):
             count, seconds = self.voices.get(voice, (0, 0.0))
             self.voices[voice] = count + 1, seconds + (file.seconds or 0.0)
@@ -217,8 +218,8 @@ class _Media:
         }
         if self.seconds.number:
             found |= {"hours": round(self.seconds.total / 3600, 6), "seconds": self.seconds.to_dict()}
-        if self.sizes:
-            found["sizes"] = _sorted(self.sizes)
+        if self.sides.number:
+            found["longer_side"] = self.sides.to_dict()
         if self.voices:
             found["voices"] = {
                 voice: {"files": count, "hours": round(seconds / 3600, 6)}

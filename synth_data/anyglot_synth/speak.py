@@ -22,7 +22,7 @@ from anyglot_synth.loudness import TARGET_LUFS, normalise
 from anyglot_synth.seeds import seed_of
 from anyglot_synth.stages import Filtered, Item, Stage
 from anyglot_synth.store import Store
-from anyglot_synth.voices import backend
+from anyglot_synth.voices import BACKENDS
 from anyglot_tokenizers.errors import ManifestError
 
 VERSION = 1
@@ -59,7 +59,7 @@ class SpeakStage(Stage):
         seed: int = 0,
     ) -> None:
         given = [engines] if isinstance(engines, Backend | Mapping) else list(engines)
-        self.engines = [_engine(one) for one in given]
+        self.engines = [one if isinstance(one, Backend) else BACKENDS.make(one, "speak") for one in given]
         try:
             self.cast = cast if isinstance(cast, Cast) else Cast(**{"seed": seed, **(cast or {})})
         except TypeError as error:
@@ -167,11 +167,3 @@ class SpeakStage(Stage):
             "sample_rate": self.sample_rate,
             "loudness_lufs": self.loudness_lufs,
         }
-
-
-def _engine(given: Backend | Mapping[str, Any]) -> Backend:
-    if isinstance(given, Backend):
-        return given
-    if not isinstance(given, Mapping) or not isinstance(given.get("engine"), str):
-        raise ManifestError(f"a speech engine is {given!r}; give its name under `engine`, and its settings")
-    return backend(given["engine"], **{str(name): value for name, value in given.items() if name != "engine"})

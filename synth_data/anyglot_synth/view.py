@@ -202,7 +202,7 @@ def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
     for key, value in facts.items():
         if isinstance(value, Mapping):
             yield from _facts(value, f"{prefix}{key}.")
-        else:
+        elif value != []:
             yield f"{prefix}{key}", ", ".join(map(_short, value if isinstance(value, list) else [value]))
 
 

@@ -61,6 +61,7 @@ def test_a_dataset_without_rejects_has_none(mine: Path) -> None:
         (b"{\n", "is no item"),
         (b"[]\n", "is no item"),
         (b'{"index": -1}\n', "its index is -1"),
+        (b'{"index": NaN, "turns": []}\n', "NaN is no JSON"),
         (b'{"index": true, "turns": []}\n', "its index is True"),
         (b'{"index": 0, "turns": [], "source": "x"}\n', "it has no turns"),
         (b'{"index": 0, "source": "\\ud800", "turns": [{"role": "user", "parts": []}]}\n', "surrogates"),
@@ -169,7 +170,9 @@ def test_the_report_counts_what_is_there(mine: Path) -> None:
     samples = [medium for item in read_items(mine) for medium in media_of(item.dialogue)]
     seconds = sum(medium.file.seconds or 0 for medium in samples if medium.part.modality == "speech")
     assert speech["hours"] == pytest.approx(seconds / 3600, abs=1e-6) and music["files"] == 1
-    assert image["sizes"] == {"64x64": 2} and image["engines"][0]["engine"] == "nanoworld-picture 1"
+    assert (image["longer_side"]["n"], image["longer_side"]["mean"]) == (2, 64) and image["engines"][0][
+        "engine"
+    ] == "nanoworld-picture 1"
     wer = report["facts"]["wer"]
     assert (wer["n"], wer["min"], wer["max"]) == (7, 0, 1) and sum(wer["counts"]) == 7
     assert report["facts"]["judge.loudness"]["mean"] == -21.5

@@ -13,7 +13,7 @@ import soundfile
 from anyglot_synth.dialogue import Dialogue, MediaFile, Part, Turn, address
 from anyglot_synth.filters import FILTERS, make_filter
 from anyglot_synth.filters.duplicate import NearDuplicateFilter, marked
-from anyglot_synth.filters.sound import flat_share, integrated_loudness, pace, silence_of
+from anyglot_synth.filters.sound import flat_share, pace, silence_of
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item, Stage
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
@@ -61,9 +61,9 @@ def test_names_settings_and_their_errors(tmp_path: Path) -> None:
         assert isinstance(made, cls) and made.name == name
         assert made.config()["filter"] == name
         assert pickle.loads(pickle.dumps(made)).config() == made.config()  # it travels to workers
-    with pytest.raises(AnyglotError, match=r"no filter 'silense'; use one of .*silence"):
+    with pytest.raises(AnyglotError, match=r"no filter 'silense'; did you mean 'silence'"):
         make_filter("silense")
-    with pytest.raises(AnyglotError, match=r"filter silence: .*max_shares.*; it takes max_share, "):
+    with pytest.raises(AnyglotError, match=r"filter 'silence' has no option 'max_shares'; it has: max_share, "):
         make_filter({"filter": "silence", "max_shares": 1})
     with pytest.raises(AnyglotError, match="names no filter"):
         make_filter({"max_share": 1})
@@ -134,24 +134,12 @@ def test_clipping(store: Store) -> None:
     assert ended(stage, spoken(store, sine(1.0, 60, 0.99)), store) == (OK, "")
 
 
-@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
-def test_loudness_of_reference_sounds(rate: int) -> None:
-    """BS.1770: a sine of 997 Hz at full scale in one channel has -3.01 LKFS; EBU Tech 3341 test 3: gating."""
-    tone = sine(5.0, 997, 1.0, rate)
-    assert integrated_loudness(tone, rate) == pytest.approx(-3.01, abs=0.1)
-    assert integrated_loudness(tone * 0.1, rate) == pytest.approx(-23.01, abs=0.1)
-    soft, level = tone * np.float32(10 ** (-33 / 20)), tone * np.float32(10 ** (-20 / 20))
-    gated = np.concatenate([soft, level, level, level, soft])  # 13 LU below: left out by the relative gate
-    assert integrated_loudness(gated, rate) == pytest.approx(-23.01, abs=0.2)
-    assert integrated_loudness(np.zeros(rate, np.float32), rate) == -70.0
-    assert integrated_loudness(tone[: rate // 10], rate) == pytest.approx(-3.01 - 6.02, abs=0.5)  # a quarter of a block
-
-
 def test_loudness(store: Store) -> None:
     stage = make_filter({"filter": "loudness", "min_lufs": -30, "max_lufs": -10})
     assert stage(spoken(store, sine(2.0, 997, 0.1)), store).facts == {"lufs": [pytest.approx(-23.0, abs=0.11)]}
     assert ended(stage, spoken(store, sine(2.0, 997, 0.01)), store) == (FILTERED, "loudness")
     assert ended(stage, spoken(store, sine(2.0, 997, 0.9)), store) == (FILTERED, "loudness")
+    assert stage(spoken(store, quiet(1.0)), store).facts == {"lufs": [-70.0]}
 
 
 def test_language(store: Store) -> None:

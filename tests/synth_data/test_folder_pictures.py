@@ -149,9 +149,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_arguments() -> None:
-    with pytest.raises(AnyglotError, match="there is no engine 'dalle'; use one of nanoworld, diffusers, folder"):
+    with pytest.raises(AnyglotError, match="there is no picture engine 'dalle'; use one of: nanoworld, diffusers"):
         build_pictures("dalle")
-    with pytest.raises(AnyglotError, match=r"engine folder: .*'pth'.* it takes path, min_cover"):
+    with pytest.raises(AnyglotError, match=r"picture engine 'folder' has no option 'pth'; it has: path, min_cover"):
         build_pictures({"engine": "folder", "path": "x", "pth": "y"})
-    with pytest.raises(AnyglotError, match="names no engine"):
+    with pytest.raises(AnyglotError, match="names no music engine"):
         build_music({"path": "x"})

@@ -130,7 +130,7 @@ def test_mistakes_are_named(model: Path, tmp_path: Path) -> None:
         TransformersWriter(model, top_p=0)
     with pytest.raises(WriterError, match="dtype 'int4'"):
         TransformersWriter(model, dtype="int4")
-    with pytest.raises(AnyglotError, match="there is no engine 'gpt'; use one of transformers, openai"):
+    with pytest.raises(AnyglotError, match="there is no writer 'gpt'; use one of: transformers, openai"):
         build_writer({"engine": "gpt"})
 
 

@@ -23,7 +23,7 @@ from anyglot_synth.dialogue import Dialogue, Part, Turn
 from anyglot_synth.job import Job, JobError
 from anyglot_synth.run import Summary, dry_run, run
 from anyglot_synth.sources import BadRow, Source
-from anyglot_synth.stages import Stage
+from anyglot_synth.stages import Item, Stage
 from anyglot_synth.store import Store, StoreError
 from anyglot_synth.validate import validate
 from anyglot_synth.workers import WorkerError
@@ -183,9 +183,12 @@ def test_retry_does_again_what_failed(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with Job(tmp_path / "held", {"a": 1}), pytest.raises(JobError, match="another run is writing there"):
         Job(tmp_path / "held", {"a": 1}).__enter__()
-    with pytest.raises(JobError, match=r"made by another recipe \(b.1 was 2, now 3\)"):
-        Job(tmp_path / "b", {"b": [1, 2]}).__enter__().__exit__(None, None, None)
+    with Job(tmp_path / "b", {"b": [1, 2]}), pytest.raises(JobError, match="another run"):
         Job(tmp_path / "b", {"b": [1, 3]}).__enter__()
+    with Job(tmp_path / "b", {"b": [1, 3]}) as job:  # nothing was made by the first
+        job.append(Item(0, Dialogue((), "none"), "failed"))
+    with pytest.raises(JobError, match=r"made by another recipe \(b.1 was 3, now 4\)"):
+        Job(tmp_path / "b", {"b": [1, 4]}).__enter__()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(JobError, match=r"holds other files \(thesis.tex\)"):

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from anyglot_synth.dialogue import Dialogue, Part
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
 from anyglot_synth.sources import rows as rows_module
+from anyglot_synth.sources.placeholders import parts_of
 from anyglot_synth.sources.rows import rows_of
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
@@ -66,6 +69,8 @@ def test_pretty_printed_objects_one_after_another(tmp_path) -> None:
     rows = [{"a": {"b": 1}}, {"a": "}"}]
     (tmp_path / "rows.json").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
     assert parsed(tmp_path / "rows.json") == rows
+    (tmp_path / "rows.json").write_text('{"a": 1,\n "b": [2]}\n\n{"a": 3,\n "b": []}')
+    assert parsed(tmp_path / "rows.json") == [{"a": 1, "b": [2]}, {"a": 3, "b": []}]
 
 
 def test_a_broken_value_costs_one_row(tmp_path) -> None:
@@ -149,13 +154,22 @@ def test_parquet_and_arrow(tmp_path) -> None:
 def test_folders_patterns_and_lists_keep_their_order(tmp_path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.json"):
         write(tmp_path / name, [{"instruction": name, "output": "x"}], array=name == "c.json")
-    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     found = read(tmp_path, "alpaca", data=str(tmp_path))
     assert [said(d)[0][1][0][1] for d in found] == ["a.jsonl", "b.jsonl", "c.json"]
-    assert {d.licence for d in found} == {"cc-by-4.0"} and found[0].source == tmp_path.name
-    found = read(
-        tmp_path, "alpaca", data=[str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")], licence="MIT", source="s"
-    )
+    assert {(d.licence, d.source) for d in found} == {("unknown", tmp_path.name)}
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\npretty_name: My data\n---\n# Title\n")
+    found = read(tmp_path, "alpaca", data=str(tmp_path))
+    assert {(d.licence, d.source) for d in found} == {("cc-by-4.0", "My data")}
+    (tmp_path / "README.md").write_text("---\nlicense:\n- mit\n- cc0-1.0\n---\n")
+    assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "mit AND cc0-1.0"
+    (tmp_path / "README.md").write_text("---\n: [\n---\nlicense: mit\n")
+    assert read(tmp_path, "alpaca", data=str(tmp_path / "c.json"))[0].licence == "unknown"
+    (tmp_path / ".cache").mkdir()
+    for name in (".cache/x.json", "cache-1.arrow", "dataset_info.json"):
+        (tmp_path / name).write_text("nothing to read")
+    assert len(read(tmp_path, "alpaca", data=str(tmp_path))) == 3
+    several = [str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")]
+    found = read(tmp_path, "alpaca", data=several, licence="MIT", source="s")
     assert [said(d)[0][1][0][1] for d in found] == ["c.json", "a.jsonl", "b.jsonl"]
     assert {(d.licence, d.source) for d in found} == {("MIT", "s")}
 
@@ -172,6 +186,8 @@ def test_mistakes_of_the_user_are_told(tmp_path) -> None:
         SOURCES.build("alpaca", data=data, input="yes")
     with pytest.raises(AnyglotError, match="there is no form 'spoken'"):
         SOURCES.build("alpaca", data=data, form="spoken")
+    with pytest.raises(AnyglotError, match="form is \\['text'\\]; use one of text, user-speech"):
+        SOURCES.build("alpaca", data=data, form=["text"])
     with pytest.raises(SourceError, match="nowhere.json: there is no file to read"):
         read(tmp_path, "alpaca", data=str(tmp_path / "nowhere.json"))
 
@@ -339,7 +355,7 @@ def test_llava(tmp_path) -> None:
     store = Store(tmp_path / "out")
     media = found[0].turns[0].parts[0].media
     assert store.path(media).read_bytes() == (tmp_path / "images" / "a.jpg").read_bytes()
-    assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True}
+    assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True, "licence": "unknown"}
     assert store.path(found[1].turns[0].parts[2].media).suffix == ".png"
     assert found == read(tmp_path, "llava", data=data, images=folder, form="user-speech")
 
@@ -382,6 +398,21 @@ def test_dialogues_with_placeholders(tmp_path) -> None:
     assert found[0].licence == "CC0-1.0"
 
 
+def test_what_was_made_stays_made_when_it_is_read_again(tmp_path) -> None:
+    from anyglot_synth.dialogue import Turn
+
+    store = Store(tmp_path / "first")
+    spoken = store.put_sound("ab" * 16, np.full(800, 0.1, np.float32), 8000, {"backend": {"engine": "x"}})
+    parts = (Part("speech", "Hi", "Hi.", spoken),)
+    made = Dialogue((Turn("user", parts), Turn("assistant", (Part("text", "Hello"),))), "s", "MIT")
+    data = write(tmp_path / "first" / "samples.jsonl", [made.to_dict()])
+    (again,) = read(tmp_path, "dialogues", data=data)
+    assert isinstance(again, Dialogue) and again.id == made.id
+    part = again.turns[0].parts[0]
+    assert part.spoken_text == "Hi." and part.media is not None and part.media.origin["licence"] == "MIT"
+    assert part.media.sha256 == spoken.sha256
+
+
 def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     rows = [
@@ -392,6 +423,19 @@ def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:
     (again,) = SOURCES.build("dialogues", data=data).read(Store(tmp_path / "second"))
     assert again.id == first.id and again.turns[0].parts[0].media.sha256 == first.turns[0].parts[0].media.sha256
     assert (tmp_path / "second" / again.turns[0].parts[0].media.file).is_file()
+
+
+@given(st.lists(st.sampled_from([*"[]: a\n", "[image:", "[Music", "speech", "]", "é"]), max_size=30).map("".join))
+def test_any_text_is_parts_or_a_bad_dialogue(text: str) -> None:
+    try:
+        parts = parts_of(text)
+    except DialogueError as error:
+        assert "placeholder" in str(error)
+        return
+    kept = "".join(part.text for part in parts)
+    assert all(part.text.strip() for part in parts) and len(kept) <= len(text)
+    if "[" not in text:
+        assert parts == ((Part("text", text.strip()),) if text.strip() else ())
 
 
 # --- forms ---

@@ -126,6 +126,7 @@ SAID = [
     # acronyms
     ("NASA and the FBI", "Nasa and the F B I."),
     ("a pdf, hmm", "a P D F, hmm."),
+    ("I know HTML, CSS, and SQL", "I know H T M L, C S S, and S Q L."),
     ("two CPUs", "two C P U's."),
     ("do NOT touch", "do not touch."),
     ("HTML, JSON, OK?", "H T M L, Jason, okay?"),
@@ -136,6 +137,7 @@ SAID = [
     ("Chapter IV", "Chapter four."),
     ("Henry VIII", "Henry the eighth."),
     ("I think I know", "I think I know."),
+    ("World War I ended, the Class I took", "World War one ended, the Class I took."),
     ("Then Charles I met", "Then Charles I met."),
     # addresses ("aitch tee tee pee ess colon slash slash")
     ("See https://example.com.", "See example dot com."),
@@ -185,6 +187,7 @@ SAID = [
     ("A → B", "A to B."),
     ("He said, “Hello.” Then left", "He said, Hello. Then left."),
     ("Wait... what?!", "Wait, what?"),
+    ("red, blue (green, ...), and so on", "red, blue, green, and so on."),
     ("Well… Okay", "Well. Okay."),
     ("one (or two) of them", "one, or two, of them."),
     ("this — that", "this, that."),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,12 @@ def test_a_voice_is_cloned_from_another_recording_of_the_speaker(tmp_path, media
 
 def test_edges_of_a_picture(tmp_path, media) -> None:
     data = write(media / "a.jsonl", [{"image": "red.png", "text": "a red square"}])
-    there, back = read(tmp_path, "examples", data=data, tasks=["image-to-edges", "edges-to-image"], each=True)
+    there, back = read(
+        tmp_path, "examples", data=data, tasks=["image-to-edges", "edges-to-image"], each=True, licence="CC0-1.0"
+    )
     edges = there.turns[1].parts[0].media
     assert edges == back.turns[0].parts[1].media and edges.origin["backend"] == "sobel"
+    assert edges.origin["licence"] == "CC0-1.0"
     assert Store(tmp_path / "out").picture(edges)[6, 3:5].min() > 200
 
 
@@ -216,6 +220,26 @@ def test_tasks_are_drawn_by_weight(tmp_path, media) -> None:
         SOURCES.build("examples", **options, spoken_instructions=2)
 
 
+def test_speech_in_tables(tmp_path, media) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "audio": [{"bytes": (media / f"{name}.flac").read_bytes(), "path": None} for name in ("ann1", "ann2")],
+        "sentence": ["one", "two"],
+        "speaker_id": [7, 7],
+    }
+    table = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False))
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    columns = {"speech": "audio", "text": "sentence", "speaker": "speaker_id"}
+    options = {"tasks": ["voice-clone"], "columns": columns}
+    direct = read(tmp_path, "examples", data=str(tmp_path / "a.parquet"), **options)
+    loaded = read(tmp_path, "datasets", data=str(tmp_path / "a.parquet"), rows="examples", options=options)
+    for first, second in (direct, loaded):
+        assert isinstance(first, BadRow) and "has no 'prompt'" in first.error
+        assert said(second)[1] == [("speech", "two")] and second.turns[0].parts[1].media.seconds == 3.0
+        assert second.turns[1].parts[0].media.origin["speaker"] == "7"
+    assert direct[1].id == loaded[1].id
+
+
 # --- nanoworld ---
 
 
@@ -255,7 +279,8 @@ def test_nanoworld_tasks_are_true(tmp_path) -> None:
         else:
             assert parse(user.parts[-1].text) == parse(assistant.parts[0].text) == scene
     assert found == read(tmp_path, "nanoworld-tasks", tasks=names, num=200, seed=3)
-    assert found[:50] == read(tmp_path, "nanoworld-tasks", tasks=names, num=50, seed=3)
+    endless = SOURCES.build("nanoworld-tasks", tasks=names, seed=3).read(Store(tmp_path))
+    assert found[:50] == list(islice(endless, 50))
 
 
 def test_nanoworld_tests_hold_out_things_and_templates(tmp_path) -> None:

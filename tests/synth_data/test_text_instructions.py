@@ -77,7 +77,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == {"rows": 40, "by_model": 0, "by_template": 40}
     assert [json.loads(line) for line in out.read_text().splitlines()] == instructions(40)
     assert main(["--out", str(out), "--num", "40", "--written", "3", "--engine", "nothing"]) == 2
-    assert "there is no engine 'nothing'" in capsys.readouterr().err
+    assert "there is no writer 'nothing'" in capsys.readouterr().err
 
 
 class Answers(Writer):

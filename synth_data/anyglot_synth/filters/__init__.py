@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyglot_synth.engines import build
 from anyglot_synth.registry import Registry
 from anyglot_synth.stages import Stage
 from anyglot_tokenizers.errors import AnyglotError
@@ -35,5 +34,4 @@ FILTERS: Registry[Stage] = Registry("filter", AnyglotError, {
 
 def make_filter(config: Any) -> Stage:
     """The filter that a recipe describes: `{"filter": name, **settings}`, or only the name. Raises `AnyglotError`."""
-    found: Stage = build(FILTERS.places, config, "filters", "filter")
-    return found
+    return FILTERS.make(config, "filters")

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from anyglot_synth.calibration import Calibration, VoiceCalibration, speech_seconds, voice_of
+from anyglot_synth.calibration import Calibration, VoiceCalibration, rate_of, speech_seconds, voice_of
 from anyglot_synth.filters.base import Filter, made_parts, said_of
 from anyglot_synth.filters.sound import pace
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
@@ -111,20 +111,26 @@ class AsrFilter(Filter):
         return Limits(self.max_error + own, sigmas, (self.min_pace, self.max_pace), self.max_missed_end)
 
     def judge(
-        self, words: str, audio: Float32, sample_rate: int, voice: VoiceCalibration | None, language: str = "en"
+        self,
+        words: str,
+        audio: Float32,
+        sample_rate: int,
+        voice: VoiceCalibration | None,
+        language: str = "en",
+        rate: float = 1.0,
     ) -> Verdict:
-        """One spoken part. A part whose length is wrong is not listened to."""
+        """One spoken part, said at a relative `rate`. A part whose length is wrong is not listened to."""
         limits, seconds = self.limits(voice), speech_seconds(audio, sample_rate)
-        rate = pace(words, seconds, language)
-        facts = {"pace": round(rate, 2)}
-        if rate * max(seconds, 1e-3) >= self.min_letters:
+        letters = pace(words, seconds, language)
+        facts = {"pace": round(letters, 2)}
+        if letters * max(seconds, 1e-3) >= self.min_letters:
             if voice and limits.pace is not None:
-                facts["sigmas"] = round(voice.pace.deviation(words, seconds, language), 2)
+                facts["sigmas"] = round(voice.pace.deviation(words, seconds * rate, language), 2)
                 if abs(facts["sigmas"]) > limits.pace:
                     short = "short" if facts["sigmas"] < 0 else "long"
                     return Verdict("pace", f"{seconds:.2f} s is too {short} ({facts['sigmas']:.1f} sigmas)", facts)
-            elif not limits.letters[0] <= rate <= limits.letters[1]:
-                return Verdict("pace", f"{rate:.1f} letters per second", facts)
+            elif not limits.letters[0] <= letters <= limits.letters[1]:
+                return Verdict("pace", f"{letters:.1f} letters per second", facts)
         heard = self._recogniser.transcribe([audio], sample_rate)[0]
         count = word_errors if self.metric == "wer" else letter_errors
         facts[self.metric] = round(count(words, heard, language).rate, 4)
@@ -140,7 +146,7 @@ class AsrFilter(Filter):
         facts: dict[str, list[float]] = {}
         for where, part, media in made_parts(item.dialogue):
             voice = None if self._calibration is None else self._calibration.voice(voice_of(media))
-            verdict = self.judge(said_of(part), *store.sound(media), voice, item.dialogue.language)
+            verdict = self.judge(said_of(part), *store.sound(media), voice, item.dialogue.language, rate_of(media))
             for name, value in verdict.facts.items():
                 facts.setdefault(name, []).append(value)
             if verdict.reason:

@@ -4,7 +4,7 @@ Whether a dialogue repeats an earlier one depends on all before it, so workers t
 that change with their number. The filter is therefore `ordered`: it runs in the parent process, in source order, over
 every item from the first, before any other stage; the pipeline runs ordered stages there (`marked` is the same without
 a pipeline). It needs no state on disk: a run that goes on reads its source again from the start, and the filter with
-it, which costs a millisecond an item.
+it, which costs a millisecond an item. Beside the fixed tables of `dedup.py` it keeps 8 bytes an item.
 """
 
 from __future__ import annotations

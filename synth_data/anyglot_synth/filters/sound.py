@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,16 +9,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from anyglot_synth.backends import BackendError
 from anyglot_synth.dialogue import MUSIC, SPEECH
 from anyglot_synth.filters.base import Filter, made_parts, said_of
+from anyglot_synth.loudness import ABSOLUTE_GATE_LUFS, loudness
 from anyglot_synth.scoring import normal
 from anyglot_synth.stages import Filtered, Item
 from anyglot_synth.store import Store
 
 Float32 = NDArray[np.float32]
 FRAME_S = 0.01
-FLOOR = -70.0
+FLOOR = ABSOLUTE_GATE_LUFS
+"""LUFS that silence counts as."""
 
 
 def pace(text: str, seconds: float, language: str = "en") -> float:
@@ -182,23 +182,9 @@ class ClippingFilter(Filter):
         return _end(item, facts, ends)
 
 
-def integrated_loudness(audio: Float32, sample_rate: int) -> float:
-    """LUFS of a mono sound `[samples]` by ITU-R BS.1770-4 as EBU R 128 uses it (pyloudnorm, MIT); silence has -70.
-
-    Sounds shorter than a gating block of 0.4 s are measured as if silence followed.
-    """
-    try:
-        import pyloudnorm
-    except ImportError as error:
-        raise BackendError("pyloudnorm is not installed; install it with: pip install 'anyglot[synth]'") from error
-    block = math.ceil(0.4 * sample_rate) + 1
-    padded = np.pad(audio.astype(np.float64), (0, max(0, block - len(audio))))
-    return max(FLOOR, float(pyloudnorm.Meter(sample_rate).integrated_loudness(padded)))
-
-
 @dataclass
 class LoudnessFilter(Filter):
-    """Integrated loudness (EBU R 128) of every sound.
+    """Integrated loudness of every sound (EBU R 128, see `anyglot_synth.loudness`); silence counts as -70.
 
     Args:
         min_lufs, max_lufs: bounds. Broadcast has -23, most voices make -30 to -14.
@@ -218,7 +204,7 @@ class LoudnessFilter(Filter):
         facts: dict[str, list[float]] = {"lufs": []}
         ends: list[Filtered] = []
         for where, _, media in made_parts(item.dialogue, self.modalities):
-            lufs = integrated_loudness(*store.sound(media))
+            lufs = max(FLOOR, loudness(*store.sound(media)))
             facts["lufs"].append(round(lufs, 1))
             if not self.min_lufs <= lufs <= self.max_lufs:
                 ends.append(Filtered("loudness", f"{where}: {lufs:.1f} LUFS"))

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from anyglot_synth.backends import Backend
-from anyglot_synth.engines import build
+from anyglot_synth.registry import Registry
+from anyglot_tokenizers.errors import AnyglotError
 
-BACKENDS = {
-    "nanoworld": "anyglot_synth.music.nanoworld:NanoworldMelodies",
-    "musicgen": "anyglot_synth.music.musicgen:MusicGen",
-    "midi": "anyglot_synth.music.midi:MidiMusic",
-    "folder": "anyglot_synth.folder:MusicFolder",
-}
+BACKENDS: Registry[Backend] = Registry(
+    "music engine",
+    AnyglotError,
+    {
+        "nanoworld": "anyglot_synth.music.nanoworld:NanoworldMelodies",
+        "musicgen": "anyglot_synth.music.musicgen:MusicGen",
+        "midi": "anyglot_synth.music.midi:MidiMusic",
+        "folder": "anyglot_synth.folder:MusicFolder",
+    },
+    key="engine",
+)
+"""Name in a recipe -> class, imported on first use."""
 
 
 def build_music(config: Any) -> Backend:
     """A backend from a recipe, such as `{engine: midi, path: tunes}`. Raises `AnyglotError` naming the choices."""
-    backend: Backend = build(BACKENDS, config, "music")
-    return backend
+    return BACKENDS.make(config, "music")

@@ -7,13 +7,14 @@ bad rows are the same for all of them, and here.
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyglot_synth.dialogue import Dialogue, DialogueError
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part, Turn
 from anyglot_synth.forms import Forms
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError, MediaError
@@ -63,8 +64,9 @@ class RowSource(Source):
         data: a file, a folder (all files of it that can be read, sorted), a pattern with `*`, or a list of these.
         form: what is spoken: "text", "user-speech", "speech", "chain", or weights by name; see `forms.py`.
         seed: of the form, where weights draw it.
-        source: name of the data, kept in every dialogue; the name of the first file or folder otherwise.
-        licence: SPDX name; read from the dataset card (`README.md` beside the data) otherwise, else "unknown".
+        source: name of the data, kept in every dialogue; that of the dataset card (`README.md` beside the data)
+            otherwise, else that of the first file or folder.
+        licence: SPDX name of the data and of files that come with it; that of the card otherwise, else "unknown".
         language: BCP-47 tag of its text.
         columns: ours -> theirs, for data that name a field differently: {instruction: prompt}.
     """
@@ -81,11 +83,12 @@ class RowSource(Source):
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.data = [data] if isinstance(data, str) else [str(path) for path in data]
-        if not self.data:
+        if not self.data or not all(self.data):
             raise SourceError(f"source {self.name!r}: data names no file; give a path")
         self.forms = Forms(form, seed)
         first = Path(self.data[0])
-        self.source = source or first.name.split(".")[0] or first.name
+        folder = first if first.is_dir() else first.parent
+        self.source = source or card_of(folder)["name"] or first.name.split(".")[0] or first.name
         self.licence = licence
         self.language = language
         self.columns = dict(columns or {})
@@ -120,13 +123,18 @@ class RowSource(Source):
         """See `Source`."""
         from anyglot_synth.sources.rows import rows_of
 
+        self.begin()
         for path in self.files():
-            licence = self.licence or licence_of(path.parent)
+            licence = self.licence or card_of(path.parent)["licence"] or "unknown"
             for number, row in rows_of(path):
                 if isinstance(row, BadRow):
                     yield row
                 else:
                     yield from self.dialogues(row, store, str(path.name), number, path.parent, licence)
+
+    def begin(self) -> None:
+        """Called before the first row of every reading: for sources that remember rows."""
+        return None
 
     def dialogues(
         self, row: Any, store: Store, file: str, number: int, folder: Path, licence: str
@@ -143,7 +151,7 @@ class RowSource(Source):
                     language=found.language or self.language,
                 )
                 dialogue.check()
-                yield self.forms(dialogue)
+                yield self.forms(_licensed(dialogue))
         except (DialogueError, MediaError) as error:
             yield BadRow(file, number, str(error).removeprefix("dialogue: "))
 
@@ -158,6 +166,17 @@ class RowSource(Source):
         raise NotImplementedError
 
 
+def _licensed(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with its licence on those of its files that say none."""
+
+    def change(i: int, j: int, turn: Turn, part: Part) -> Part:
+        if part.media is None or part.media.origin.get("licence"):
+            return part
+        return replace(part, media=replace(part.media, origin={**part.media.origin, "licence": dialogue.licence}))
+
+    return dialogue.map_parts(change)
+
+
 def file_mark(path: Path) -> tuple[int, str]:
     """(bytes, 16 hex digits): enough to notice another file without reading all of a big one; no proof of equality."""
     size = path.stat().st_size
@@ -168,23 +187,26 @@ def file_mark(path: Path) -> tuple[int, str]:
     return size, hashlib.sha256(ends).hexdigest()[:16]
 
 
-def licence_of(folder: Path) -> str:
-    """The licence that a dataset card names (`README.md` with YAML between `---`, in the folder or above it)."""
+def card_of(folder: Path) -> dict[str, str]:
+    """`licence` and `name` that a dataset card says: `README.md` with YAML between `---`, in the folder or above it."""
+    import yaml
+
     for place in (folder, folder.parent):
         card = place / "README.md"
         if not card.is_file():
             continue
         with open(card, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(1 << 16).splitlines()
-        if not head or head[0].strip() != "---":
-            continue
-        for line in head[1:]:
-            if line.strip() == "---":
-                break
-            key, _, value = line.partition(":")
-            if key.strip() in ("license", "licence") and value.strip():
-                return value.strip().strip("'\"[]")
-    return "unknown"
+            head = file.read(1 << 16)
+        found = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", head, re.S)
+        try:
+            values = yaml.safe_load(found[1]) if found else None
+        except yaml.YAMLError:
+            values = None
+        if isinstance(values, dict):
+            licences = values.get("license", values.get("licence"))
+            licence = " AND ".join(map(str, licences)) if isinstance(licences, list) else str(licences or "")
+            return {"licence": licence, "name": str(values.get("pretty_name") or "")}
+    return {"licence": "", "name": ""}
 
 
 def text_of(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import IMAGE, MUSIC, SPEECH, Dialogue, DialogueError, Part
 from anyglot_synth.forms import checked_weights, draw
-from anyglot_synth.sources.base import BadRow, RowSource, SourceError, text_of
+from anyglot_synth.sources.base import RowSource, SourceError, text_of
 from anyglot_synth.sources.media import take_picture, take_sound
 from anyglot_synth.store import Store
 from anyglot_synth.tasks import PROMPT_SECONDS, TASKS, Asking, Example, TaskError, build
@@ -67,10 +67,9 @@ class Examples(RowSource):
         asking = {"held_out": self.asking.held_out, "spoken": self.asking.spoken}
         return {"tasks": self.tasks, "each": self.each, "seed": self.asking.seed, **asking}
 
-    def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
-        """See `Source`. A speaker's prompt is an earlier recording, so the first of each cannot be cloned."""
+    def begin(self) -> None:
+        """Forgets all voices. A speaker's prompt is an earlier recording, so the first of each cannot be cloned."""
         self._heard.clear()
-        yield from super().read(store)
 
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""
@@ -95,7 +94,8 @@ class Examples(RowSource):
             if isinstance(given, Mapping) and "bytes" not in given and "path" not in given:
                 return Part(modality, text_of(given, "text"))
             take = take_picture if modality == IMAGE else take_sound
-            return Part(modality, text, media=take(store, given, folder))
+            speaker = {"speaker": str(row["speaker"])} if modality == SPEECH and row.get("speaker") is not None else {}
+            return Part(modality, text, media=take(store, given, folder, speaker))
 
         speech = medium(SPEECH, "speech", "audio")
         return Example(
@@ -135,8 +135,8 @@ class Examples(RowSource):
 
 def task_weights(tasks: str | Sequence[str] | Mapping[str, float], source: str) -> dict[str, float]:
     """Weights by name, from a name, names or weights. Raises `SourceError` for what is no task."""
-    given = {tasks: 1.0} if isinstance(tasks, str) else dict(tasks) if isinstance(tasks, Mapping) else {}
-    given = given or dict.fromkeys(tasks, 1.0)
+    names = [tasks] if isinstance(tasks, str) else tasks
+    given = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
     unknown = [name for name in given if name not in TASKS]
     if unknown:
         raise SourceError(f"source {source}: there is no task {unknown[0]!r}; use some of: {', '.join(TASKS)}")

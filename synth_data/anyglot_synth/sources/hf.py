@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import Dialogue
-from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, file_mark, licence_of
+from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, card_of, file_mark
 from anyglot_synth.store import Store
 from anyglot_tokenizers.media import MediaBytes
 
@@ -25,6 +25,7 @@ class HfDatasets(Source):
         split: of the dataset.
         config_name: of a dataset with several.
         revision: of a dataset of the hub: a commit, so that a run can be done again.
+        seed: of that source, where its options have none.
         options: further options of that source (`form`, `columns`, `licence`, ...).
     """
 
@@ -38,13 +39,14 @@ class HfDatasets(Source):
         split: str = "train",
         config_name: str = "",
         revision: str = "",
+        seed: int = 0,
         options: dict[str, Any] | None = None,
     ) -> None:
         from anyglot_synth.sources import SOURCES
 
         if not issubclass(SOURCES[rows], RowSource):
             raise SourceError(f"source datasets: rows is {rows!r}, which reads no rows; use one such as 'alpaca'")
-        inner = SOURCES.build(rows, **{"data": data, **(options or {})})
+        inner = SOURCES.build(rows, **{"data": data, "seed": seed, **(options or {})})
         assert isinstance(inner, RowSource)
         self.inner, self.rows = inner, rows
         self.data, self.split, self.config_name, self.revision = data, split, config_name, revision
@@ -66,11 +68,11 @@ class HfDatasets(Source):
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`. Raises `SourceError` where the package, the data or the split is not there."""
         table = self._load()
-        licence = self.inner.licence or str(getattr(table.info, "license", "") or "") or "unknown"
+        licence = self.inner.licence or str(getattr(table.info, "license", "") or "")
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
-        if licence == "unknown" and path.exists():
-            licence = licence_of(folder)
+        licence = licence or (card_of(folder)["licence"] if path.exists() else "") or "unknown"
+        self.inner.begin()
         for number, row in enumerate(table, start=1):
             row = {key: _plain(value) for key, value in row.items()}
             yield from self.inner.dialogues(row, store, f"{path.name}/{self.split}", number, folder, licence)

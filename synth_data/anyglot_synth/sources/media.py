@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def take_picture(store: Store, given: Any, folder: Path, origin: Mapping[str, An
     with Image.open(io.BytesIO(data.content)) as picture:
         suffix = _KEPT.get(picture.format or "")
     key = address(["picture", _digest(data.content)])
-    origin = {"name": data.name, **(origin or {}), "given": True}
+    origin = _given(data.name, origin)
     if suffix is None:
         pixels = np.round(read_image(data).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         return store.put_picture(key, pixels, origin)
@@ -63,7 +64,7 @@ def take_sound(store: Store, given: Any, folder: Path, origin: Mapping[str, Any]
         raise MediaError(data.name, f"no sound that can be read ({error})", "give WAV, FLAC, OGG or MP3") from None
     if not len(audio) or not np.isfinite(audio).all():
         raise MediaError(data.name, "it has no samples, or some that are no numbers", "leave it out")
-    origin = {"name": data.name, **(origin or {}), "given": True}
+    origin = _given(data.name, origin)
     if (info.format, info.subtype, info.channels) == ("FLAC", "PCM_16", 1):
         file, digest = store.put(key, ".flac", lambda path: _write(path, data.content))
         return MediaFile(file, digest, origin, info.samplerate, info.frames)
@@ -81,8 +82,8 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
         return given
     if not isinstance(given, str) or not given:
         raise MediaError(f"{given!r:.80}", "it names no file", "give a path relative to the data's folder")
-    path = folder / given
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = Path(os.path.normpath(folder / given))
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise MediaError(given, f"it is outside of {folder.name!r}", "give a path inside of the folder of media")
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -90,6 +91,12 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
         return MediaBytes(given, path.read_bytes())
     except OSError as error:
         raise MediaError(given, f"it cannot be read ({error.strerror})", "check the path") from None
+
+
+def _given(name: str, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where a file is from: a made one of a dataset that is read again stays a made one."""
+    known = {"name": name, **(origin or {})}
+    return known if "backend" in known else {**known, "given": True}
 
 
 def _digest(content: bytes) -> str:

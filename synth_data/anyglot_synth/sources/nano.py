@@ -7,6 +7,7 @@ own backends make. Dialogue number i depends on (seed, split, i) and nothing els
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import IMAGE, MUSIC, SPEECH, Dialogue, Part
@@ -28,7 +29,7 @@ class NanoworldTasks(Source):
 
     Args:
         tasks: names of `TASKS`, or weights by name, of those that need no file.
-        num: how many dialogues.
+        num: how many dialogues; without end where it is None, as a job says how many it wants.
         split: "train" or "test": the latter has held-out things and held-out templates.
         seed: another seed gives other dialogues.
         spoken_instructions: share of the instructions that are spoken, from 0 to 1.
@@ -41,11 +42,11 @@ class NanoworldTasks(Source):
         self,
         tasks: str | Sequence[str] | Mapping[str, float] = ("image-editing", "story", "spoken-vqa", "image-to-music"),
         *,
-        num: int = 100,
+        num: int | None = None,
         split: str = "train",
         seed: int = 0,
         spoken_instructions: float = 0.0,
-        licence: str = "Apache-2.0",
+        licence: str = "CC0-1.0",
     ) -> None:
         self.tasks = task_weights(tasks, self.name)
         if without := sorted(NEEDS_FILES & self.tasks.keys()):
@@ -69,7 +70,7 @@ class NanoworldTasks(Source):
 
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`."""
-        for index in range(self.num):
+        for index in count() if self.num is None else range(self.num):
             example = self.example(index)
             name = draw(self.tasks, self.seed, self.split, index, "task")
             yield build(name, example, self.asking, store)

@@ -40,7 +40,7 @@ def expand(data: Sequence[str]) -> list[Path]:
             found.append(path)
             continue
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and is_readable(p) and p.name not in _OWN_FILES)
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and _is_of_data(p, path))
         else:
             inside = sorted(Path(name) for name in glob.glob(given, recursive=True) if Path(name).is_file())
         if not inside:
@@ -49,9 +49,11 @@ def expand(data: Sequence[str]) -> list[Path]:
     return found
 
 
-def is_readable(path: Path) -> bool:
-    """Whether the name is one of a kind that `rows_of` reads."""
-    return path.name.lower().endswith((*_JSON, *_TABLES))
+def _is_of_data(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder holds rows: not hidden, and nothing that `datasets` keeps for itself."""
+    hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+    own = path.name in _OWN_FILES or path.name.startswith("cache-")
+    return path.name.lower().endswith((*_JSON, *_TABLES)) and not hidden and not own
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
@@ -65,7 +67,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
             first = _first_line(file)
             if first[:1] == "[":
                 found = _values(_chunks(file), 1)
-            elif first == "{":  # an object on several lines
+            elif first[:1] == "{" and first[-1] in "{[,":  # objects on several lines each
                 found = _values(_chunks(file), 0)
             else:
                 found = _lines(file)
@@ -93,12 +95,12 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _first_line(file: IO[str]) -> str:
-    """The first line with something in it, at most 1000 characters; the file is at its start again."""
+    """The first line with something in it (only its first character if it is long); then the file is at its start."""
     while line := file.readline(1000):
         if line.strip():
             break
     file.seek(0)
-    return line.strip()
+    return line.strip() if line.endswith("\n") else line.strip()[:1]
 
 
 def _parsed(row: str | None, name: str, number: int) -> Any:

@@ -136,16 +136,16 @@ def _check_words(text: str, max_words: int) -> None:
 
 
 def _check_language(text: str) -> None:
-    longer = re.findall(r"[A-Za-z]{3,}", text)
+    longer = [word for word in re.findall(r"[A-Za-z]{4,}", text) if not word.isupper()]
     mute = sum(not re.search(r"[aeiouyAEIOUY]", word) for word in longer)
-    if mute >= 3 and mute > len(longer) / 2:
+    if mute >= 3 and mute > 2 / 3 * len(longer):
         raise Unspeakable("no-language", f"{mute} of {len(longer)} words have no vowel")
 
 
 _QUOTED_END = re.compile(r"([.,!?])[\"')\]]+")
 _BRACKETS = re.compile(r"[()\[\]{}|]")
 _DASHES = re.compile(r"[ ]?[—–][ ]?|[ ]-{1,3}[ ]|--+")
-_DOTS = re.compile(r"\.{2,}(?=(\s*[\"')\]]*\s*[a-z])?)")
+_DOTS = re.compile(r"\.{2,}(?=(\s*[\"')\]]*\s*[a-z,;:])?)")
 _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|[.,!?;:]")
 _STRENGTH = {mark: rank for rank, mark in enumerate(",:;.!?")}
 

@@ -263,15 +263,17 @@ _RULER_ROMAN = re.compile(rf"\b({_RULERS})[ ]([IVX]{{1,6}})\b(?![.']\w)")
 def roman_numerals(text: str) -> str:
     """Only where they are clear: "Chapter IV" -> "Chapter four", "Henry VIII" -> "Henry the eighth"."""
 
+    def is_me(m: Match) -> bool:  # "and then Charles I think", "the class I took"
+        return m[2] == "I" and bool(re.match(r" (?!of\b)[a-z]", m.string[m.end() : m.end() + 4]))
+
     def counted(m: Match) -> str:
         number = n.roman(m[2])
-        return m[0] if number is None else f"{m[1]} {n.cardinal(number)}"
+        unclear = number is None or (is_me(m) and m[1] not in ("War", "Act", "Chapter", "Volume", "Phase"))
+        return m[0] if number is None or unclear else f"{m[1]} {n.cardinal(number)}"
 
     def ruler(m: Match) -> str:
         number = n.roman(m[2])
-        if number is None or (m[2] == "I" and re.match(r" (?!of\b)[a-z]", m.string[m.end() : m.end() + 4])):
-            return m[0]  # "and then Charles I think"
-        return f"{m[1]} the {n.ordinal(number)}"
+        return m[0] if number is None or is_me(m) else f"{m[1]} the {n.ordinal(number)}"
 
     return _RULER_ROMAN.sub(ruler, _COUNTED_ROMAN.sub(counted, text))
 

@@ -7,6 +7,8 @@ that of the folder's README.md is taken unless one is given.
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -49,7 +51,8 @@ class HFVoice(SpeechBackend):
         language: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.model, self.vocoder, self.speakers = Path(model), *(p and Path(p) for p in (vocoder, speakers))
+        self.model = Path(model)
+        self.vocoder, self.speakers = (None if folder is None else Path(folder) for folder in (vocoder, speakers))
         super().__init__(voices, licence or _licence(self.model))
         self.language, self.device = language, device
         self._kind = ""
@@ -75,8 +78,6 @@ class HFVoice(SpeechBackend):
     def identity(self) -> dict[str, Any]:
         """Version of transformers and the sha256 of all files that are read."""
         if self._identity is None:
-            import importlib.metadata
-
             folders = {"weights": self.model, "vocoder": self.vocoder, "speakers": self.speakers}
             found = {name: _sha256(folder) for name, folder in folders.items() if folder is not None}
             version = importlib.metadata.version("transformers")
@@ -152,8 +153,6 @@ class HFVoice(SpeechBackend):
         return vector
 
     def _config(self) -> dict[str, Any]:
-        import json
-
         path = self.model / "config.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

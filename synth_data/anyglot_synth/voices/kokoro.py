@@ -77,13 +77,12 @@ class KokoroVoice(SpeechBackend):
     def setup(self) -> None:
         """Loads the weights."""
         if self._engine is None:
-            known = self.known_voices()
+            self.known_voices()
             self.identity()
             with engine_errors(f"{self.model}: cannot be loaded as kokoro"):
                 from kokoro_onnx import Kokoro
 
                 self._engine = Kokoro(str(self.model), str(self.voices_file))
-            assert known
 
     def _speak(self, text: str, voice: str, rate: float, pitch: float, seed: int) -> tuple[Float32, int]:
         self.setup()

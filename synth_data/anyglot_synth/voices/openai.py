@@ -97,7 +97,7 @@ class OpenAIVoice(SpeechBackend):
 
     def _speak(self, text: str, voice: str, rate: float, pitch: float, seed: int) -> tuple[Float32, int]:
         self.find_voice(voice)
-        asked = {"model": self.model, "input": text, "voice": voice, "response_format": "wav"}
+        asked: dict[str, Any] = {"model": self.model, "input": text, "voice": voice, "response_format": "wav"}
         asked |= {"speed": round(rate, 4)} if rate != 1 else {}
         asked |= {"seed": seed % 2**31} if self.seeded else {}
         answer = self._ask(json.dumps(asked).encode())

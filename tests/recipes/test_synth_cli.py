@@ -1,0 +1,80 @@
+"""`anyglot synth`: recipes are read, changed and run from the command line; wrong ones end with one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyglot_recipes.cli import main
+from anyglot_recipes.synth_cli import RECIPES, names
+from anyglot_synth.recipe import build, read_settings
+from anyglot_synth.validate import validate
+
+DATA = {
+    "speech-instruct": [{"instruction": "Name 2 colors.", "input": "", "output": "Red and blue."}],
+    "tts-corpus": [{"text": "The weather was fine.", "speech": {"text": "The weather was fine."}}],
+    "spoken-vqa": [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}],
+    "any-instruct": [{"source": "s", "turns": [
+        {"role": "user", "parts": [{"modality": "text", "text": "Draw [image: a small red circle in the center]"}]},
+        {"role": "assistant", "parts": [{"modality": "text", "text": "Here you are."}]},
+    ]}],
+}  # fmt: skip
+
+
+def data_of(name: str, folder: Path) -> list[str]:
+    """The arguments that give a recipe its data."""
+    if name not in DATA:
+        return []
+    path = folder / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in DATA[name]))
+    return ["--source.data", str(path)]
+
+
+def test_which_recipes_there_are() -> None:
+    assert names() == ["any-instruct", "nanoworld-chat", "speech-instruct", "spoken-vqa", "tts-corpus"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["synth", name, "--out", str(out), "--num", "2", "--workers", "1", "--json", *data_of(name, tmp_path)]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = 1 if name in DATA else 2
+    assert found["ok"] + found["filtered"] == wanted and found["failed"] == 0, (out / "errors.jsonl").read_text()
+    assert validate(out).exit_code == 0 and (out / "README.md").is_file()
+    assert main(words) == 0 and json.loads(capsys.readouterr().out)["earlier"] == wanted
+
+
+def test_changes_from_the_command_line(tmp_path: Path) -> None:
+    changes = {"source.max_rounds": 1, "stages.1.engines.0.engine": "espeak-ng", "seed": 7}
+    recipe = build(read_settings(RECIPES / "nanoworld-chat.yaml", changes))
+    assert recipe.settings["stages"][1]["engines"][0]["engine"] == "espeak-ng"
+    source: Any = recipe.source
+    assert source.max_rounds == 1 and source.seed == 7 and recipe.stages[1].config()["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing-such"], "there is no recipe 'nothing-such'; use nanoworld, any-instruct"),
+        (["nanoworld-chat", "--source.data"], "'--source.data' is no change of a setting"),
+        (["nanoworld-chat", "--source.rounds", "3"], "has no option 'rounds'; it has: split"),
+        (["nanoworld-chat", "--sources.seed", "3"], "--sources.seed: there is no sources; there are name"),
+        (["nanoworld-chat", "--stages.9.seed", "3"], "--stages.9.seed: there is no stages.9; it has 4 entries"),
+        (["nanoworld-chat", "--stages.0.stage", "dance"], "there is no stage 'dance'"),
+        (["nanoworld-chat", "--stages.3.filter", "dust"], "there is no filter 'dust'"),
+        (["nanoworld-chat", "--colour", "red"], "there is no key 'colour'; use name, seed, num, source, stages"),
+        (["nanoworld-chat", "--num", "0"], "--num is 0"),
+        (["nanoworld-chat", "--split", "test"], "--split is of the records of nanoworld"),
+        (["nanoworld", "--dry-run"], "records of nanoworld have no recipe"),
+        (["speech-instruct"], "data names no file; give a path"),
+    ],
+)  # fmt: skip
+def test_mistakes(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", *words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
