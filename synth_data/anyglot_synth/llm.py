@@ -23,6 +23,7 @@ from anyglot_tokenizers.files import atomic_write
 
 T = TypeVar("T")
 
+
 class WriterError(BackendError):
     """A language model is not here, or gave no answer."""
 

@@ -23,9 +23,7 @@ class Registry(Mapping[str, "type[T]"], Generic[T]):
         key: what holds the name in a recipe, `{engine: flite, voices: [slt]}`; `kind` otherwise.
     """
 
-    def __init__(
-        self, kind: str, error: type[AnyglotError], places: Mapping[str, str], key: str | None = None
-    ) -> None:
+    def __init__(self, kind: str, error: type[AnyglotError], places: Mapping[str, str], key: str | None = None) -> None:
         self.kind, self.error, self.places, self.key = kind, error, dict(places), key or kind
 
     def __getitem__(self, name: str) -> type[T]:

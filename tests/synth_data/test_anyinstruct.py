@@ -326,4 +326,4 @@ def test_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plain != warm and json.dumps(plain)
     assert replace(REQUIREMENTS[0], weight=2.0) != REQUIREMENTS[0]
     assert main(["--out", str(tmp_path), "--engine", "openai", "--model", "x"]) == 2
-    assert "missing a required argument: 'base_url'" in capsys.readouterr().err
+    assert "needs the option 'base_url'" in capsys.readouterr().err
