@@ -105,7 +105,6 @@ def _synth(arguments: argparse.Namespace) -> int:
         **options,
         on=arguments.on,
         retry=arguments.retry,
-        settings={key: value for key, value in recipe.settings.items() if key != "num"},
         progress=shown,
     )
     shown.end()

@@ -166,7 +166,7 @@ class Job:
         self._num_source = found.get("num_source")
 
     def _write_job(self) -> None:
-        job = {"format": FORMAT, "recipe": self.recipe, "fingerprint": address(self.recipe)}
+        job: Json = {"format": FORMAT, "recipe": self.recipe, "fingerprint": address(self.recipe)}
         if self._num_source is not None:
             job["num_source"] = self._num_source
         text = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

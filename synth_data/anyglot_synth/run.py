@@ -58,7 +58,6 @@ def run(
     timeout: float = 300.0,
     attempts: int = 3,
     retry: bool = False,
-    settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Makes a dataset, or goes on with one.
@@ -74,7 +73,6 @@ def run(
         timeout: seconds that an item may take.
         attempts: tries of an item that hangs, crashes or may succeed another time.
         retry: do again what failed so in an earlier run.
-        settings: the recipe as the user wrote it, for the card.
         progress: see `Progress`.
 
     Raises:
@@ -88,8 +86,6 @@ def run(
         raise ManifestError(f"a run is on {on!r}; use processes or ray")
     rest = list(stages[len(ordered) :])
     recipe = {"name": name, "source": source.config(), "stages": [[s.name, s.config()] for s in stages]}
-    if settings is not None:
-        recipe["settings"] = dict(settings)
     with ExitStack() as stack:
         job = stack.enter_context(Job(out, recipe, num, retry=retry))
         earlier = job.done
