@@ -241,7 +241,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         image_size=image_sizes.pop() if image_sizes else None,
         progress=lambda done, bad: print(f"{done} rows, {bad} of them bad", file=sys.stderr, flush=True),
     )
-    samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave)
+    samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave, getattr(arguments, "shots", 0))
     if arguments.json:
         print(json.dumps({**report.to_dict(), "samples": samples, "samples_left_out": left_out}))
     else:

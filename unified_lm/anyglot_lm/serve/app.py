@@ -162,7 +162,10 @@ class Service:
 
         try:
             for index, row in enumerate(rows):
-                reader, ids = answers.ChoiceStream(self.model, asked.audio.format), list[int]()
+                reader, ids = (
+                    answers.ChoiceStream(self.model, asked.audio.format, work.request.order or ()),
+                    list[int](),
+                )
                 yield chunk(index, {"role": "assistant"})
                 async for part in row:
                     ids += part
