@@ -2,8 +2,8 @@
 
 scenes -> spoken questions and answers -> one training for each form, all from the same start, on the same questions and
 for the same steps -> held-out scenes, graded by ear. In the form `direct` the answer is speech alone; in `chain` it is
-what was heard in writing, the answer in writing, and the answer's speech (`grammar.CHAIN`); `both` trains on either and is
-graded in either. Every stage continues where it was killed (see `chain.py`).
+what was heard in writing, the answer in writing, and the answer's speech (`grammar.CHAIN`); `both` trains on either and
+is graded in either. Every stage continues where it was killed (see `chain.py`).
 """
 
 from __future__ import annotations
@@ -132,10 +132,9 @@ def question_items(
     questions: int,
     seed: int,
     tokenizers: dict[str, Tokenizer],
-    cache: SpeechCache | None = None,
 ) -> list[Item]:
-    """`num` scenes with `questions` each, asked in any voice: pictures, questions and answers as codes, nothing else."""
-    cache = cache or SpeechCache(default_cache_dir())
+    """`num` scenes with `questions` each, asked in any voice: pictures, questions and answers as codes, no more."""
+    cache = SpeechCache(default_cache_dir())
     rng = np.random.default_rng([seed, 81])
     scenes = [sample_scene(rng, split) for _ in range(num)]
     pictures = encode_images(tokenizers["image"], np.stack([draw(scene, rng, IMAGE_SIZE) for scene in scenes]))
@@ -161,8 +160,8 @@ def grade_answers(items: Sequence[Item], outputs: Sequence[Sequence[Output]], ch
     """Shares of answers, 0 to 1.
 
     "score": the judge hears the true answer. Of chains also "heard": the transcript is the question, word by word;
-    "text": the written answer is true; "said": the spoken answer is the written one. "kinds": the score by the first two
-    words of the question.
+    "text": the written answer is true; "said": the spoken answer is the written one. "kinds": the score by the first
+    two words of the question.
     """
     said = [heard for heard, _ in checkers.read("speech", [answer[-1].media for answer in outputs])]
     right = np.array([same_answer(heard, item.answer) for heard, item in zip(said, items, strict=True)])

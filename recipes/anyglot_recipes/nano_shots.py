@@ -1,10 +1,10 @@
 """The `nano_shots` recipe: what to say about a picture, told by examples alone.
 
 A prompt is pictures with answers, and a last picture. Which attributes the answers name, and in which order, is a rule
-that no word of the prompt says. scenes -> documents of pictures and answers -> training from a model of nanoworld -> the
-start and the result, on held-out scenes, with several numbers of examples, for rules of the training and for rules that no
-training document followed (both attributes were named together there, in the other order). Every stage continues where
-it was killed (see `chain.py`).
+that no word of the prompt says. scenes -> documents of pictures and answers -> training from a model of nanoworld ->
+start and result, on held-out scenes, with several numbers of examples, for rules of the training and for rules that no
+training document followed (there both attributes were named in the other order). Every stage continues where it was
+killed (see `chain.py`).
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ def nano_shots(config: NanoShotsConfig) -> dict[str, Any]:
     """Train and grade.
 
     Returns:
-        "rows" with "model" ("before", "after"), "rules" ("seen", "held_out"), "shots", "n", "score" (the answer is right,
-        word by word), "form" (its words are of the kinds that the rule names), "chance" (the true answer to another picture
-        of the same rule); "guess": the score of one who sees all and draws one of the training's rules; "model".
+        "rows" with "model" ("before", "after"), "rules" ("seen", "held_out"), "shots", "n", "score" (the answer is
+        right, word by word), "form" (its words are of the kinds that the rule names), "chance" (the true answer to
+        another picture of the same rule); "guess": the score of one who sees all and draws one of the training's
+        rules; "model".
 
     Raises:
         ManifestError: settings that cannot work.
@@ -87,7 +88,8 @@ def nano_shots(config: NanoShotsConfig) -> dict[str, Any]:
         or not 0 <= min(config.shots, default=-1) <= max(config.shots) < config.pictures
     ):
         raise ManifestError(
-            f"nano_shots: n and documents must be positive, and shots {config.shots} numbers from 0 to below {config.pictures} pictures"
+            f"nano_shots: n and documents must be positive, and shots {config.shots} numbers from 0 on, below the "
+            f"{config.pictures} pictures"
         )
     check_lm(config.lm)
     start = UnifiedModel.from_pretrained(config.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class Parts:
     def check_request(self, request: Request) -> None:
         """Raises `RequestError` for two texts in a row where the template cannot tell them apart."""
         order = request.order or ()
-        if (TEXT, TEXT) in zip(order, order[1:], strict=False) and not self.template.tells_texts_apart:
+        if (TEXT, TEXT) in pairwise(order) and not self.template.tells_texts_apart:
             raise RequestError(
                 f"order has two texts in a row, which template {self.template.name} version {self.template.version} of "
                 "this model writes as one; name it once, or train a model with version 2 (anyglot train nano_chat)"

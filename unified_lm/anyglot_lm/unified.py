@@ -277,8 +277,9 @@ class UnifiedModel(Parts):
         prompt = self.prompt(sample)
         needed = self.grammar.shortest(Request(order=order))
         if max_ids is None and len(prompt) + needed > self.max_length:
+            shown = len(prompt) - len(self.prompt(query))
             raise GenerationError(
-                f"the prompt has {len(prompt)} ids ({len(prompt) - len(self.prompt(query))} of them {len(shots)} examples) and "
+                f"the prompt has {len(prompt)} ids ({shown} of them {len(shots)} examples) and "
                 f"{' + '.join(order)} at least {needed}, but the model has {self.max_length} positions; give "
                 f"{'fewer examples' if shots else 'less'}"
             )
