@@ -2,8 +2,8 @@
 
 scenes -> spoken questions and answers -> one training for each form, all from the same start, on the same questions and
 for the same steps -> held-out scenes, graded by ear. In the form `direct` the answer is speech alone; in `chain` it is
-what was heard in writing, the answer in writing, and the answer's speech (`grammar.CHAIN`); `both` trains on either and
-is graded in either. Every stage continues where it was killed (see `chain.py`).
+what was heard in writing, the answer in writing, and the answer's speech (`grammar.CHAIN`); `both` trains on either.
+What knows chains is graded in either. Every stage continues where it was killed (see `chain.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHIPPED = Path(__file__).parent / "weights" / "nano"
 TEMPLATE = Template(version=2)
 """Tells the transcript from the answer."""
 FORMS = {"direct": (SPOKEN,), "chain": (CHAINED,), "both": (SPOKEN, CHAINED)}
-"""What a form is trained on and graded in."""
+"""What a form is trained on."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class NanoChatConfig:
     scenes: int = 3000
     questions: int = 4
     lm: LMConfig = field(default_factory=LMConfig)
-    n: int = 400
+    n: int = 1000
 
 
 def nano_chat(config: NanoChatConfig) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def nano_chat(config: NanoChatConfig) -> dict[str, Any]:
             start=lambda: UnifiedModel.from_pretrained(config.model).model,
             template=TEMPLATE,
         )
-        models[form] = (folder, FORMS[form])
+        models[form] = (folder, FORMS["both" if CHAINED in FORMS[form] else "direct"])
     report = {
         "rows": list(_grade(run, models, items)),
         "models": {name: str(folder) for name, (folder, _) in models.items()},
@@ -160,21 +160,22 @@ def grade_answers(items: Sequence[Item], outputs: Sequence[Sequence[Output]], ch
     """Shares of answers, 0 to 1.
 
     "score": the judge hears the true answer. Of chains also "heard": the transcript is the question, word by word;
-    "text": the written answer is true; "said": the spoken answer is the written one. "kinds": the score by the first
-    two words of the question.
+    "text": the written answer is true; "said": the spoken answer is the written one. "kinds": the same by the first two
+    words of the question.
     """
     said = [heard for heard, _ in checkers.read("speech", [answer[-1].media for answer in outputs])]
-    right = np.array([same_answer(heard, item.answer) for heard, item in zip(said, items, strict=True)])
-    kinds = np.array([" ".join(words(item.question)[:2]) for item in items])
-    found: dict[str, Any] = {"n": len(items), "score": float(right.mean())}
+    marks = {"score": [same_answer(heard, item.answer) for heard, item in zip(said, items, strict=True)]}
     if len(outputs[0]) > 1:
         heard, text = ([answer[place].text or "" for answer in outputs] for place in (0, 1))
-        found["heard"] = np.mean([words(h) == words(item.question) for h, item in zip(heard, items, strict=True)])
-        found["text"] = np.mean([same_answer(t, item.answer) for t, item in zip(text, items, strict=True)])
-        found["said"] = np.mean([same_answer(t, s) for t, s in zip(text, said, strict=True)])
-    rounded = {name: round(float(value), 4) for name, value in found.items() if name != "n"}
-    by_kind = {str(kind): round(float(right[kinds == kind].mean()), 3) for kind in np.unique(kinds)}
-    return {"n": len(items), **rounded, "kinds": by_kind}
+        marks["heard"] = [words(h) == words(item.question) for h, item in zip(heard, items, strict=True)]
+        marks["text"] = [same_answer(t, item.answer) for t, item in zip(text, items, strict=True)]
+        marks["said"] = [same_answer(t, s) for t, s in zip(text, said, strict=True)]
+    kinds = np.array([" ".join(words(item.question)[:2]) for item in items])
+
+    def shares(chosen: Any) -> dict[str, Any]:
+        return {"n": int(chosen.sum()), **{m: round(float(np.mean(np.array(v)[chosen])), 4) for m, v in marks.items()}}
+
+    return {**shares(kinds == kinds), "kinds": {str(kind): shares(kinds == kind) for kind in np.unique(kinds)}}
 
 
 def _grade(run: Run, models: dict[str, tuple[Path, tuple[str, ...]]], items: list[Item]) -> Iterator[dict[str, Any]]:

@@ -194,7 +194,8 @@ def test_nano_chat_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )  # fmt: skip
     report = nano_chat(config)
     assert [(row["model"], row["form"]) for row in report["rows"]] == [
-        ("before", "direct"), ("direct", "direct"), ("chain", "chain"), ("both", "direct"), ("both", "chain"),
+        ("before", "direct"), ("direct", "direct"),
+        ("chain", "direct"), ("chain", "chain"), ("both", "direct"), ("both", "chain"),
     ]  # fmt: skip
     assert all(row["n"] == 3 and 0 <= row["chance"] < row["ceiling"] <= 1 for row in report["rows"])
     assert all(("heard" in row) == (row["form"] == "chain") for row in report["rows"])
