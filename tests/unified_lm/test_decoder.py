@@ -145,7 +145,7 @@ def test_int8() -> None:
     decoder = decoder_of(model)
     cache = decoder.new_cache(1, 20)
     hidden = decoder.prefill(cache, cache.open(1), [ids[0].tolist()])
-    torch.testing.assert_close(head(hidden)[0], found[0, -1], rtol=1e-4, atol=1e-4)
+    assert (head(hidden)[0] - found[0, -1]).square().mean().sqrt() < 0.02 * expected.std()  # products are in bfloat16
 
 
 @pytest.mark.slow
@@ -162,3 +162,17 @@ def test_compiled_steps() -> None:
         found = decoder.step(cache, torch.tensor([token, token]))
         for row, ids in zip(found, said, strict=True):
             torch.testing.assert_close(row, whole(model, ids)[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_steps_of_any_length_compile_once() -> None:
+    model = made("llama")
+    decoder = decoder_of(model, compile=True)
+    cache = decoder.new_cache(3, 60)
+    decoder.prefill(cache, cache.open(2), [[1, 2, 3], [4, 5]])
+    for _ in range(2):
+        decoder.step(cache, torch.tensor([6, 7]))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(40):
+            decoder.step(cache, torch.tensor([6, 7]))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from anyglot_lm.engine import Engine, GenerationError, Memory, Sampling, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.segments import Sample, Segment
-from anyglot_lm.stream import AnswerReader, Event
+from anyglot_lm.stream import AnswerReader, Event, follow
 from anyglot_lm.unified import Output, UnifiedModel
 
 CAPACITY = 4096
@@ -73,14 +73,8 @@ class Chat:
             memory=self._memory,
             keep=True,
         )
-        reader, read = AnswerReader(self.model, chunk_seconds=chunk_seconds, previews=previews), 0
-        try:
-            while not row.done:
-                self.engine.step()
-                yield from reader.read(row.ids[read:])
-                read = len(row.ids)
-        finally:
-            self.engine.cancel(row)  # where the caller stopped listening
+        reader = AnswerReader(self.model, chunk_seconds=chunk_seconds, previews=previews)
+        yield from follow(self.engine, row, reader)
         self.segments, self.left_out = [*said, *map(answered, reader.outputs)], left_out
         self._memory = row.memory
 

@@ -8,7 +8,7 @@ decoding at the end would), a picture when it is whole, with a preview of its fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from anyglot_tokenizers.errors import CodesError, UnsupportedError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anyglot_lm.engine import Engine, Row
     from anyglot_lm.unified import Output, UnifiedModel
 
 
@@ -43,6 +44,18 @@ class Event:
     text: str = ""
     media: Tensor | None = None
     output: Output | None = None
+
+
+def follow(engine: Engine, row: Row, reader: AnswerReader) -> Iterator[Event]:
+    """Events of one row while the engine writes it. Where the caller stops listening, the row is cancelled."""
+    read = 0
+    try:
+        while not row.done:
+            engine.step()
+            yield from reader.read(row.ids[read:])
+            read = len(row.ids)
+    finally:
+        engine.cancel(row)
 
 
 class AnswerReader:

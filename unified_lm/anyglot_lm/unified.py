@@ -208,7 +208,7 @@ class UnifiedModel(Parts):
             sample, request, sampling, seed, guidance: as for `respond`.
             chunk_seconds, previews: see `stream.AnswerReader`.
         """
-        from anyglot_lm.stream import AnswerReader
+        from anyglot_lm.stream import AnswerReader, follow
 
         self.check_request(request)
         prompts = [self.prompt(sample)] + ([] if guidance is None else [self.prompt(Sample([]))])
@@ -222,11 +222,7 @@ class UnifiedModel(Parts):
             unconditional=prompts[1] if guidance is not None else None,
             scales=guidance,
         )
-        reader, read = AnswerReader(self, chunk_seconds=chunk_seconds, previews=previews), 0
-        while engine.busy:
-            engine.step()
-            yield from reader.read(row.ids[read:])
-            read = len(row.ids)
+        yield from follow(engine, row, AnswerReader(self, chunk_seconds=chunk_seconds, previews=previews))
 
     def prompt(self, sample: Sample) -> list[int]:
         """The ids that an answer to `sample` continues."""

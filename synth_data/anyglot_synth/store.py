@@ -1,0 +1,117 @@
+"""`Store`: files of a dataset by content address, whole or not there, whoever is killed.
+
+`objects/ab/ab...cdef.flac` is named by what was asked for, so a file that is there is never made again and two
+processes that make the same one write the same bytes. This file makes no media and keeps no list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anyglot_synth.dialogue import MediaFile
+from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.files import atomic_write
+
+OBJECTS = "objects"
+
+
+class StoreError(AnyglotError):
+    """The dataset's folder cannot be written (full, read-only), or a file of it is damaged."""
+
+
+class Store:
+    """The objects of one dataset folder. Any number of processes may use one folder.
+
+    Args:
+        folder: of the dataset; made when needed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def file(self, key: str, suffix: str) -> str:
+        """Relative path of an object."""
+        return f"{OBJECTS}/{key[:2]}/{key}{suffix}"
+
+    def path(self, media: MediaFile | str) -> Path:
+        """Where a file of the dataset is."""
+        return self.folder / (media if isinstance(media, str) else media.file)
+
+    def has(self, key: str, suffix: str) -> bool:
+        """Whether an object is there."""
+        return self.path(self.file(key, suffix)).is_file()
+
+    def put(self, key: str, suffix: str, write: Callable[[Path], None]) -> tuple[str, str]:
+        """(relative path, sha256) of an object; `write(path)` makes it if it is not there.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        file = self.file(key, suffix)
+        path = self.path(file)
+        try:
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as temporary:
+                    write(temporary)
+            return file, sha256_of(path)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: cannot be written ({error.strerror or error}); free some space and run again"
+            ) from error
+
+    def put_sound(
+        self, key: str, audio: NDArray[np.float32], sample_rate: int, origin: Mapping[str, Any] | None = None
+    ) -> MediaFile:
+        """Writes float32 `[samples]` (clipped to [-1, 1]) as 16-bit FLAC."""
+        import soundfile
+
+        def write(path: Path) -> None:
+            samples = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+            soundfile.write(path, samples, sample_rate, format="FLAC", subtype="PCM_16")
+
+        file, digest = self.put(key, ".flac", write)
+        info = soundfile.info(self.path(file))
+        return MediaFile(file, digest, origin or {}, info.samplerate, info.frames)
+
+    def put_picture(self, key: str, pixels: NDArray[np.uint8], origin: Mapping[str, Any] | None = None) -> MediaFile:
+        """Writes uint8 `[H, W, 3]` as PNG."""
+        from PIL import Image
+
+        file, digest = self.put(key, ".png", lambda path: Image.fromarray(pixels).save(path, format="PNG"))
+        return MediaFile(file, digest, origin or {}, size=(pixels.shape[1], pixels.shape[0]))
+
+    def sound(self, media: MediaFile) -> tuple[NDArray[np.float32], int]:
+        """(float32 `[samples]`, sample rate) of a sound of the dataset; of several channels their mean.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        import soundfile
+
+        path = self.path(media)
+        try:
+            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise StoreError(f"{path}: missing or damaged ({error}); delete it and run again") from error
+        return audio.mean(axis=1), rate
+
+    def picture(self, media: MediaFile) -> NDArray[np.uint8]:
+        """Pixels uint8 `[H, W, 3]` of a picture of the dataset. Raises `MediaError` (see `read_image`)."""
+        from anyglot_tokenizers.media import read_image
+
+        pixels = read_image(self.path(media)).permute(1, 2, 0).numpy()
+        return np.round(pixels * 255).astype(np.uint8)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
