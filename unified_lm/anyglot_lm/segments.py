@@ -7,7 +7,7 @@ Label masks come from the segments, never from a search in strings. Layout of `a
 
 - The marker of a role stands where the role changes, also in a conversation of many turns. One eos stands at
   the very end. So a turn of the assistant ends with eos or with the next `user` marker: a decoder stops at
-  either.
+  either (`sampling.join_ends`).
 - Media of the user are written in the block's input pattern, media of the assistant in its output pattern.
 - Targets are the ids of segments with `loss` (start and end ids included), and what follows such a segment
   at the end of its turn: eos, or the marker of the next role. So with the default flags the first
