@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from anyglot_lm.hf_text import AnyText
-from anyglot_lm.segments import Sample, Template
+from anyglot_lm.segments import CHAT, Sample, Template
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.audio import AudioCodec
@@ -304,11 +304,11 @@ def write_shards(
     vocabulary: Vocabulary,
     text: AnyText,
     seq_len: int,
+    template: Template = CHAT,
 ) -> int:
     """Render (task, sample) pairs into one shard set in `folder`. Returns how many were left out for their length."""
     from anyglot_lm.shards import ShardWriter
 
-    template = Template()
     skipped = 0
     with ShardWriter(folder, vocabulary, template, text=text) as writer:
         for task, sample in samples:
@@ -330,6 +330,7 @@ def train_lm(
     seed: int,
     weights: dict[str, float] | None = None,
     start: Callable[[], PreTrainedModel] | None = None,
+    template: Template = CHAT,
 ) -> tuple[Path, float]:
     """Train a language model on the shards and store the unified model as `model` of the run.
 
@@ -343,6 +344,7 @@ def train_lm(
         seed: of weights and plan.
         weights: share of ids by task, default in proportion to what there is.
         start: makes the model to train, default a new Llama of the configured size.
+        template: that made the shards.
 
     Returns:
         The model folder and the last training loss, which the folder keeps in `training.json`.
@@ -378,7 +380,7 @@ def train_lm(
             seed=seed,
             path=run.dir / "plan",
             vocabulary=vocabulary,
-            template=Template(),
+            template=template,
         )
         run.say(plan.describe())
         module = LitUnified(
@@ -403,7 +405,7 @@ def train_lm(
             checkpoint_every=config.checkpoint_every,
         )
         run.say(f"final training loss {loss!r}")
-        UnifiedModel(module.model.bfloat16(), vocabulary, Template(), text, tokenizers).save_pretrained(folder)
+        UnifiedModel(module.model.bfloat16(), vocabulary, template, text, tokenizers).save_pretrained(folder)
         (folder / "training.json").write_text(
             json.dumps({"loss": loss, "steps": config.max_steps, "plan": plan.fingerprint})
         )

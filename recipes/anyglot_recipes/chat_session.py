@@ -17,7 +17,7 @@ import numpy as np
 
 from anyglot_lm.chat import Chat
 from anyglot_lm.engine import Sampling
-from anyglot_lm.grammar import TEXT, Request
+from anyglot_lm.grammar import TEXT, Request, read_order
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import MAX_TEXT, Output, UnifiedModel
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
@@ -31,7 +31,8 @@ WORDS = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
 """What is said, and paths with spaces in quotes or behind backslashes, as terminals drop them."""
 HELP = """\
 words and paths         what is this? photos/cat.png      music:song.wav says that a sound is music, not speech
-/to text,speech         what answers consist of, in order; /to any leaves it to the model
+/to text,speech         what answers consist of, in order; /to any leaves it to the model,
+/to chain               is text,text,speech: what was heard, the answer, and the answer spoken
 /temperature 0.8        of sampling; 0 takes the likeliest
 /seed 3                 of the next answer
 /save FILE  /load FILE  the conversation as JSON
@@ -107,10 +108,11 @@ class Session:
     def set_to(self, to: str) -> None:
         """Fixes what answers consist of. Raises `ManifestError` for an unknown modality."""
         known = (TEXT, *self.model.vocabulary.modalities)
-        order = None if to == "any" else tuple(part.strip() for part in to.split(","))
+        order = None if to == "any" else read_order(to)
         unknown = [name for name in order or () if name not in known]
         if unknown:
             raise ManifestError(f"/to {to}: no modality {unknown[0]!r}; there are {', '.join(known)}, or any")
+        self.model.check_request(Request(order=order))
         self.order = order
 
     def set_temperature(self, temperature: float) -> None:
@@ -165,7 +167,7 @@ class Session:
         modality, _, rest = word.partition(":")
         modalities = self.model.vocabulary.modalities
         if modality in modalities and rest:
-            return self._segment(modality, rest)
+            return self.model.segment(modality, _path(rest))
         ending = Path(word).suffix.lower()
         if ending not in PICTURES | SOUNDS or not _path(word).is_file():
             return None
@@ -174,11 +176,7 @@ class Session:
         kinds = still if ending in PICTURES else ["speech"] if "speech" in timed else timed
         if not kinds:
             raise ManifestError(f"{word}: this model knows no such media; it has {', '.join(modalities)}")
-        return self._segment(kinds[0], word)
-
-    def _segment(self, modality: str, path: str) -> Segment:
-        media = self.model.read_media(modality, _path(path))
-        return Segment(modality, self.model.encode_media(modality, [media])[0].numpy(), "user")
+        return self.model.segment(kinds[0], _path(word))
 
     def save(self, path: Path) -> None:
         """Writes the conversation as JSON."""

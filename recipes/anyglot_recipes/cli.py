@@ -145,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="of dialogues: the words of a spoken answer before it (answer), and what was heard before these (full)",
     )
+    prepare.add_argument(
+        "--shots",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="also few-shot documents: so many examples and a last row",
+    )
     prepare.add_argument("--strict", action="store_true", help="exit with 2 if any row was bad")
     prepare.add_argument("--json", action="store_true", help="print one JSON object")
     prepare.set_defaults(run=_prepare)
@@ -161,7 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
     for modality in ("text", "image", "speech", "music"):
         generate.add_argument(f"--{modality}", metavar="TEXT" if modality == "text" else "FILE")
-    generate.add_argument("--to", required=True, help="text, image, speech, music, or several joined by commas")
+    generate.add_argument(
+        "--to", required=True, help="text, image, speech, music, or several joined by commas; chain is text,text,speech"
+    )
+    generate.add_argument(
+        "--examples",
+        metavar="FILE",
+        help='few-shot examples, JSONL of {"in": {"image": "a.png"}, "out": {"text": "red"}}',
+    )
     generate.add_argument("--out", default="out", metavar="DIR")
     generate.add_argument("--temperature", type=float, default=0.0)
     generate.add_argument("--seed", type=int, default=0)
@@ -246,7 +260,9 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from anyglot_lm.engine import Sampling
+    from anyglot_lm.grammar import read_order
     from anyglot_lm.unified import UnifiedModel
+    from anyglot_recipes.documents import read_examples
     from anyglot_tokenizers.media import write_audio, write_image
 
     files = {m: getattr(arguments, m) for m in ("image", "speech", "music") if getattr(arguments, m)}
@@ -258,9 +274,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.text:
         given["text"] = arguments.text
     settings = Sampling(temperature=arguments.temperature)
-    targets = [target.strip() for target in arguments.to.split(",")]
+    targets = read_order(arguments.to)
+    examples = read_examples(Path(arguments.examples)) if arguments.examples else []
     sampling = dict.fromkeys(("text", *model.vocabulary.modalities), settings)
-    outputs = model.generate(targets, sampling=sampling, seed=arguments.seed, **given)
+    outputs = model.generate(targets, sampling=sampling, seed=arguments.seed, examples=examples, **given)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for index, output in enumerate(outputs):

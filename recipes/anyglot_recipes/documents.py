@@ -1,4 +1,4 @@
-"""Documents beyond pairs: plain text for replay, and interleaved ones of several rows.
+"""Documents beyond pairs: plain text for replay, interleaved ones of several rows, and few-shot examples of a file.
 
 `text_documents` cuts long texts into samples that a row can hold, at paragraphs, then lines, sentences and words,
 and loses nothing; `interleaved` strings the text and media of several rows into one sample in which everything is
@@ -7,6 +7,7 @@ learnt. `write_text_shards` is `anyglot replay`. Mixtures and packing are the pl
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,32 @@ def _pieces(text: str, codec: TextCodec, room: int, level: int) -> Iterator[str]
 def interleaved(rows: Sequence[Sequence[tuple[str, str | np.ndarray]]]) -> Sample:
     """One sample of the parts of several rows, (modality, text or codes) in order; all of it is learnt."""
     return Sample([Segment(modality, content, "assistant") for row in rows for modality, content in row])
+
+
+def read_examples(file: Path) -> list[tuple[dict[str, str | Path], dict[str, str | Path]]]:
+    """Few-shot examples for `UnifiedModel.generate`: lines `{"in": {"image": "a.png"}, "out": {"text": "red"}}`.
+
+    Paths of media are taken from the folder of the file.
+
+    Raises:
+        ManifestError: a line that is no such example.
+    """
+    examples = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            sides = json.loads(line)
+            given, answer = (
+                {m: c if m == "text" else file.parent / c for m, c in sides[side].items()} for side in ("in", "out")
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(
+                f"{file}, line {number}: no example ({error!r}); write "
+                '{"in": {"image": "a.png"}, "out": {"text": "red"}}'
+            ) from error
+        examples.append((given, answer))
+    return examples
 
 
 def write_text_shards(

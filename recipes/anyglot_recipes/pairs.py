@@ -1,4 +1,5 @@
-"""Prepared rows to training shards: every ordered pair of what a row holds, and documents that string rows together.
+"""Prepared rows to training shards: every ordered pair of what a row holds, and documents that string rows or pairs
+together.
 
 Knows nothing about media or models' weights: it reads codes that `prepare` wrote, and the vocabulary, template and text
 tokenizer of a model folder.
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anyglot_lm.hf_text import load_text
-from anyglot_lm.segments import Sample, Segment, Template, TextCodec
+from anyglot_lm.segments import Sample, Segment, Template, TextCodec, with_examples
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes.documents import interleaved
@@ -37,11 +38,25 @@ def _parts(row: PreparedRow) -> dict[str, str | np.ndarray]:
     return {**parts, "text": row.text} if row.text else parts
 
 
-def samples(rows: Iterable[PreparedRow], interleave: int) -> Iterator[tuple[str, Sample]]:
-    """(task, sample) of every pair, and with `interleave` a sample "interleaved" of every so many rows that follow."""
+def samples(rows: Iterable[PreparedRow], interleave: int, shots: int = 0) -> Iterator[tuple[str, Sample]]:
+    """(task, sample) of every pair, and of documents of several rows that follow.
+
+    Args:
+        rows: that `prepare` wrote.
+        interleave: rows of a sample "interleaved", or 0.
+        shots: pairs of one direction before the last one of a sample "few-shot:GIVEN->ASKED", or 0. Every answer in it
+            is learnt: one without an example, the next with one, and so on.
+    """
     held: list[list[tuple[str, str | np.ndarray]]] = []
+    turns: dict[str, list[Sample]] = {}
     for row in rows:
-        yield from pairs(row)
+        for task, sample in pairs(row):
+            yield task, sample
+            if shots:
+                turns.setdefault(task, []).append(sample)
+                if len(turns[task]) > shots:
+                    *examples, query = turns.pop(task)
+                    yield f"few-shot:{task}", with_examples(examples, query)
         if interleave:
             held.append(list(_parts(row).items()))
         if held and len(held) == interleave:
@@ -51,13 +66,14 @@ def samples(rows: Iterable[PreparedRow], interleave: int) -> Iterator[tuple[str,
         yield "interleaved", interleaved(held)
 
 
-def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0) -> tuple[int, int]:
+def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0, shots: int = 0) -> tuple[int, int]:
     """Write `prepared/shards` for the model in `model_dir`.
 
     Args:
         prepared: folder of `anyglot prepare`.
         model_dir: whose vocabulary, template and text tokenizer.
-        interleave: rows of a document of several rows, in which everything is learnt; 0 for pairs only.
+        interleave: rows of a document of several rows, in which everything is learnt; 0 for none.
+        shots: examples of a few-shot document, see `samples`; 0 for none.
 
     Returns:
         How many samples were written, and how many left out because the vocabulary cannot hold them (a medium that is
@@ -67,7 +83,7 @@ def write_pairs(prepared: str | Path, model_dir: str | Path, interleave: int = 0
     vocabulary, template, text = parts_of_model(prepared, Path(model_dir))
     written, left_out = 0, 0
     with ShardWriter(prepared / "shards", vocabulary, template, text=text, overwrite=True) as writer:
-        for task, sample in samples(read_prepared(prepared), interleave):
+        for task, sample in samples(read_prepared(prepared), interleave, shots):
             try:
                 ids, loss = template.render(sample, vocabulary, text)
             except CodesError:

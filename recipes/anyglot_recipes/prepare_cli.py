@@ -29,8 +29,8 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     folder, out = Path(arguments.model), Path(arguments.out)
     sources = [Path(source) for source in arguments.source]
     kind = _kind(sources)
-    if kind != ROWS and (arguments.column or arguments.images or arguments.interleave):
-        raise ManifestError(f"{sources[0]} holds {kind}; leave out --column, --images and --interleave")
+    if kind != ROWS and (arguments.column or arguments.images or arguments.interleave or arguments.shots):
+        raise ManifestError(f"{sources[0]} holds {kind}; leave out --column, --images, --interleave and --shots")
     if kind != DIALOGUES and arguments.chain != "none":
         raise ManifestError(f"--chain is for dialogues, {sources[0]} holds {kind}; leave it out")
     if kind == TOKENS:
@@ -56,7 +56,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
     if kind == DIALOGUES:
         samples, left_out = write_dialogues(report.out_dir, folder, chain=arguments.chain)
     else:
-        samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave)
+        samples, left_out = write_pairs(report.out_dir, folder, arguments.interleave, arguments.shots)
     if arguments.json:
         print(json.dumps({**report.to_dict(), "samples": samples, "samples_left_out": left_out}))
         return 0

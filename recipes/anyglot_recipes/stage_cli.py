@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from anyglot_lm.checkpoint import AtomicCheckpoint
+from anyglot_lm.segments import Template
 from anyglot_lm.train import check_checkpoint_every, draw_run
 from anyglot_recipes.dpo import DPOData, DPOStage
 from anyglot_recipes.stage import Stage
@@ -181,7 +182,8 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
             "validated; lower it, or leave out data.val_shards"
         )
     module.max_steps = trainer.max_steps
-    data.attach(run_dir, module.vocabulary, trainer.max_steps, round)
+    template = Template.load(module.start / "template.json")
+    data.attach(run_dir, module.vocabulary, template, trainer.max_steps, round)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     trainer.val_check_interval = data.val_every * trainer.accumulate_grad_batches
     last = round + 1 == rounds

@@ -19,6 +19,7 @@ from anyglot_lm.data import TokenDataModule
 from anyglot_lm.mixture import lagging_weights
 from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
 from anyglot_lm.remap import remap_shards
+from anyglot_lm.segments import Template
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import ManifestError
@@ -112,15 +113,16 @@ class StageData(TokenDataModule):
         self.val_shards, self.val_packs, self.val_every = val_shards, val_packs, val_every
         self.batch_size, self.num_workers = batch_size, num_workers
 
-    def attach(self, run_dir: Path, vocabulary: Vocabulary, max_steps: int, round: int = 0) -> None:
+    def attach(self, run_dir: Path, vocabulary: Vocabulary, template: Template, max_steps: int, round: int = 0) -> None:
         """Say which run the data are for, before `Trainer.fit`.
 
         Args:
             run_dir: of the stage; all ranks must see it.
-            vocabulary: the model's.
+            vocabulary, template: the model's, which shards must be of.
             max_steps: optimizer steps of the whole run.
             round: of the adaptive mixture; the plan of every round but the first must be there (`next_round`).
         """
+        self.template = template
         self.run_dir, self.vocabulary, self.max_steps, self.round = run_dir, vocabulary, max_steps, round
 
     def accumulation(self, world: int) -> int:
@@ -169,6 +171,7 @@ class StageData(TokenDataModule):
             together=self.together,
             path=path,
             vocabulary=self.vocabulary,
+            template=self.template,
         )
 
     def _phases(self, own: list[Path], replay: list[Path]) -> list[Phase]:

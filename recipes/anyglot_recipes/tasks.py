@@ -20,6 +20,10 @@ MODALITIES = ("text", "image", "speech", "music")
 PAIRS: tuple[str, ...] = tuple(f"{a}->{b}" for a, b in permutations(MODALITIES, 2))
 COMBINED: tuple[str, ...] = ("image+speech->speech", "speech->image+speech", "text+image->image")
 TASKS: tuple[str, ...] = PAIRS + COMBINED
+SPOKEN = "image+speech->speech"
+"""A spoken question about a picture, answered directly."""
+CHAINED = "image+speech->text+text+speech"
+"""The same by way of text (`grammar.CHAIN`): the question in writing, the answer in writing, the answer spoken."""
 
 
 @dataclass
@@ -62,15 +66,17 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
 
     Args:
         item: record with codes.
-        task: one of `TASKS`.
+        task: one of `TASKS`, or `CHAINED` (template version 2).
         rng: chooses the wording of written descriptions; None takes the first.
     """
-    if task == "image+speech->speech":
+    if task in (SPOKEN, CHAINED):
         given: list[tuple[str, str | np.ndarray | None]] = [
             ("image", item.codes["image"]),
             ("speech", item.question_speech),
         ]
         asked: list[tuple[str, str | np.ndarray | None]] = [("speech", item.answer_speech)]
+        if task == CHAINED:
+            asked = [("text", item.question), ("text", item.answer), *asked]
     elif task == "text+image->image":
         given = [("text", item.instruction), ("image", item.codes["image"])]
         asked = [("image", item.edited_image)]

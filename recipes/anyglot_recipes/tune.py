@@ -55,5 +55,6 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         model.tokenizers,
         config.seed,
         start=lambda: model.model,
+        template=model.template,
     )
     return {"loss": loss, "model": str(folder)}

@@ -116,8 +116,8 @@ def run_server(model: UnifiedModel, **options: Any) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def serving(tiny_model: UnifiedModel) -> Callable[..., AbstractContextManager[Running]]:
-    """Starts servers of the tiny model: a context for each."""
-    return lambda **options: run_server(tiny_model, **options)
+    """Starts servers of the tiny model, or of another one: a context for each."""
+    return lambda model=tiny_model, **options: run_server(model, **options)
 
 
 @pytest.fixture(scope="module")

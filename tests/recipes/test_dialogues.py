@@ -96,6 +96,13 @@ def test_a_chain_writes_before_it_speaks(chain: str, answer: list[str]) -> None:
     assert list(sample.segments) == expected
 
 
+def test_texts_stay_apart_where_the_template_tells_them_apart() -> None:
+    found = to_sample(CHAT, CODES, "full", apart=True).segments
+    assert [s.content for s in found if s.modality == "text"] == [
+        "Be kind.", "Say it.", "Quickly.", "Who are you?", "A model."
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("asked", "repeated"), [("Read this: Hello.", 0), ("Read this: Hello.s", 1), ("Greet me", 1)])
 def test_what_is_written_already_is_not_written_again(asked: str, repeated: int) -> None:
     reading = Dialogue((Turn("user", (Part("text", asked),)), Turn("assistant", (spoken("Hello."),))), "tests")

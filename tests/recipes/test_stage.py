@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from anyglot_lm.plan import Plan
-from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
@@ -297,6 +297,15 @@ def test_replay_keeps_its_share_where_tasks_are_the_same(
     assert [source.weight for source in sources] == [0.5, 0.5]
     with pytest.raises(AnyglotError, match="both learnt anew and replayed"):
         run(*given, "--data.adapt_rounds=2", name="adaptive")
+
+
+def test_shards_of_another_template_are_refused(
+    run: Callable[..., dict[str, Any]], world: dict[str, str], tiny_model: UnifiedModel, tmp_path: Path
+) -> None:
+    with ShardWriter(tmp_path / "new", tiny_model.vocabulary, Template(version=2), text=tiny_model.text) as writer:
+        writer.add_sample(caption(1), "image->text")
+    with pytest.raises(AnyglotError, match="template anyglot-chat version 2, the model has anyglot-chat version 1"):
+        run(f'--data.shards=["{tmp_path / "new"}"]')
 
 
 def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:

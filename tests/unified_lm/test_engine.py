@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from anyglot_lm.constrain import Masks
 from anyglot_lm.engine import (
     GREEDY,
     GenerationError,
@@ -69,15 +71,35 @@ REQUESTS = [
 def reference(prompt: list[int], request: Request) -> list[int]:
     """Greedy decoding in the plainest way: the whole sequence for each id, full head, full mask."""
     grammar, model = SpanGrammar(VOCABULARY), tiny_llama()
+    eos, user = (VOCABULARY.controls[name] for name in ("eos", "user"))
     state, ids = grammar.start(request), []
     while not grammar.finished(state):
         logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+        logits[eos] = (logits[eos].exp() + logits[user].exp()).log()  # either ends the turn
         mask = torch.full_like(logits, -torch.inf)
         for low, high in grammar.allowed(state):
             mask[low:high] = 0
         ids.append(int((logits + mask).argmax()))
         state = grammar.advance(state, ids[-1])
     return ids
+
+
+@pytest.mark.parametrize("order", [("text",), None])
+def test_a_turn_ends_where_the_user_would_go_on(order: tuple[str, ...] | None) -> None:
+    """In a conversation of the training only the last answer is followed by eos, all others by the user's marker."""
+    grammar, model = SpanGrammar(VOCABULARY), copy.deepcopy(tiny_llama())
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    hidden_TH = model.model(torch.tensor([[*prompts(1)[0], 3]])).last_hidden_state[0]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[VOCABULARY.controls["user"]] = 9 * hidden_TH[-1]
+        model.get_output_embeddings().weight[3] = 9 * hidden_TH[-2]
+    request = Request(order=order, max_ids=20)
+    greedy = {name: GREEDY for name in ("text", *VOCABULARY.modalities)}
+    written = generate(model, VOCABULARY, prompts(1), request, greedy)
+    assert written == [[3, VOCABULARY.controls["eos"]]]
+    logits = model(torch.tensor([[*prompts(1)[0], 3]])).logits[:, -1].detach()
+    masked = Masks(VOCABULARY).fill_([grammar.allowed(grammar.advance(grammar.start(request), 3))], logits)
+    assert masked.argmax() == VOCABULARY.controls["eos"]
 
 
 def test_greedy_equals_the_plain_way() -> None:

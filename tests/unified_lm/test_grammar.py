@@ -84,8 +84,7 @@ def requests(draw: st.DrawFn, vocabulary: Vocabulary) -> Request:
     }
     if draw(st.booleans()):
         order = draw(st.lists(st.sampled_from(names), min_size=1, max_size=4))
-        kept = [b for a, b in zip([None, *order], order, strict=False) if not (a == b == "text")]
-        request = Request(order=tuple(kept), **common)
+        request = Request(order=tuple(order), **common)
     else:
         allowed = draw(st.none() | st.sets(st.sampled_from(names), min_size=1))
         forbidden = draw(st.sets(st.sampled_from(names), max_size=1))
@@ -111,9 +110,12 @@ def test_random_walk_ends_in_budget_and_parses_back(data: st.DataObject) -> None
         assert grammar.shortest(request) <= len(ids) <= grammar.longest(request) <= request.max_ids or not request.order
         assert len(ids) <= request.max_ids
         assert ids[-1] == vocabulary.controls["eos"]
-        assert not set(ids[:-1]) & set(vocabulary.controls.values())
         spans = grammar.parse(ids)
         names = [span.modality for span in spans]
+        between = sum(pair == ("text", "text") for pair in itertools.pairwise(names))
+        assert [i for i in ids[:-1] if i in vocabulary.controls.values()] == [
+            vocabulary.controls["assistant"]
+        ] * between
         if request.order is not None:
             assert tuple(names) == request.order
         else:
@@ -139,9 +141,9 @@ def test_random_walk_ends_in_budget_and_parses_back(data: st.DataObject) -> None
                 assert least <= span.content.shape[1] <= most
             again += vocabulary.span(span.modality, span.content).tolist()
         # The delay pattern's trailing filler is free where the length was open, all else comes back id by id.
-        assert len(again) == len(ids) - 1
+        assert len(again) == len(ids) - 1 - between
         if not any(block.pattern == "delay" for block in vocabulary.blocks):
-            assert again == ids[:-1]
+            assert again == [i for i in ids[:-1] if i != vocabulary.controls["assistant"]]
 
 
 def test_what_a_template_writes_is_a_legal_answer() -> None:
@@ -205,6 +207,22 @@ def test_delay_filler_is_forced() -> None:
     assert legal[22] == ((block.end_id, block.end_id + 1),)
 
 
+def test_a_marker_stands_between_two_texts_and_nowhere_else() -> None:
+    vocabulary = small_vocabulary()
+    grammar, marker = SpanGrammar(vocabulary), vocabulary.controls["assistant"]
+    text, eos = (0, vocabulary.text_size), vocabulary.controls["eos"]
+    state = grammar.start(Request(order=("text", "text"), max_ids=5, max_length={"text": 2}))
+    legal = []
+    for token in (3, marker, 4, 5, eos):
+        legal.append(grammar.allowed(state))
+        state = grammar.advance(state, token)
+    assert legal == [(text,), (text, (marker, marker + 1)), (text,), (text, (eos, eos + 1)), ((eos, eos + 1),)]
+    assert [span.content.tolist() for span in grammar.parse([3, marker, 4, 5, eos])] == [[3], [4, 5]]
+    for bad in ([marker, 4], [3, marker], [3, marker, marker, 4]):
+        with pytest.raises(GrammarError, match="assistant"):
+            grammar.parse(bad)
+
+
 def test_states_are_values() -> None:
     grammar = SpanGrammar(small_vocabulary())
     state = grammar.start(Request(max_ids=30))
@@ -228,7 +246,7 @@ def test_controls_are_never_legal(name: str) -> None:
     with pytest.raises(GrammarError, match="not legal at position 1 of a text span; legal ids: 0..19"):
         grammar.advance(state, vocabulary.controls[name])
     with pytest.raises(GrammarError, match=name):
-        grammar.parse([3, vocabulary.controls[name], 4])
+        grammar.parse([3, *vocabulary.span("image", np.zeros((2, 2, 2), dtype=np.int64)), vocabulary.controls[name], 4])
 
 
 def test_after_eos_nothing_is_legal() -> None:
@@ -246,7 +264,7 @@ def test_after_eos_nothing_is_legal() -> None:
         (Request(order=("video",)), "order names 'video'; this vocabulary has image, music, speech, text"),
         (Request(min_frames={"video": 2}), "min_frames names 'video'"),
         (Request(order=()), "order is empty"),
-        (Request(order=("text", "text")), "two texts in a row"),
+        (Request(order=("text", "text", "image"), max_ids=13), "text \\+ text \\+ image \\+ eos needs 14 ids"),
         (Request(order=("image",), required={"image"}), "either order"),
         (Request(required={"image"}, forbidden={"image"}), "image is required, but"),
         (Request(allowed={"image"}, forbidden={"image"}), "every modality is forbidden"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyglot_lm.segments import CHAT, Sample, Segment, Template
+from anyglot_lm.segments import CHAT, Sample, Segment, Template, with_examples
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.errors import CodesError, ManifestError
@@ -21,6 +21,7 @@ VOCABULARY = Vocabulary.build(
     BlockSpec("speech", "s", 8, 2, input_pattern="first"),
     text_fingerprint=TEXT.fingerprint,
 )
+APART = Template(version=2)
 IMAGE = np.array([[[0, 1], [2, 3]]])
 SPEECH = np.array([[1, 2, 3], [4, 5, 6]])
 
@@ -110,6 +111,47 @@ def test_parse_inverts_render(sample: Sample) -> None:
     assert ids.shape == loss.shape and ids.max() < VOCABULARY.size
     parsed = CHAT.parse(ids, VOCABULARY, TEXT, loss)
     assert list(parsed.segments) == _joined(sample)
+    ids, loss = APART.render(sample, VOCABULARY, TEXT)
+    said = [segment for segment in sample.segments if not isinstance(segment.content, str) or segment.content]
+    assert list(APART.parse(ids, VOCABULARY, TEXT, loss).segments) == said
+
+
+def test_a_chain_is_transcript_answer_and_speech_all_of_it_learnt() -> None:
+    c, speech = VOCABULARY.controls, VOCABULARY.block("speech")
+    asked = [Segment("image", IMAGE, "user"), Segment("speech", SPEECH, "user")]
+    answer = [
+        Segment("text", "a", "assistant"),
+        Segment("text", "b", "assistant"),
+        Segment("speech", SPEECH, "assistant"),
+    ]
+    ids, loss = APART.render(Sample([*asked, *answer]), VOCABULARY, TEXT)
+    a, b = (TEXT.encode(x) for x in "ab")
+    spoken = VOCABULARY.span("speech", SPEECH).tolist()
+    assert ids[loss].tolist() == [*a, c["assistant"], *b, *spoken, c["eos"]]
+    prompt = APART.prompt(Sample(asked), VOCABULARY, TEXT).tolist()
+    assert ids[~loss].tolist() == prompt and ids[: len(prompt)].tolist() == prompt
+    assert speech.start_id in prompt, "the question"
+    direct, direct_loss = APART.render(Sample([*asked, answer[-1]]), VOCABULARY, TEXT)
+    assert direct.tolist() == [*prompt, *spoken, c["eos"]] and direct_loss.sum() == len(spoken) + 1
+    assert CHAT.render(Sample([*asked, answer[-1]]), VOCABULARY, TEXT)[0].tolist() == direct.tolist()
+    with pytest.raises(CodesError, match="'assistant' at position"):
+        CHAT.parse(ids, VOCABULARY, TEXT)
+
+
+def test_examples_are_turns_of_a_conversation() -> None:
+    c = VOCABULARY.controls
+    shown = [Sample([Segment("image", IMAGE, "user"), Segment("text", text, "assistant")]) for text in "ab"]
+    query = Sample([Segment("image", IMAGE, "user")])
+    sample = with_examples(shown, query)
+    a, b = (TEXT.encode(x) for x in "ab")
+    picture = [c["user"], *VOCABULARY.span("image", IMAGE).tolist(), c["assistant"]]
+    prompt = APART.prompt(sample, VOCABULARY, TEXT).tolist()
+    assert prompt == [c["bos"], *picture, *a, *picture, *b, *picture]
+    assert CHAT.prompt(sample, VOCABULARY, TEXT).tolist() == prompt
+    ids, loss = CHAT.render(with_examples(shown[:1], shown[1]), VOCABULARY, TEXT)
+    assert ids[loss].tolist() == [*a, c["user"], *b, c["eos"]]
+    with pytest.raises(ManifestError, match="example 2 must begin with what the user gives"):
+        with_examples([shown[0], query], query)
 
 
 @given(st.text(max_size=40))
@@ -143,5 +185,7 @@ def test_errors() -> None:
 def test_template_file(tmp_path: Path) -> None:
     CHAT.save(tmp_path / "template.json")
     assert Template.load(tmp_path / "template.json") == CHAT
-    with pytest.raises(ManifestError, match="unknown template 'anyglot-chat' version 2"):
-        Template("anyglot-chat", 2)
+    APART.save(tmp_path / "template.json")
+    assert Template.load(tmp_path / "template.json") == APART != CHAT
+    with pytest.raises(ManifestError, match="unknown template 'anyglot-chat' version 3"):
+        Template("anyglot-chat", 3)

@@ -58,7 +58,9 @@ class Chat:
 
         Raises:
             GenerationError: the turn alone is too long for the model.
+            RequestError: a request that this model cannot fulfil.
         """
+        self.model.check_request(request)
         said = [*self.segments, *segments]
         prompt, left_out = self._fit(said, self.engine.grammar.longest(request), self.left_out)
         row = self.engine.submit(

@@ -1,8 +1,8 @@
 """The grammar as masks over logits: what the processors of transformers and of vLLM share.
 
-`Answer` is one answer as another engine writes it, `Masks` turns what the answers of a batch may say next into one
-bool tensor on the device of the logits. This file knows neither of the engines; `engine.py` multiplies only the legal
-slice of the head and needs no masks.
+`Answer` is one answer as another engine writes it, `Masks` applies what the answers of a batch may say next to their
+logits, by one bool tensor on their device. This file knows neither of the engines; `engine.py` multiplies only the
+legal slice of the head and needs no masks.
 
 Shape suffixes: B rows, V vocabulary, M different masks.
 """
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyglot_lm.grammar import Ranges, Request, SpanGrammar
+from anyglot_lm.sampling import join_ends
+from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,13 +69,33 @@ class Masks:
     """Masks of illegal ids. Each set of ranges is laid out once; there are few, as they follow from the vocabulary.
 
     Args:
-        size: ids of the vocabulary. Rows of the head beyond it are always illegal.
+        vocabulary: whose ids the logits are of. Rows of the head beyond it are always illegal.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.size = vocabulary.size
+        self._eos, self._user = vocabulary.controls["eos"], vocabulary.controls["user"]
         self._places: dict[Ranges, int] = {}
         self._table_MV: Tensor | None = None
+
+    def fill_(self, legal: Sequence[Ranges], logits: Tensor) -> Tensor:
+        """Logits float `[B, V]` of the next ids, in place: -inf where illegal, the chance of eos as in `join_ends`.
+
+        Args:
+            legal: of each row.
+            logits: of the model.
+
+        Raises:
+            CheckpointError: there are fewer logits than ids.
+        """
+        illegal = self.illegal(legal, logits)
+        ours = [row for row, ranges in enumerate(legal) if ranges is not FREE]
+        if len(ours) == len(legal):
+            join_ends(logits, self._eos, self._user)
+        else:
+            at = torch.tensor(ours, device=logits.device)
+            logits[at, self._eos] = torch.logaddexp(logits[at, self._eos], logits[at, self._user])
+        return logits.masked_fill_(illegal, -torch.inf)
 
     def illegal(self, legal: Sequence[Ranges], logits: Tensor) -> Tensor:
         """What to fill with -inf: bool `[B, V]`, or `[1, V]` where all rows may say the same.

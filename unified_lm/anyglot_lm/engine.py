@@ -35,7 +35,7 @@ from anyglot_lm.int8 import Int8Linear, int8_product
 from anyglot_lm.sampling import GREEDY as GREEDY
 from anyglot_lm.sampling import GenerationError as GenerationError
 from anyglot_lm.sampling import Sampling as Sampling
-from anyglot_lm.sampling import penalise, row_draws, sample
+from anyglot_lm.sampling import join_ends, penalise, row_draws, sample
 from anyglot_lm.sampling import row_seeds as row_seeds
 from anyglot_lm.vocabulary import Vocabulary
 
@@ -152,6 +152,7 @@ class Engine:
             )
         model.eval()
         self.vocabulary, self.grammar = vocabulary, SpanGrammar(vocabulary)
+        self._user = vocabulary.controls["user"]
         self.max_positions: int = model.config.max_position_embeddings
         window = window_of(model.config) or self.max_positions
         self.capacity = min(capacity or self.max_positions, self.max_positions, window)
@@ -408,6 +409,8 @@ class Engine:
                 continue
             rows = [self.rows[i] for i in members]
             logits_GC = self._logits(rows, low, high, scale)
+            if low <= self.grammar.eos < high:
+                join_ends(logits_GC, self.grammar.eos - low, self._user - low)
             if mask_C is not None:
                 logits_GC = logits_GC + mask_C
             if sampling.repetition_penalty != 1:
@@ -451,11 +454,13 @@ class Engine:
         return F.linear(hidden_GH, self.weight_VH[low:high].to(hidden_GH.dtype), bias_C)
 
     def _slice(self, ranges: Ranges) -> tuple[int, int, Tensor | None]:
-        """(low, high, additive mask or None) of the smallest slice that holds all ranges."""
+        """(low, high, additive mask or None) of the smallest slice that holds all ranges, and with eos also user."""
         if ranges not in self._slices:
             low, high = ranges[0][0], ranges[-1][1]
             mask_C = None
             if len(ranges) > 1:
+                if low <= self.grammar.eos < high:
+                    high = max(high, self._user + 1)
                 mask_C = torch.full((high - low,), -torch.inf, device=self.device)
                 for start, stop in ranges:
                     mask_C[start - low : stop - low] = 0

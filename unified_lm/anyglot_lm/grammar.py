@@ -5,6 +5,8 @@ codes in the order of the modality's output pattern, its end id:
 
     text text text <image> c c c ... c </image> text text <speech> c c ... c </speech> <eos>
 
+Where an order asks for two texts in a row, the assistant's marker stands between them (template version 2).
+
 A `Request` says which modalities an answer must, may and must not hold, and how many ids it may use. The
 grammar is a finite-state machine over spans: `start(request)` gives a state, `allowed(state)` the legal ids
 as ranges, and `advance(state, id)` the next state. A span opens only if it, all that is required after it,
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +32,16 @@ from anyglot_tokenizers.errors import AnyglotError, ManifestError
 TEXT = "text"
 KNOWN_REQUESTS = 1024
 """Requests whose plan a grammar keeps."""
+CHAIN = (TEXT, TEXT, "speech")
+"""The order of an answer to a spoken question by way of text: what was heard, the answer, and the answer spoken."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Legal ids as sorted half-open ranges that do not touch."""
+
+
+def read_order(names: str) -> tuple[str, ...]:
+    """Modalities joined by commas, or "chain" for `CHAIN`, as an order."""
+    return CHAIN if names == "chain" else tuple(name.strip() for name in names.split(","))
 
 
 class RequestError(AnyglotError):
@@ -51,7 +61,7 @@ class Request:
     number, at least one of each required; the answer is empty only if nothing but eos fits.
 
     Args:
-        order: for example `("image",)` or `("text", "speech")`; no two texts in a row.
+        order: for example `("image",)` or `CHAIN`.
         required: modalities that must occur.
         allowed: modalities that may occur; None means all of the vocabulary.
         forbidden: modalities that must not occur.
@@ -141,20 +151,29 @@ class _Plan:
     min_text: int
     max_text: int
     bounds: Mapping[str, _Bounds]
-    needs: dict[tuple[str, ...], int] = field(default_factory=dict)
+    needs: dict[tuple[tuple[str, ...], bool], int] = field(default_factory=dict)
 
-    def need(self, rest: tuple[str, ...]) -> int:
-        """Fewest ids that write one span of each modality in `rest`, and eos."""
-        if rest not in self.needs:
+    def need(self, rest: tuple[str, ...], after_text: bool = False) -> int:
+        """Fewest ids that write one span of each modality in `rest`, markers between texts, and eos.
+
+        `after_text`: a text stands before.
+        """
+        key = rest, after_text
+        if key not in self.needs:
             costs = (self.min_text if name == TEXT else self.bounds[name].shortest + 2 for name in rest)
-            self.needs[rest] = sum(costs) + 1
-        return self.needs[rest]
+            self.needs[key] = sum(costs) + _markers((TEXT, *rest) if after_text else rest) + 1
+        return self.needs[key]
 
     def after(self, rest: tuple[str, ...], modality: str) -> tuple[str, ...]:
         """What is still required once a span of `modality` is opened."""
         if self.ordered:
             return rest[1:]
         return tuple(name for name in rest if name != modality) if modality in rest else rest
+
+
+def _markers(order: tuple[str, ...]) -> int:
+    """How many markers stand between texts."""
+    return sum(pair == (TEXT, TEXT) for pair in pairwise(order))
 
 
 class State(NamedTuple):
@@ -186,10 +205,10 @@ class SpanGrammar:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.eos = vocabulary.controls["eos"]
+        self.eos, self.marker = vocabulary.controls["eos"], vocabulary.controls["assistant"]
         self._blocks = {block.modality: block for block in vocabulary.blocks}
         self._shapes = {block.modality: _Shape(block) for block in vocabulary.blocks}
-        self._open_ranges: dict[tuple[bool, bool, tuple[str, ...]], Ranges] = {}
+        self._open_ranges: dict[tuple[bool, bool, tuple[str, ...], bool], Ranges] = {}
         self._plans: dict[int, tuple[Request, State]] = {}
 
     def start(self, request: Request) -> State:
@@ -215,7 +234,7 @@ class SpanGrammar:
         plan = self.start(request).plan
         if not plan.ordered:
             return request.max_ids
-        total = 1
+        total = 1 + _markers(plan.first_rest)
         for name in plan.first_rest:
             most = plan.max_text if name == TEXT else plan.bounds[name].longest
             if most is None:
@@ -245,7 +264,9 @@ class SpanGrammar:
         if 0 <= position < plan.min_text:
             return self._open(True, False, ())
         if position >= 0:
-            text = position < plan.max_text and left > plan.need(rest)
+            text = position < plan.max_text and left > plan.need(rest, True)
+            if rest[:1] == (TEXT,):  # only an order still wants a text inside of one
+                return self._open(text, False, (), marker=True)
         else:
             text = self._may_open(state, TEXT)
         media = tuple(name for name in plan.media if self._may_open(state, name))
@@ -287,6 +308,8 @@ class SpanGrammar:
             return State(plan, left, rest, modality, position + 1, limit, False)
         if token == self.eos:
             return State(plan, left, rest, TEXT, position, 0, True)
+        if token == self.marker:
+            return State(plan, left, rest, TEXT, -1, 0, False)
         block = self.vocabulary.block_of_start(token)
         if block is not None:
             rest = plan.after(rest, block.modality)
@@ -310,10 +333,15 @@ class SpanGrammar:
         if len(sequence) and sequence[-1] == self.eos:
             sequence = sequence[:-1]
         spans: list[Span] = []
-        for run in self.vocabulary.split(sequence):
+        runs = self.vocabulary.split(sequence)
+        for at, run in enumerate(runs):
             if run.kind == "control":
+                beside = [runs[i].kind for i in (at - 1, at + 1) if 0 <= i < len(runs)]
+                if run.name == "assistant" and beside == [TEXT, TEXT]:
+                    continue
                 raise GrammarError(
-                    f"control {run.name!r} at position {run.start}; an answer holds only spans and one eos"
+                    f"control {run.name!r} at position {run.start}; an answer holds only spans, the assistant's marker "
+                    "between two texts, and one eos"
                 )
             inner = sequence[run.start : run.stop]
             content = inner if run.kind == "text" else self.vocabulary.codes(run.name, inner[1:-1], "output")
@@ -329,14 +357,15 @@ class SpanGrammar:
         elif modality == TEXT and not plan.text:
             return False
         cost = plan.min_text if modality == TEXT else plan.bounds[modality].shortest + 2
-        return state.left >= cost + plan.need(plan.after(rest, modality))
+        return state.left >= cost + plan.need(plan.after(rest, modality), modality == TEXT)
 
-    def _open(self, text: bool, eos: bool, media: tuple[str, ...]) -> Ranges:
+    def _open(self, text: bool, eos: bool, media: tuple[str, ...], marker: bool = False) -> Ranges:
         """Ranges of the open slice, made once for each choice."""
-        key = (text, eos, media)
+        key = (text, eos, media, marker)
         if key not in self._open_ranges:
             parts = [(0, self.vocabulary.text_size)] if text else []
             parts += [(self.eos, self.eos + 1)] if eos else []
+            parts += [(self.marker, self.marker + 1)] if marker else []
             parts += [(self._blocks[name].start_id, self._blocks[name].start_id + 1) for name in media]
             merged: list[tuple[int, int]] = []
             for low, high in sorted(parts):
@@ -380,8 +409,6 @@ class SpanGrammar:
                 raise RequestError("give either order, or required, allowed and forbidden")
             if not request.order:
                 raise RequestError("order is empty; name at least one modality, or leave it out")
-            if (TEXT, TEXT) in zip(request.order, request.order[1:], strict=False):
-                raise RequestError("order has two texts in a row, which are one text; name it once")
             usable, rest = set(request.order), request.order
         else:
             usable = (known if request.allowed is None else set(request.allowed)) - set(request.forbidden)

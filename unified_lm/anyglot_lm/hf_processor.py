@@ -55,7 +55,7 @@ class SpanLogitsProcessor(LogitsProcessor):
         self.prompt_length = prompt_length
         self.max_new_tokens = max(self.grammar.longest(request) for request in self.requests)
         """What `generate` needs as `max_new_tokens`, so that no answer is cut."""
-        self._masks = Masks(vocabulary.size)
+        self._masks = Masks(vocabulary)
         self._answers: list[Answer] = []
         self._seen_BT: Tensor | None = None
 
@@ -74,7 +74,7 @@ class SpanLogitsProcessor(LogitsProcessor):
         else:
             self._follow(input_ids, self._seen_BT)
         self._seen_BT = input_ids
-        return scores.masked_fill(self._masks.illegal([answer.legal() for answer in self._answers], scores), -torch.inf)
+        return self._masks.fill_([answer.legal() for answer in self._answers], scores.clone())
 
     def _begin(self, ids_BT: Tensor) -> None:
         num_rows, num_columns = ids_BT.shape

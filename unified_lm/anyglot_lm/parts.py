@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from anyglot_lm.grammar import TEXT, Span, SpanGrammar
+from anyglot_lm.grammar import TEXT, Request, RequestError, Span, SpanGrammar
 from anyglot_lm.hf_text import AnyText, load_text
 from anyglot_lm.segments import Role, Segment, Template
 from anyglot_lm.vocabulary import Block, Vocabulary
@@ -99,6 +100,15 @@ class Parts:
                     "training back, or prepare the data and train again with this one"
                 )
 
+    def check_request(self, request: Request) -> None:
+        """Raises `RequestError` for two texts in a row where the template cannot tell them apart."""
+        order = request.order or ()
+        if (TEXT, TEXT) in pairwise(order) and not self.template.tells_texts_apart:
+            raise RequestError(
+                f"order has two texts in a row, which template {self.template.name} version {self.template.version} of "
+                "this model writes as one; name it once, or train a model with version 2 (anyglot train nano_chat)"
+            )
+
     def encode_media(self, modality: str, media: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Codes int64 `[K, *grid]` of each item, with the quantizers that the language model uses.
 
@@ -158,7 +168,7 @@ class Parts:
             raise AnyglotError(f"this model was made without a tokenizer for {modality!r}; pass it to UnifiedModel")
         return self.tokenizers[modality]
 
-    def _segment(self, modality: str, value: Any, role: Role = "user") -> Segment:
+    def segment(self, modality: str, value: Any, role: Role = "user") -> Segment:
         """What somebody says in one modality: text, media, codes, or a file of media."""
         if modality == TEXT:
             return Segment(TEXT, str(value), role)

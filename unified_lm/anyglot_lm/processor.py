@@ -170,7 +170,7 @@ class AnyglotProcessor(Parts):
         if kind == TEXT:
             if not isinstance(part.get(TEXT), str):
                 raise ConversationError(f"a text is {part.get(TEXT)!r}; give a string")
-            return self._segment(TEXT, part[TEXT], role)
+            return self.segment(TEXT, part[TEXT], role)
         value = next((part[key] for key in (str(kind), "path", "url") if part.get(key) is not None), None)
         if value is None:
             raise ConversationError(f"a part of type {kind!r} holds nothing under {kind!r} or 'path'")
@@ -182,7 +182,7 @@ class AnyglotProcessor(Parts):
             value = _file(value)
         elif part.get("sampling_rate") is not None:
             value = _wav(value, part["sampling_rate"])
-        return self._segment(modalities[0], value, role)
+        return self.segment(modalities[0], value, role)
 
     def _modalities(self, kind: Any) -> list[str]:
         """What a type of part may stand for: itself, or all modalities of that kind of media."""
@@ -217,10 +217,11 @@ class AnyglotProcessor(Parts):
         return self._with_media(outputs) if decode else outputs
 
     def _answer(self, row: Sequence[int]) -> list[int]:
-        """The ids behind the last marker of an assistant's turn, up to eos; answers hold no markers."""
+        """The ids behind the marker that begins the assistant's last turn, up to eos."""
         ids, controls = list(row), self.vocabulary.controls
-        if controls["assistant"] in ids:
-            ids = ids[len(ids) - ids[::-1].index(controls["assistant"]) :]
+        begun = max((i for i, token in enumerate(ids) if token in (controls["bos"], controls["user"])), default=None)
+        if begun is not None and controls["assistant"] in ids[begun:]:  # a later one stands between texts of an answer
+            ids = ids[ids.index(controls["assistant"], begun) + 1 :]
         if controls["eos"] in ids:
             return ids[: ids.index(controls["eos"]) + 1]
         while ids and ids[-1] == controls["pad"]:

@@ -76,6 +76,14 @@ def row_draws(seed: int, count: int) -> np.ndarray:
     return (bits >> np.uint64(32)).astype(np.float64) * 2.0**-32
 
 
+def join_ends(logits_GC: Tensor, eos: int, user: int) -> None:
+    """Gives eos the chance of both ends of a turn, in place: of the last one, and of one that the user goes on after.
+
+    Of a conversation in the training, eos stands at the very end only; every other answer ends with the user's marker.
+    """
+    logits_GC[:, eos] = torch.logaddexp(logits_GC[:, eos], logits_GC[:, user])
+
+
 def penalise(logits_GC: Tensor, seen_GC: Tensor, penalty: float) -> Tensor:
     """Makes ids already seen less likely (penalty > 1): divides positive logits, multiplies negative ones."""
     lower = torch.where(logits_GC > 0, logits_GC / penalty, logits_GC * penalty)

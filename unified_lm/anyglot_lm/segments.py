@@ -7,11 +7,15 @@ Label masks come from the segments, never from a search in strings. Layout of `a
 
 - The marker of a role stands where the role changes, also in a conversation of many turns. One eos stands at
   the very end. So a turn of the assistant ends with eos or with the next `user` marker: a decoder stops at
-  either.
+  either (`sampling.join_ends`).
 - Media of the user are written in the block's input pattern, media of the assistant in its output pattern.
 - Targets are the ids of segments with `loss` (start and end ids included), and what follows such a segment
   at the end of its turn: eos, or the marker of the next role. So with the default flags the first
   `assistant` marker is no target.
+
+Version 2 tells texts apart: between two texts in a row of one role its marker stands again. So an answer can hold the
+transcript of what was heard and then the text of the answer (`... assistant TRANSCRIPT assistant ANSWER <speech> eos`,
+the chain of modality of arXiv 2305.11000). All other samples are written as in version 1.
 """
 
 from __future__ import annotations
@@ -112,7 +116,12 @@ class Template:
     @staticmethod
     def known() -> tuple[tuple[str, int], ...]:
         """Names and versions of the templates."""
-        return (("anyglot-chat", 1),)
+        return (("anyglot-chat", 1), ("anyglot-chat", 2))
+
+    @property
+    def tells_texts_apart(self) -> bool:
+        """Whether two texts in a row of one role stay two."""
+        return self.version >= 2
 
     def render(self, sample: Sample, vocabulary: Vocabulary, text: TextCodec | None) -> tuple[Int64, NDArray[np.bool_]]:
         """A sample -> `(ids int64 [N], loss bool [N])`; `loss[i]` says whether id `i` is a prediction target.
@@ -152,12 +161,17 @@ class Template:
         loss = [np.zeros(1, dtype=np.bool_)]
         role: Role | None = None
         before = False
+        after_text = False
         for segment in segments:
-            if segment.role != role:
+            piece = self.segment_ids(segment, vocabulary, text)
+            another = self.tells_texts_apart and after_text and segment.modality == "text" and len(piece) > 0
+            if segment.role != role or another:
                 role = segment.role
                 ids.append(np.asarray([vocabulary.controls[role]], dtype=np.int64))
                 loss.append(np.asarray([before]))
-            piece = self.segment_ids(segment, vocabulary, text)
+                after_text = False
+            if len(piece):
+                after_text = segment.modality == "text"
             ids.append(piece)
             loss.append(np.full(len(piece), bool(segment.loss)))
             before = bool(segment.loss)
@@ -180,7 +194,7 @@ class Template:
     def parse(self, ids: Any, vocabulary: Vocabulary, text: TextCodec | None, loss: Any | None = None) -> Sample:
         """Inverse of `render`: ids int `[N]` -> sample.
 
-        Neighbouring texts of a role come back as one, empty ones not at all.
+        Neighbouring texts of a role come back as one in version 1, empty ones in none.
 
         Codes come back as the pattern keeps them: pattern `first` gives `[1, *grid]`. With `loss` the
         segments get their flags from it, else from their role. Without `text`, text segments hold "" (codes can
@@ -196,9 +210,10 @@ class Template:
             raise CodesError("a document must open with bos and close with eos; it was cut or is of another template")
         role: Role | None = None
         segments: list[Segment] = []
-        for run in runs[1:-1]:
+        for before, run, after in zip(runs, runs[1:-1], runs[2:], strict=False):
             if run.kind == "control":
-                if run.name not in ROLES or run.name == role:
+                apart = self.tells_texts_apart and before.kind == after.kind == "text"
+                if run.name not in ROLES or (run.name == role and not apart):
                     raise CodesError(f"control {run.name!r} at position {run.start} is not allowed inside a document")
                 role = "user" if run.name == "user" else "assistant"
                 continue
@@ -236,3 +251,17 @@ class Template:
 
 
 CHAT = Template()
+
+
+def with_examples(examples: Sequence[Sample], query: Sample) -> Sample:
+    """A few-shot sample: every example is a turn or more of a conversation, and the query the next one.
+
+    Raises:
+        ManifestError: an example that does not begin with the user and end with the assistant.
+    """
+    for number, example in enumerate(examples, 1):
+        if not example.segments or (example.segments[0].role, example.segments[-1].role) != ROLES:
+            raise ManifestError(
+                f"example {number} must begin with what the user gives and end with what the assistant answers"
+            )
+    return Sample([segment for sample in (*examples, query) for segment in sample.segments])

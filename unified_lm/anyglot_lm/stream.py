@@ -96,7 +96,10 @@ class AnswerReader:
                     events.append(Event("start", TEXT))
                 self._ids.append(token)
                 continue
+            marker = self._in_text and token == vocabulary.controls["assistant"]  # another text follows
             events += self._end_text()
+            if marker:
+                continue
             if block is not None:
                 self._span = _Media(self.model, block, self.chunk_seconds, self.previews)
                 events.append(Event("start", block.modality))

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from anyglot_lm.engine import Engine, Guidance, Sampling, generate, row_seeds
+from anyglot_lm.engine import Engine, GenerationError, Guidance, Sampling, generate, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE, Parts, read_parts
 from anyglot_lm.parts import Output as Output
-from anyglot_lm.segments import Sample, Template
+from anyglot_lm.segments import Role, Sample, Segment, Template, with_examples
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import CheckpointError
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from anyglot_lm.stream import Event
 
 MAX_TEXT = 256
-"""Most text ids of an answer of `UnifiedModel.generate`, unless told otherwise."""
+"""Most text ids of a text span of an answer of `UnifiedModel.generate`, unless told otherwise."""
+
+Given = Mapping[str, Any] | Sequence[tuple[str, Any]]
+"""What one side says: modality -> content, or pairs of them where a modality comes twice; see `Parts.segment`."""
 
 
 class UnifiedModel(Parts):
@@ -169,6 +172,8 @@ class UnifiedModel(Parts):
         Returns:
             The spans of each answer.
         """
+        for request in [requests] if isinstance(requests, Request) else requests:
+            self.check_request(request)
         prompts = [self.prompt(sample) for sample in samples]
         guide = None
         if guidance is not None:
@@ -205,6 +210,7 @@ class UnifiedModel(Parts):
         """
         from anyglot_lm.stream import AnswerReader, follow
 
+        self.check_request(request)
         prompts = [self.prompt(sample)] + ([] if guidance is None else [self.prompt(Sample([]))])
         capacity = max(map(len, prompts)) + self.grammar.longest(request)
         engine = Engine(self.model, self.vocabulary, streams=len(prompts), capacity=capacity)
@@ -237,6 +243,7 @@ class UnifiedModel(Parts):
         seed: int = 0,
         max_ids: int | None = None,
         guidance: Mapping[str, float] | None = None,
+        examples: Sequence[tuple[Given, Given]] = (),
         **inputs: str | os.PathLike[str] | Tensor,
     ) -> Output | list[Output]:
         """One answer to one prompt: `model.generate("image", text="a red circle").media`.
@@ -248,15 +255,30 @@ class UnifiedModel(Parts):
             max_ids: most ids of the answer; by default what the model has room for, text no more than
                 `MAX_TEXT`.
             guidance: scales of classifier-free guidance by modality.
+            examples: what the user gave and what the answer was, in earlier turns of the conversation; for instance
+                `[({"image": "a.png"}, {"text": "red"}), ({"image": "b.png"}, {"text": "blue"})]`.
             **inputs: what the user says, in the order of the arguments: `text="..."`, and for any modality of
                 the model a tensor (as for `encode_media`), integer codes `[K, *grid]`, or a file.
 
         Returns:
             One output, or a list of them if `to` is a sequence.
+
+        Raises:
+            GenerationError: prompt and answer are longer than the model.
         """
         order = (to,) if isinstance(to, str) else tuple(to)
-        sample = Sample([self._segment(name, value) for name, value in inputs.items()])
-        prompt = self.template.prompt(sample, self.vocabulary, self.text)
+        query = Sample(self._said(inputs, "user"))
+        shots = [Sample(self._said(given, "user") + self._said(answer, "assistant")) for given, answer in examples]
+        sample = with_examples(shots, query)
+        prompt = self.prompt(sample)
+        needed = self.grammar.shortest(Request(order=order))
+        if max_ids is None and len(prompt) + needed > self.max_length:
+            shown = len(prompt) - len(self.prompt(query))
+            raise GenerationError(
+                f"the prompt has {len(prompt)} ids ({shown} of them {len(shots)} examples) and "
+                f"{' + '.join(order)} at least {needed}, but the model has {self.max_length} positions; give "
+                f"{'fewer examples' if shots else 'less'}"
+            )
         room = self.max_length - len(prompt) if max_ids is None else max_ids
         request = Request(
             order=order,
@@ -268,3 +290,7 @@ class UnifiedModel(Parts):
         )
         answer = self.respond([sample], request, settings, seed, guidance=guidance)[0]
         return answer[0] if isinstance(to, str) else answer
+
+    def _said(self, given: Given, role: Role) -> list[Segment]:
+        pairs = given.items() if isinstance(given, Mapping) else given
+        return [self.segment(modality, content, role) for modality, content in pairs]

@@ -93,7 +93,7 @@ class _Processor:
         path = cached_file(served.model, "vocabulary.json", revision=served.revision)
         self.vocabulary = Vocabulary.load(path)
         self.grammar = SpanGrammar(self.vocabulary)
-        self._masks = Masks(self.vocabulary.size)
+        self._masks = Masks(self.vocabulary)
 
     def _answer(self, params: Any) -> Answer | None:
         try:
@@ -118,7 +118,7 @@ class _Processor:
         return Answer(self.grammar, Request(max_ids=1))
 
     def _fill(self, logits: Tensor, legal: list[Any]) -> Tensor:
-        return logits.masked_fill_(self._masks.illegal(legal, logits), -torch.inf)
+        return self._masks.fill_(legal, logits)
 
 
 class _V1(_Processor):

@@ -6,7 +6,8 @@ codes together, in the order and roles of the dialogue. What a system turn says,
 
 Chain of modality: a model speaks better when it may write its words first (SpeechGPT, AnyGPT). With `chain="answer"`
 the text of a spoken answer stands before it, unless it is written already in this turn or in the one it answers; with
-"full" the answer also begins with what the user said, and a new line.
+"full" the answer also begins with what the user said. Two texts in a row stay two where the model's template tells them
+apart (version 2); else they are one, with a new line between.
 """
 
 from __future__ import annotations
@@ -95,18 +96,21 @@ def _files(folder: Path, dialogue: Dialogue) -> dict[str, Media]:
     return files
 
 
-def to_sample(dialogue: Dialogue, codes: Mapping[str, NDArray[np.int64]], chain: str = "none") -> Sample:
+def to_sample(
+    dialogue: Dialogue, codes: Mapping[str, NDArray[np.int64]], chain: str = "none", *, apart: bool = False
+) -> Sample:
     """A dialogue as segments.
 
     Args:
         dialogue: with a file in every part but texts.
         codes: int64 `[K, *grid]` by `TURN-PART.MODALITY`.
         chain: "none", "answer" or "full", see the module.
+        apart: leave two texts in a row two (`Template.tells_texts_apart`).
     """
     segments: list[Segment] = []
 
     def add(modality: str, content: str | NDArray[np.int64], role: Role) -> None:
-        last = segments[-1] if segments else None
+        last = segments[-1] if segments and not apart else None
         if isinstance(content, str) and last is not None and isinstance(last.content, str) and last.role == role:
             segments[-1] = Segment(TEXT, f"{last.content}\n{content}", role)  # else their words would run together
         else:
@@ -166,7 +170,8 @@ def write_dialogues(prepared: str | Path, model_dir: str | Path, chain: str = "n
         path.open("w", encoding="utf-8") as reasons,
     ):
         for row, dialogue in _joined(prepared):
-            sample = to_sample(dialogue, {name: codes.numpy() for name, codes in row.codes.items()}, chain)
+            codes = {name: found.numpy() for name, found in row.codes.items()}
+            sample = to_sample(dialogue, codes, chain, apart=template.tells_texts_apart)
             try:
                 ids, loss = template.render(sample, vocabulary, text)
                 if not loss[1:].any():

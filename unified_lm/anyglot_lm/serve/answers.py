@@ -2,7 +2,8 @@
 
 All of this decodes or encodes media and runs outside of the event loop, for one row in one place after the other, so
 that nothing loses its order. Beyond OpenAI's shape, sounds say their `modality` and `sample_rate`, as not all are
-speech at 24 kHz; pictures are in `images`; `order` names the spans of a whole message.
+speech at 24 kHz; pictures are in `images`; `order` names the spans of a whole message. A text that another one follows
+at once (the transcript in a chain) is `reasoning_content`, as other servers call text before the answer.
 """
 
 from __future__ import annotations
@@ -106,15 +107,19 @@ def choice(model: UnifiedModel, work: Work, index: int, ids: Sequence[int], form
         form: of sounds.
     """
     outputs = outputs_of(model, ids)
-    texts = [output.text or "" for output in outputs if output.modality == TEXT]
+    order = [output.modality for output in outputs]
+    texts = [output.text or "" for i, output in enumerate(outputs) if output.modality == TEXT and not _leads(order, i)]
+    thoughts = [output.text or "" for i, output in enumerate(outputs) if _leads(order, i)]
     sounds = [_sound(model, output, form, "".join(texts)) for output in outputs if _is_sound(model, output)]
     pictures = [image_url(o.media) for o in outputs if o.media is not None and not _is_sound(model, o)]
     message: dict[str, Any] = {
         "role": "assistant",
         "content": "".join(texts) if texts else None,
         "refusal": None,
-        "order": [output.modality for output in outputs],
+        "order": order,
     }
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
     if sounds:
         message["audio"] = sounds[0]
     if len(sounds) > 1:
@@ -122,6 +127,11 @@ def choice(model: UnifiedModel, work: Work, index: int, ids: Sequence[int], form
     if pictures:
         message["images"] = pictures
     return {"index": index, "message": message, "logprobs": None, "finish_reason": finish(work, ids)}
+
+
+def _leads(order: Sequence[str], place: int) -> bool:
+    """Whether a span is a text that another text follows."""
+    return tuple(order[place : place + 2]) == (TEXT, TEXT)
 
 
 def _is_sound(model: UnifiedModel, output: Output) -> bool:
@@ -205,10 +215,12 @@ class ChoiceStream:
     Args:
         model: that writes the ids.
         form: of sounds: pcm16, or wav (each sound then begins with a head of unknown length).
+        order: of the answer's spans.
     """
 
-    def __init__(self, model: UnifiedModel, form: str) -> None:
+    def __init__(self, model: UnifiedModel, form: str, order: Sequence[str]) -> None:
         self.model, self.form, self.reader = model, form, AnswerReader(model)
+        self.order, self.span = order, 0
         self.audio_id = ""
         self.spoken = False
 
@@ -218,7 +230,8 @@ class ChoiceStream:
 
     def _deltas(self, event: Event) -> list[dict[str, Any]]:
         if event.kind == "text":
-            return [{"content": event.text}]
+            return [{"reasoning_content" if _leads(self.order, self.span) else "content": event.text}]
+        self.span += event.kind == "end"
         if event.kind == "start" and event.modality != TEXT:
             self.audio_id, self.spoken = new_id("audio"), False
         if event.kind == "audio" and event.media is not None:

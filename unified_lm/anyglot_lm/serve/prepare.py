@@ -81,7 +81,9 @@ class Preparer:
             raise Refusal(
                 400, "order and modalities name different modalities; give one of them, or the same", param="order"
             )
-        return tuple(order or given or (TEXT,))
+        chosen = tuple(order or given or (TEXT,))
+        self.model.check_request(Request(order=chosen))
+        return chosen
 
     def chat(self, asked: ChatRequest) -> Work:
         """Work of a chat completion."""
@@ -151,7 +153,7 @@ class Preparer:
                 if isinstance(part, Text):
                     if not part.text:
                         raise Refusal(400, f"{where} is an empty text; say something", param=where)
-                    _append(pieces, role, part.text)
+                    self._append(pieces, role, part.text)
                     continue
                 if isinstance(part, Picture):
                     modality = self.modality("image", where)
@@ -207,10 +209,10 @@ class Preparer:
         max_ids = room if most is None else most
         return Request(order=order, max_ids=max_ids, max_length={TEXT: min(MAX_TEXT, max_ids)} if most is None else {})
 
-
-def _append(pieces: list[Piece], role: Role, text: str) -> None:
-    """Adds a text, to the one before it if the same side said that."""
-    if pieces and pieces[-1][:2] == (role, TEXT):
-        pieces[-1] = (role, TEXT, f"{pieces[-1][2]}\n{text}")
-    else:
-        pieces.append((role, TEXT, text))
+    def _append(self, pieces: list[Piece], role: Role, text: str) -> None:
+        """Adds a text, to the one before it if the same side said that, unless it is an answer of several texts."""
+        apart = role == "assistant" and self.model.template.tells_texts_apart
+        if pieces and pieces[-1][:2] == (role, TEXT) and not apart:
+            pieces[-1] = (role, TEXT, f"{pieces[-1][2]}\n{text}")
+        else:
+            pieces.append((role, TEXT, text))
