@@ -95,8 +95,17 @@ async def crowded(scope: Scope, receive: Receive, send: Send) -> None:
     )
 
 
-def make_server(app: Any, limits: Limits) -> uvicorn.Server:
-    """A uvicorn server; `run(sockets=[listen(...)])` starts it."""
+class Server(uvicorn.Server):
+    """uvicorn, which first says that it stops: an application may hold connections open that only it can end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops."""
+        self.config.app.state.stop()
+        await super().shutdown(sockets)
+
+
+def make_server(app: Any, limits: Limits) -> Server:
+    """A server of `build_app`'s application; `run(sockets=[listen(...)])` starts it."""
     config = uvicorn.Config(
         app,
         http=protocol(limits),
@@ -110,7 +119,7 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=limits.stop_timeout,
         h11_max_incomplete_event_size=MAX_HEAD,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:
