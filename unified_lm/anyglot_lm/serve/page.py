@@ -65,6 +65,7 @@ class Page:
         self.kinds = {kind: modalities for kind, modalities in names.items() if modalities}
         self.host = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         theme = gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
+        theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
         gradio.mount_gradio_app(
             self.host,
             self._blocks(),
@@ -115,8 +116,8 @@ class Page:
                 with gr.Column(scale=3, min_width=320):
                     chat = gr.Chatbot(
                         show_label=False,
-                        height="58vh",
-                        min_height=320,
+                        height="calc(100vh - 420px)",
+                        min_height=340,
                         layout="bubble",
                         buttons=[],
                         render_markdown=False,
@@ -159,6 +160,8 @@ class Page:
                     with gr.Row():
                         stop = gr.Button("Stop", variant="stop", interactive=False, size="sm", elem_id="ag-stop")
                         new = gr.Button("New conversation", size="sm", elem_id="ag-new")
+                with gr.Column(scale=2, min_width=320):
+                    panel = gr.HTML(_side(NOTHING), elem_id="ag-panel")
                     with gr.Accordion("Settings", open=False):
                         with gr.Row():
                             temperature = gr.Slider(
@@ -168,9 +171,6 @@ class Page:
                             most = gr.Number(
                                 0, precision=0, minimum=0, label="Most ids of the answer", info="0: what fits"
                             )
-                with gr.Column(scale=2, min_width=320, elem_id="ag-side"):
-                    gr.HTML("<h2 class='ag-title'>What the model saw and said</h2>")
-                    panel = gr.HTML(NOTHING, elem_id="ag-panel")
 
             hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             how = [temperature, seed, most]
@@ -180,7 +180,7 @@ class Page:
             for example, button in zip(self.examples, tries, strict=True):
                 button.click(self._try(example), [visit, *how], outputs, **hidden)
             stop.click(_stop, [visit], None, **hidden)
-            new.click(self.clear, [visit], outputs, **hidden)
+            gr.on([new.click, chat.clear], self.clear, [visit], outputs, **hidden)
         blocks.queue(default_concurrency_limit=None)
         blocks.state_session_capacity = VISITORS
         return blocks
@@ -226,7 +226,7 @@ class Page:
         """The visitor begins a new conversation."""
         visit.conversation.stop()
         visit.conversation, visit.messages = Conversation(), []
-        return self._look(visit, [], panel=NOTHING)
+        return self._look(visit, [], panel=_side(NOTHING))
 
     async def _talk(
         self, visit: Visit, given: Callable[[], Any], order: Sequence[str], how: tuple[Any, ...], text: str
@@ -287,10 +287,8 @@ class Page:
             return model.text.decode([token for token in ids if token < model.text.size])
 
         parts = [("Prompt", turn.prompt), ("Answer", turn.ids)]
-        return spans.spans_html(
-            model.vocabulary,
-            [(title, spans.read_spans(model.vocabulary, decode, ids)) for title, ids in parts if ids],
-        )
+        read = [(title, spans.read_spans(model.vocabulary, decode, ids)) for title, ids in parts if ids]
+        return _side(spans.spans_html(model.vocabulary, read))
 
     def _look(
         self, visit: Visit, more: list[dict[str, Any]], *, panel: str | None, running: bool = False, box: Any = None
@@ -344,14 +342,17 @@ async def _refuse(_: Request, refusal: Exception) -> Response:
     return refusal.response()
 
 
+def _side(content: str) -> str:
+    return f"<div class='ag-side'><h2>What the model saw and said</h2>{content}</div>"
+
+
 NOTHING = "<p class='ag-nothing'>The ids of the prompt and of the answer appear here, coloured by what they are.</p>"
 STYLE = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
 .ag-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; }
 .ag-head p, .ag-nothing, .ag-wait { margin: 0; color: var(--body-text-color-subdued); }
-.ag-title { margin: .2rem 0 .6rem; font-size: 1.05rem; font-weight: 600; }
 .ag-note { margin: 0; color: #b45309; } .dark .ag-note { color: #fbbf24; }
 #ag-examples { gap: .4rem; } #ag-examples button { font-weight: 500; }
-#ag-side { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .9rem 1rem;
-  background: var(--background-fill-primary); }
+.ag-side { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); padding: .9rem 1rem; }
+.ag-side h2 { margin: 0 0 .7rem; font-size: 1.05rem; font-weight: 600; color: var(--body-text-color); }
 """
