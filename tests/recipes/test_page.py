@@ -8,27 +8,26 @@ import io
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.serve_examples import SHIPPED as NANO
+from anyglot_recipes.serve_examples import examples
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.scene import Scene, sample_scene, score
 
-ROOT = Path(__file__).resolve().parents[2]
 WAIT = 60_000
 """Milliseconds for anything at all."""
-NANO = ROOT / "recipes" / "anyglot_recipes" / "weights" / "nano"
 CHROMIUM = shutil.which("chromium")
 
 pytestmark = [
@@ -41,24 +40,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    command = [sys.executable, "-m", "anyglot_recipes.cli", "serve", "--model", str(NANO), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        lines = []
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"on (http://\S+)/v1", line):
-                break
-        else:
-            raise AssertionError("".join(lines))
-        yield found.group(1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert process.stderr.read() == "anyglot: stopped\n"
-    finally:
-        process.kill()
+def url(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[str]:
+    """A server of the shipped model."""
+    model = UnifiedModel.from_pretrained(NANO)
+    with serving(model, name="nano", examples=examples(model)) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +110,11 @@ class Visitor:
         self.page.wait_for_selector("#ag-panel .ag-nothing", timeout=WAIT)
         assert self.page.locator("#ag-chat .bot, #ag-chat .user").count() == 0
 
+    def note(self, words: str) -> None:
+        """Waits until the last answer is a note."""
+        self.page.wait_for_selector(f"#ag-chat .ag-note:has-text('{words}')", timeout=WAIT)
+        self.page.wait_for_selector("#ag-stop[disabled]", timeout=WAIT)
+
     def shot(self, folder: Path, name: str) -> None:
         self.page.screenshot(path=folder / f"{name}.png", full_page=True)
 
@@ -170,7 +161,7 @@ def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> Non
     answer = visitor.answer()
     shown = page.locator("#ag-chat .user img.ag-picture").first
     assert shown.bounding_box()["width"] == 256 and shown.evaluate("e => e.naturalWidth") == 64
-    said = answer.locator(".message-content, p, span").first.inner_text()
+    said = answer.locator(".ag-text").inner_text()
     assert score(drawn, parse(said)) > 0.5, said
     assert spans(visitor, "Prompt") == ["control", "image", "control"]
     assert spans(visitor, "Answer") == ["text", "control"]
@@ -212,21 +203,90 @@ def test_examples_and_a_phone(browser: Any, url: str, shots: Path) -> None:
     visitor.close()
 
 
-def test_stop_and_new(visitor: Visitor, url: str) -> None:
-    page = visitor.page
-    cancelled = metric(url, "anyglot_cancelled_total")
-    visitor.order("music")
-    page.get_by_role("button", name="Settings").click()
-    visitor.send("a small red circle at the left " * 8)
-    page.wait_for_selector("#ag-chat .ag-progress", timeout=WAIT)
-    page.locator("#ag-stop").click()
-    page.wait_for_selector("#ag-chat .ag-note:has-text('Stopped')", timeout=WAIT)
-    assert metric(url, "anyglot_cancelled_total") == cancelled + 1
-    assert metric(url, "anyglot_rows_in_flight") == 0 and metric(url, "anyglot_queue_length") == 0
-    visitor.new()
+@pytest.fixture(scope="module")
+def tiny(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
+    """A server with a key, of a model that knows nothing."""
+    with serving(key="right", examples=[], limits={"rows": 1, "queue": 1, "max_pixels": 10**6}) as running:
+        yield running
 
 
-def metric(url: str, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", httpx.get(f"{url}/metrics").text, re.M)
-    assert found is not None
-    return float(found.group(1))
+@pytest.fixture
+def guest(browser: Any, tiny: Any) -> Iterator[Visitor]:
+    """Who knows the key."""
+    found = Visitor(browser, tiny.url, http_credentials={"username": "any", "password": "right"})
+    yield found
+    found.close()
+    tiny.until(lambda: tiny.service.batcher.open == 0)
+
+
+@contextmanager
+def slow(server: Any) -> Iterator[None]:
+    """Steps of the engine take a tenth of a second."""
+    engine = server.service.batcher.engine
+    step = engine.step
+
+    def late() -> Any:
+        time.sleep(0.1)
+        return step()
+
+    engine.step = late
+    yield
+    del engine.step
+
+
+def test_stop_ends_the_rows(guest: Visitor, tiny: Any) -> None:
+    guest.order("image", "music")
+    cancelled = tiny.metric("anyglot_cancelled_total")
+    with slow(tiny):
+        guest.send("two")
+        guest.page.wait_for_selector("#ag-chat .ag-progress", timeout=WAIT)
+        assert tiny.service.batcher.in_flight == 1
+        guest.page.locator("#ag-stop").click()
+        guest.note("Stopped.")
+        tiny.until(lambda: tiny.service.batcher.in_flight == 0)
+    assert tiny.service.batcher.open == 0 and tiny.metric("anyglot_cancelled_total") == cancelled + 1
+    guest.new()
+    guest.send("two")
+    assert guest.answer().locator("img, audio").count() == 2
+
+
+def test_leaving_ends_the_rows(browser: Any, tiny: Any) -> None:
+    visitor = Visitor(browser, tiny.url, http_credentials={"username": "any", "password": "right"})
+    visitor.order("image", "music")
+    cancelled = tiny.metric("anyglot_cancelled_total")
+    with slow(tiny):
+        visitor.send("two")
+        tiny.until(lambda: tiny.service.batcher.in_flight == 1)
+        visitor.close()
+        tiny.until(lambda: tiny.metric("anyglot_cancelled_total") == cancelled + 1)
+    assert tiny.service.batcher.open == 0
+
+
+def test_mistakes_are_one_line(guest: Visitor, tiny: Any) -> None:
+    with tiny.service.batcher.take(2):
+        guest.send("<b>two</b>")
+        guest.note("All 2 places of this server are taken; try again in")
+    assert guest.page.locator("#ag-box textarea").input_value() == "<b>two</b>"  # to send once more
+    assert guest.page.locator("#ag-chat .user .ag-text").last.inner_text() == "<b>two</b>"
+    file = io.BytesIO()
+    Image.new("RGB", (1001, 1000)).save(file, format="PNG")
+    guest.send(file=("large.png", "image/png", file.getvalue()))
+    guest.note("more than 1000000 pixels")
+    guest.send(file=("no.wav", "audio/wav", b"hello"))
+    guest.note("is no sound")
+    guest.send("two")
+    guest.answer()
+    assert "two" in guest.page.locator("#ag-panel details[data-kind=text]").first.inner_text()
+
+
+def test_a_server_stops_though_a_page_is_open(
+    browser: Any, serving: Callable[..., AbstractContextManager[Any]]
+) -> None:
+    with serving(examples=[], limits={"stop_timeout": 30}) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#ag-box textarea", timeout=WAIT)
+        began = time.monotonic()
+    assert time.monotonic() - began < 15
+    context.close()

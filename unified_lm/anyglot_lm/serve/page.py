@@ -111,7 +111,7 @@ class Page:
             delete_cache=(CLEANED_SECONDS, KEPT_SECONDS),
         ) as blocks:
             visit = gr.State(Visit(), time_to_live=VISIT_SECONDS, delete_callback=_leave)
-            gr.HTML(self._head())
+            gr.HTML(self._head(), elem_id="ag-head")
             with gr.Row(equal_height=False):
                 with gr.Column(scale=3, min_width=320):
                     chat = gr.Chatbot(
@@ -158,7 +158,7 @@ class Page:
                             for kind, names in self.kinds.items()
                         ]
                     with gr.Row():
-                        stop = gr.Button("Stop", variant="stop", interactive=False, size="sm", elem_id="ag-stop")
+                        stop = gr.Button("Stop", interactive=False, size="sm", elem_id="ag-stop")
                         new = gr.Button("New conversation", size="sm", elem_id="ag-new")
                 with gr.Column(scale=2, min_width=320):
                     panel = gr.HTML(_side(NOTHING), elem_id="ag-panel")
@@ -297,17 +297,18 @@ class Page:
         found = {
             look["chat"]: [self._shown(message) for message in [*visit.messages, *more]],
             look["box"]: gr.MultimodalTextbox(value=box, interactive=not running),
-            look["stop"]: gr.Button(interactive=running),
+            look["stop"]: gr.Button(interactive=running, variant="stop" if running else "secondary"),
         }
         return found if panel is None else found | {look["panel"]: panel}
 
     def _shown(self, message: dict[str, Any]) -> dict[str, Any]:
+        # gradio takes a text of a message for HTML, and cleans it; here a text shows what it says
         pieces = [
-            {"type": "text", "text": content} if kind == "text" else self.gradio.HTML(content, render=False)
+            f"<div class='ag-text'>{escape(content)}</div>" if kind == "text" else content
             for kind, content in message["content"]
             if content
         ]
-        return {"role": message["role"], "content": pieces}
+        return {"role": message["role"], "content": [self.gradio.HTML(piece, render=False) for piece in pieces]}
 
 
 def _asked(temperature: Any, seed: Any, most: Any) -> tuple[Any, int | None]:
@@ -351,7 +352,10 @@ STYLE = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
 .ag-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; }
 .ag-head p, .ag-nothing, .ag-wait { margin: 0; color: var(--body-text-color-subdued); }
+.ag-text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .ag-note { margin: 0; color: #b45309; } .dark .ag-note { color: #fbbf24; }
+#ag-panel, #ag-panel > *, #ag-head, #ag-head > * { padding: 0 !important; }
+#ag-box .submit-button { background: var(--button-primary-background-fill); color: var(--button-primary-text-color); }
 #ag-examples { gap: .4rem; } #ag-examples button { font-weight: 500; }
 .ag-side { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); padding: .9rem 1rem; }
 .ag-side h2 { margin: 0 0 .7rem; font-size: 1.05rem; font-weight: 600; color: var(--body-text-color); }

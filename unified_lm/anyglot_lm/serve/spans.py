@@ -160,9 +160,9 @@ STYLE = """
 .ag-boxes { display: flex; flex-direction: column; gap: .3rem; margin-top: .5rem; }
 .ag-boxes details { border-left: 4px solid var(--c); border-radius: 4px; padding: .25rem .55rem;
   background: color-mix(in srgb, var(--c) 11%, transparent); overflow-wrap: anywhere; }
-.ag-boxes summary { cursor: pointer; list-style: none; }
+.ag-boxes summary { position: relative; padding-right: 1.2rem; cursor: pointer; list-style: none; }
 .ag-boxes summary::-webkit-details-marker { display: none; }
-.ag-boxes summary::after { content: "+"; float: right; color: var(--c); font-weight: 600; }
+.ag-boxes summary::after { content: "+"; position: absolute; top: 0; right: .1rem; color: var(--c); font-weight: 600; }
 .ag-boxes details[open] summary::after { content: "−"; }
 .ag-boxes summary b { font-weight: 600; }
 .ag-boxes q { font-style: normal; } .ag-boxes em { color: var(--body-text-color-subdued); font-style: normal; }
