@@ -14,12 +14,12 @@ from anyglot_lm.serve.talk import Example, Given
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_synth.nanoworld.draw import draw
-from anyglot_synth.nanoworld.language import describe
+from anyglot_synth.nanoworld.language import describe, edit
 from anyglot_synth.nanoworld.melody import render
 from anyglot_synth.nanoworld.scene import Scene, sample_scene
 
 SHIPPED = Path(__file__).parent / "weights" / "nano"
-SEEDS = (13, 18, 4, 14, 21)
+SEEDS = (13, 18, 4, 14, 21, 39)
 """Of scenes like those that the model was trained on."""
 
 
@@ -27,13 +27,15 @@ def examples(model: UnifiedModel) -> list[Example]:
     """Examples for a model; none unless they fit it."""
     if model.vocabulary.fingerprint != Vocabulary.load(SHIPPED / "vocabulary.json").fingerprint:
         return []
-    drawn, said, seen, hummed, played = (sample_scene(np.random.default_rng(seed)) for seed in SEEDS)
+    drawn, said, seen, hummed, played, changed = (sample_scene(np.random.default_rng(seed)) for seed in SEEDS)
+    change, _ = edit(changed, np.random.default_rng(SEEDS[-1]))
     return [
         Example("Draw a sentence", (Given("text", describe(drawn)),), ("image",)),
         Example("Say a sentence", (Given("text", describe(said)),), ("speech",)),
         Example("Describe a picture", (_picture(seen),), ("text",)),
         Example("Hum a picture", (_picture(hummed),), ("music",)),
         Example("Draw a melody", (_melody(played),), ("image",)),
+        Example("Change a picture", (Given("text", change), _picture(changed)), ("image",)),
     ]
 
 

@@ -155,7 +155,7 @@ def spans(visitor: Visitor, title: str) -> list[str]:
 
 def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> None:
     page, drawn = visitor.page, scene(1)
-    assert page.locator("#ag-examples button").count() == 5
+    assert page.locator("#ag-examples button").count() == 6
     visitor.order("text")
     visitor.send(file=("scene.png", "image/png", png(drawn)))
     answer = visitor.answer()
@@ -195,9 +195,10 @@ def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> Non
 def test_examples_and_a_phone(browser: Any, url: str, shots: Path) -> None:
     visitor = Visitor(browser, url, color_scheme="dark")
     visitor.page.set_viewport_size({"width": 420, "height": 900})
-    visitor.page.get_by_role("button", name="Draw a sentence").click()
+    visitor.page.get_by_role("button", name="Change a picture").click()
     picture = visitor.answer().locator("img.ag-picture")
     assert picture.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
+    assert spans(visitor, "Prompt") == ["control", "text", "image", "control"]
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 420
     visitor.shot(shots, "serve-phone")
     visitor.close()

@@ -163,11 +163,11 @@ class Page:
                 with gr.Column(scale=2, min_width=320):
                     panel = gr.HTML(_side(NOTHING), elem_id="ag-panel")
                     with gr.Accordion("Settings", open=False):
+                        temperature = gr.Slider(
+                            0, 2, prepare.temperature, step=0.05, label="Temperature", info="0: the likeliest ids"
+                        )
                         with gr.Row():
-                            temperature = gr.Slider(
-                                0, 2, prepare.temperature, step=0.05, label="Temperature", info="0: the likeliest ids"
-                            )
-                            seed = gr.Number(0, precision=0, label="Seed")
+                            seed = gr.Number(0, precision=0, label="Seed", info="the same seed, the same answer")
                             most = gr.Number(
                                 0, precision=0, minimum=0, label="Most ids of the answer", info="0: what fits"
                             )
@@ -263,8 +263,9 @@ class Page:
         yield self._look(visit, [], panel=panel, box=back)
 
     def _given(self, said: dict[str, Any], chosen: dict[str, str]) -> list[Given]:
-        """What is in the box: files first, as they were added, then the text."""
-        found = []
+        """What is in the box: the text, then the files as they were added."""
+        text = (said.get("text") or "").strip()
+        found = [Given(TEXT, text)] if text else []
         for path in map(Path, said.get("files") or ()):
             try:
                 content = path.read_bytes()
@@ -276,8 +277,6 @@ class Page:
                     400, f"{path.name} is no {' and no '.join(chosen) or 'text'}; this model reads nothing else"
                 )
             found.append(Given(chosen[kind], content, path.name))
-        if text := (said.get("text") or "").strip():
-            found.append(Given(TEXT, text))
         return found
 
     def _panel(self, turn: Turn) -> str:
@@ -349,7 +348,7 @@ def _side(content: str) -> str:
 
 NOTHING = "<p class='ag-nothing'>The ids of the prompt and of the answer appear here, coloured by what they are.</p>"
 STYLE = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }
 .ag-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; }
 .ag-head p, .ag-nothing, .ag-wait { margin: 0; color: var(--body-text-color-subdued); }
 .ag-text { white-space: pre-wrap; overflow-wrap: anywhere; }

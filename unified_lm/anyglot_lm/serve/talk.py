@@ -120,9 +120,10 @@ class Turn:
     def _progress(self) -> str:
         block, count = self.model.vocabulary.block(self._open), len(self.ids) - self._began
         seconds = f"{self._seconds:.1f} s, " if self._seconds else ""
-        of, bar = (f" of {block.length}", f" max='{block.length}' value='{count}'") if block.length else ("", "")
-        said = f"writing {escape(self._open)}: {seconds}{count}{of} ids"
-        return f"<div class='ag-progress'>{self._preview}<p>{said}</p><progress{bar}></progress></div>"
+        of = f" of {block.length} ids" if block.length else f" ids, at most {block.max_length or 'what fits'}"
+        bar = f"<progress max='{block.length}' value='{count}'></progress>" if block.length else ""
+        said = f"writing {escape(self._open)}: {seconds}{count}{of}"
+        return f"<div class='ag-progress'>{self._preview}<p>{said}</p>{bar}</div>"
 
 
 async def answer(
@@ -224,5 +225,9 @@ STYLE = """
 .ag-medium img.ag-sharp { image-rendering: pixelated; }
 .ag-medium audio { display: block; width: 320px; max-width: 100%; height: 40px; }
 .ag-progress { display: flex; flex-direction: column; gap: .35rem; width: 256px; max-width: 100%; }
-.ag-progress progress { width: 100%; height: .4rem; accent-color: var(--color-accent); }
+.ag-progress progress { width: 100%; height: .4rem; appearance: none; border: 0; border-radius: 3px; overflow: hidden;
+  background: var(--border-color-primary); }
+.ag-progress ::-webkit-progress-bar { background: var(--border-color-primary); }
+.ag-progress ::-webkit-progress-value { background: var(--color-accent); }
+.ag-progress ::-moz-progress-bar { background: var(--color-accent); }
 """
