@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from anyglot_lm.serve.gate import temporary_folder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="no gradio: pip install 'anyglot[web]'"
@@ -23,7 +26,7 @@ CHAT = {"messages": [{"role": "user", "content": "two"}], "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def server(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-    limits = {"max_body": 2**20, "max_kept": 2**20}
+    limits = {"max_body": 2**20, "max_kept": 2**20, "body_timeout": 2.0}
     with serving(key="right", examples=[], hosts=["Model.example"], limits=limits) as running:
         yield running
 
@@ -120,6 +123,25 @@ def test_events_name_no_other_file(server: Any) -> None:
     alive(server)
 
 
+def test_uploads_without_a_length_and_slow_ones(server: Any) -> None:
+    def body(pieces: int, seconds: float) -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.wav"\r\n\r\n'
+        for _ in range(pieces):
+            time.sleep(seconds)
+            yield bytes(2**16)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in (f"{API}/upload", f"{API}/queue/join"):
+        for pieces, seconds, status in ((40, 0.0, 413), (4, 1.0, 408)):
+            try:
+                response = ask(server, path, "POST", content=body(pieces, seconds), headers=headers)
+                assert response.status_code == status and set(response.json()) == {"error"}
+            except httpx.WriteError:  # cut off before all was sent
+                assert status == 413
+    assert not list(temporary_folder().glob("tmp*"))
+    alive(server)
+
+
 def test_files_of_visitors(server: Any) -> None:
     (path,) = sent(server, b"hello", "../../../x.wav").json()
     folder = next(parent for parent in Path(path).parents if parent.name.startswith("anyglot-page-"))
@@ -136,6 +158,13 @@ def test_files_of_visitors(server: Any) -> None:
     many = [sent(server, bytes([i]) * 400_000).status_code for i in range(4)]
     assert many == [200, 200, 200, 503]
     alive(server)
+
+
+def test_files_are_gone_when_the_server_stops(serving: Callable[..., AbstractContextManager[Any]]) -> None:
+    with serving(examples=[]) as server:
+        (path,) = sent(server).json()
+        assert Path(path).read_bytes() == b"hello"
+    assert not Path(path).exists()
 
 
 def test_metrics_name_one_page(server: Any) -> None:

@@ -177,8 +177,8 @@ class _Body:
 def _name(host: bytes) -> str:
     """The name or address in a Host header, without its port; "" where there is none."""
     try:
-        return urlsplit(b"//" + host).hostname.decode("latin-1") or ""
-    except (ValueError, AttributeError):
+        return (urlsplit(b"//" + host).hostname or b"").decode("latin-1")
+    except ValueError:
         return ""
 
 

@@ -116,7 +116,7 @@ class Page:
                 with gr.Column(scale=3, min_width=320):
                     chat = gr.Chatbot(
                         show_label=False,
-                        height="calc(100vh - 420px)",
+                        height="calc(100vh - 440px)",
                         min_height=340,
                         layout="bubble",
                         buttons=[],
@@ -174,7 +174,14 @@ class Page:
 
             hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             how = [temperature, seed, most]
-            self.look: dict[str, Any] = {"chat": chat, "box": box, "stop": stop, "new": new, "panel": panel}
+            self.look: dict[str, Any] = {
+                "visit": visit,
+                "chat": chat,
+                "box": box,
+                "stop": stop,
+                "new": new,
+                "panel": panel,
+            }
             outputs = list(self.look.values())
             box.submit(self.say, [visit, box, order, *how, *kinds], outputs, **hidden)
             for example, button in zip(self.examples, tries, strict=True):
@@ -294,6 +301,7 @@ class Page:
     ) -> dict[Any, Any]:
         gr, look = self.gradio, self.look
         found = {
+            look["visit"]: visit,  # set anew, so that its hour begins anew
             look["chat"]: [self._shown(message) for message in [*visit.messages, *more]],
             look["box"]: gr.MultimodalTextbox(value=box, interactive=not running),
             look["stop"]: gr.Button(interactive=running, variant="stop" if running else "secondary"),
@@ -355,7 +363,9 @@ STYLE = """
 .ag-note { margin: 0; color: #b45309; } .dark .ag-note { color: #fbbf24; }
 #ag-panel, #ag-panel > *, #ag-head, #ag-head > * { padding: 0 !important; }
 #ag-box .submit-button { background: var(--button-primary-background-fill); color: var(--button-primary-text-color); }
-#ag-examples { gap: .4rem; } #ag-examples button { font-weight: 500; }
+#ag-examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(46%, 200px), 1fr));
+  gap: .4rem; }
+#ag-examples button { min-width: 0; font-weight: 500; }
 .ag-side { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); padding: .9rem 1rem; }
 .ag-side h2 { margin: 0 0 .7rem; font-size: 1.05rem; font-weight: 600; color: var(--body-text-color); }
 """
