@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from anyglot_lm.serve.gate import temporary_folder
+from anyglot_lm.serve.gate import sweep, temporary_folder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="no gradio: pip install 'anyglot[web]'"
@@ -26,7 +27,7 @@ CHAT = {"messages": [{"role": "user", "content": "two"}], "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def server(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
-    limits = {"max_body": 2**20, "max_kept": 2**20, "body_timeout": 2.0}
+    limits = {"max_body": 2**20, "max_kept": 2**22, "body_timeout": 2.0}
     with serving(key="right", examples=[], hosts=["Model.example"], limits=limits) as running:
         yield running
 
@@ -138,7 +139,8 @@ def test_uploads_without_a_length_and_slow_ones(server: Any) -> None:
                 assert response.status_code == status and set(response.json()) == {"error"}
             except httpx.WriteError:  # cut off before all was sent
                 assert status == 413
-    assert not list(temporary_folder().glob("tmp*"))
+    sweep(temporary_folder(), 0.0)
+    assert not [path for path in temporary_folder().rglob("*") if path.is_file()]
     alive(server)
 
 
@@ -155,9 +157,24 @@ def test_files_of_visitors(server: Any) -> None:
     response = ask(server, f"{API}/file={page}")
     assert response.headers["content-disposition"].startswith("attachment")
     assert sent(server, bytes(2**20 + 1)).status_code == 413
-    many = [sent(server, bytes([i]) * 400_000).status_code for i in range(4)]
-    assert many == [200, 200, 200, 503]
+    many = [sent(server, bytes([i]) * 400_000).status_code for i in range(14)]
+    assert many[0] == 200 and many[-1] == 503
     alive(server)
+
+
+def test_old_files_are_swept(tmp_path: Path) -> None:
+    for name in ("a/old.wav", "a/young.wav", "b/old.wav", "old"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for path in (*tmp_path.rglob("old*"), tmp_path / "b"):
+        os.utime(path, (0, 0))
+    sweep(tmp_path, 900)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.wav"))] == ["a/young.wav"]
+    assert not (tmp_path / "old").exists()
+    sweep(tmp_path, 0)
+    assert not list(tmp_path.rglob("*.wav"))
+    sweep(tmp_path, 0)  # a folder is as old as the last change in it
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_gone_when_the_server_stops(serving: Callable[..., AbstractContextManager[Any]]) -> None:

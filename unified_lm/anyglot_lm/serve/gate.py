@@ -12,6 +12,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,15 @@ def temporary_folder() -> Path:
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     return folder
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Removes what has lain in a folder for so long: uploads that broke off, too, of which gradio knows nothing."""
+    before = time.time() - seconds
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        with suppress(OSError):  # gone already, or a folder that is not empty
+            if path.lstat().st_mtime <= before:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 class Fork:

@@ -6,6 +6,7 @@ imported when a `Page` is made. This file lays the page out and passes on what h
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from anyglot_lm.grammar import TEXT
 from anyglot_lm.serve import spans, talk
-from anyglot_lm.serve.gate import Gate, temporary_folder
+from anyglot_lm.serve.gate import Gate, sweep, temporary_folder
 from anyglot_lm.serve.incoming import is_picture
 from anyglot_lm.serve.protocol import ChatRequest, fit
 from anyglot_lm.serve.refusal import OURS, Refusal
@@ -92,7 +93,17 @@ class Page:
     async def running(self) -> AsyncIterator[None]:
         """While the server runs."""
         async with self.host.router.lifespan_context(self.host):
-            yield
+            sweeper = asyncio.create_task(self._sweep())
+            try:
+                yield
+            finally:
+                sweeper.cancel()
+                sweep(self.app.folder, 0.0)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(CLEANED_SECONDS)
+            await asyncio.to_thread(sweep, self.app.folder, KEPT_SECONDS)
 
     def stop(self) -> None:
         """Ends the connections that browsers hold open; without that, a stopping server waits for them."""
@@ -108,7 +119,6 @@ class Page:
             title=self.service.name,
             analytics_enabled=False,
             fill_width=True,
-            delete_cache=(CLEANED_SECONDS, KEPT_SECONDS),
         ) as blocks:
             visit = gr.State(Visit(), time_to_live=VISIT_SECONDS, delete_callback=_leave)
             gr.HTML(self._head(), elem_id="ag-head")
