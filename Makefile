@@ -22,7 +22,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 section = @printf '\n== %s ==\n' "$(1)"
 
-.PHONY: help setup speech demo test lint bench clean
+.PHONY: help setup speech browser demo test lint bench clean
 
 help:
 	@echo "make demo    every direction with the shipped model -> demo/index.html"
@@ -63,6 +63,18 @@ speech:
 	  command -v flite >/dev/null 2>&1 \
 	    || echo "note: flite is not installed (on Debian: apt-get install flite); going on with espeak-ng voices"; }
 
+# chromium opens the page of `anyglot serve` in tests. Best effort: without it they are skipped.
+browser:
+	@command -v chromium >/dev/null 2>&1 || { \
+	  if [ -f /etc/debian_version ] && [ "$$(id -u)" = 0 ] && [ -n "$(APT)" ] && command -v "$(APT)" >/dev/null 2>&1; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    timeout 300 "$(APT)" install -y -qq --no-install-recommends chromium </dev/null >/dev/null 2>&1 \
+	      || { timeout 120 "$(APT)" update -qq </dev/null >/dev/null 2>&1 \
+	           && timeout 300 "$(APT)" install -y -qq --no-install-recommends chromium </dev/null >/dev/null 2>&1; } || true; \
+	  fi; \
+	  command -v chromium >/dev/null 2>&1 \
+	    || echo "note: chromium is not installed (on Debian: apt-get install chromium); tests of the page are skipped"; }
+
 demo: $(STAMP) speech
 	$(BIN)/anyglot demo --out demo
 
@@ -76,7 +88,7 @@ lint: $(STAMP)
 	$(call section,import direction)
 	$(BIN)/lint-imports
 
-test: lint speech $(PEERS)
+test: lint speech browser $(PEERS)
 	$(call section,tests)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 

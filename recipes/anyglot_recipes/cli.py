@@ -75,6 +75,7 @@ _EXTRAS = {
     "uvicorn": "serve",
     "python_multipart": "serve",
     "prometheus_client": "serve",
+    "gradio": "web",
 }
 
 

@@ -1,7 +1,7 @@
 """`anyglot serve`: an HTTP server with OpenAI's shapes over a unified model.
 
-Parses arguments, loads the model, listens; the server itself is `anyglot_lm.serve`. Stops on SIGINT and SIGTERM, after
-the answers in flight.
+Parses arguments, loads the model, listens; the server itself is `anyglot_lm.serve`. Beside it stands a web page, where
+gradio is installed. Stops on SIGINT and SIGTERM, after the answers in flight.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
+    parser.add_argument("--no_page", action="store_true", help="serve no web page, only the API")
+    parser.add_argument(
+        "--allow_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that browsers may call this server by, beside localhost and addresses; may be repeated",
+    )
     parser.add_argument("--api_key", metavar="KEY", help=f"clients must send it; better: the variable {KEY_VARIABLE}")
     parser.add_argument("--temperature", type=float, default=0.0, help="of requests that name none (default 0)")
     parser.add_argument("--device", default="cpu", help="of model and tokenizers (default cpu)")
@@ -45,6 +53,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    import importlib.util
     import logging
     import signal
 
@@ -54,6 +63,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from anyglot_lm.serve.app import build_app
     from anyglot_lm.serve.connection import listen, make_server
     from anyglot_lm.unified import UnifiedModel
+    from anyglot_recipes.serve_examples import examples
 
     limits = Limits(**{entry.name: getattr(arguments, entry.name) for entry in fields(Limits)})
     key = arguments.api_key if arguments.api_key is not None else os.environ.get(KEY_VARIABLE)
@@ -67,9 +77,22 @@ def _serve(arguments: argparse.Namespace) -> int:
     dtype = getattr(torch, arguments.dtype)
     model = UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=arguments.device)
     name = arguments.name or Path(arguments.model).resolve().name
-    app = build_app(model, name=name, limits=limits, key=key, temperature=arguments.temperature)
+    page = not arguments.no_page and importlib.util.find_spec("gradio") is not None
+    app = build_app(
+        model,
+        name=name,
+        limits=limits,
+        key=key,
+        temperature=arguments.temperature,
+        hosts=arguments.allow_host,
+        examples=examples(model) if page else None,
+    )
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    if page:
+        print(f"anyglot: a page to talk to it on http://{shown}:{port}/", file=sys.stderr)
+    elif not arguments.no_page:
+        print("anyglot: no page to talk to it; pip install 'anyglot[web]' brings it", file=sys.stderr)
     print(f"anyglot: {name} on http://{shown}:{port}/v1", file=sys.stderr, flush=True)
     if key is None and arguments.host not in LOCAL:
         print(f"anyglot: anyone who reaches {arguments.host} may use it; set {KEY_VARIABLE}", file=sys.stderr)

@@ -93,13 +93,13 @@ class Running:
 
 
 @contextmanager
-def run_server(model: UnifiedModel, **options: Any) -> Iterator[Running]:
+def run_server(model: UnifiedModel, *, name: str = "tiny", **options: Any) -> Iterator[Running]:
     from anyglot_lm.serve.app import build_app
     from anyglot_lm.serve.connection import listen, make_server
     from anyglot_lm.serve.limits import Limits
 
     limits = Limits(**{"stop_timeout": 2, **options.pop("limits", {})})
-    app = build_app(model, name="tiny", limits=limits, **options)
+    app = build_app(model, name=name, limits=limits, **options)
     socket = listen("127.0.0.1", 0)
     port, server = socket.getsockname()[1], make_server(app, limits)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
@@ -116,7 +116,7 @@ def run_server(model: UnifiedModel, **options: Any) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def serving(tiny_model: UnifiedModel) -> Callable[..., AbstractContextManager[Running]]:
-    """Starts servers of the tiny model, or of another one: a context for each."""
+    """Starts servers, of the tiny model unless another is given: a context for each."""
     return lambda model=tiny_model, **options: run_server(model, **options)
 
 

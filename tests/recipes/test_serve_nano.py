@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -52,6 +53,12 @@ def url() -> Iterator[str]:
 def scenes() -> list[Scene]:
     rng = np.random.default_rng(0)
     return [sample_scene(rng, "train") for _ in range(4)]
+
+
+def test_the_page_stands_beside_it(url: str) -> None:
+    pytest.importorskip("gradio")
+    page = httpx.get(url.removesuffix("v1"))
+    assert page.status_code == 200 and "Draw a sentence" in page.text  # an example for this model only
 
 
 def test_pictures_of_texts(url: str, scenes: list[Scene]) -> None:

@@ -84,7 +84,7 @@ class Chat:
             prompt = self.model.prompt(Sample(said[left_out:]))
             if len(prompt) + room <= self.engine.capacity:
                 return prompt, left_out
-            later = [i for i in _turns(said) if i > left_out]
+            later = [i for i in turns(said) if i > left_out]
             if not later:
                 raise GenerationError(
                     f"this turn has {len(prompt)} ids and its answer up to {room}, but the model has "
@@ -93,7 +93,7 @@ class Chat:
             left_out = later[0]
 
 
-def _turns(said: Sequence[Segment]) -> list[int]:
+def turns(said: Sequence[Segment]) -> list[int]:
     """Where the turns of the user begin."""
     return [i for i, s in enumerate(said) if s.role == "user" and (i == 0 or said[i - 1].role != "user")]
 

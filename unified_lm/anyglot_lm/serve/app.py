@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 import python_multipart as python_multipart  # what forms need; missing, it is named here
@@ -27,6 +27,7 @@ from anyglot_lm.engine import Engine
 from anyglot_lm.grammar import TEXT
 from anyglot_lm.serve import answers
 from anyglot_lm.serve.batcher import Answer, Batcher, Work
+from anyglot_lm.serve.gate import Fork, is_page_path
 from anyglot_lm.serve.guard import Guard
 from anyglot_lm.serve.limits import Limits
 from anyglot_lm.serve.metrics import CONTENT_TYPE_LATEST, Metrics
@@ -40,6 +41,7 @@ from anyglot_lm.serve.protocol import (
     parse_json,
 )
 from anyglot_lm.serve.refusal import OURS, Refusal, error_object
+from anyglot_lm.serve.talk import Example
 from anyglot_lm.unified import UnifiedModel
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -87,14 +89,18 @@ class Service:
         """Runs a function in a pool thread."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
 
-    async def work(self, function: Callable[..., Work], *arguments: Any) -> Work:
+    async def theirs(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs a method of the preparer in a pool thread. What is wrong there is the client's mistake."""
         try:
-            work = await self.aside(function, *arguments)
+            return await self.aside(function, *arguments)
         except Refusal:
             raise
         except AnyglotError as error:
             raise Refusal(400, str(error)) from error
+
+    async def work(self, function: Callable[..., Work], *arguments: Any) -> Work:
+        """Prepares work, and counts the ids of its prompt."""
+        work = await self.theirs(function, *arguments)
         self.metrics.tokens("prompt", answers.counts(self.model.vocabulary, work.prompt))
         return work
 
@@ -311,6 +317,8 @@ def build_app(
     limits: Limits | None = None,
     key: str | None = None,
     temperature: float = 0.0,
+    hosts: Collection[str] = (),
+    examples: Sequence[Example] | None = None,
 ) -> FastAPI:
     """The ASGI application; `app.state.service` is its `Service`.
 
@@ -320,15 +328,26 @@ def build_app(
         limits: of what it takes on.
         key: that clients must send, or None.
         temperature: of requests that name none (0: always the likeliest ids).
+        hosts: names that browsers may call this server by, beside localhost and addresses.
+        examples: what visitors of the page can try; None leaves the page out.
+
+    Raises:
+        ImportError: a page without gradio.
     """
     limits = limits or Limits()
     service = Service(model, name, limits, temperature)
+    page = None
+    if examples is not None:
+        from anyglot_lm.serve.page import Page
+
+        page = Page(service, examples)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
         try:
-            yield
+            async with page.running() if page is not None else nullcontext():
+                yield
         finally:
             await service.batcher.stop()
             service.pool.shutdown(wait=False, cancel_futures=True)
@@ -337,6 +356,7 @@ def build_app(
     pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = FastAPI(title="anyglot", lifespan=lifespan, redirect_slashes=False, **pages)
     app.state.service = service
+    app.state.stop = page.stop if page is not None else lambda: None
     posts = {
         "/v1/chat/completions": service.chat,
         "/v1/audio/speech": service.speech,
@@ -354,5 +374,16 @@ def build_app(
         return Refusal(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
 
     app.add_exception_handler(HTTPException, refuse)  # type: ignore[arg-type]
-    app.add_middleware(Guard, limits=limits, key=key, metrics=service.metrics, paths=[*posts, *gets])
+    is_page: Callable[[str], bool] = is_page_path if page is not None else lambda _: False
+    if page is not None:
+        app.add_middleware(Fork, page=page)
+    app.add_middleware(
+        Guard,
+        limits=limits,
+        key=key,
+        metrics=service.metrics,
+        paths=[*posts, *gets],
+        is_page=is_page,
+        hosts=hosts,
+    )
     return app

@@ -218,6 +218,7 @@ class Ticket:
         for answer in self.answers:
             if not answer.done:
                 answer.done = True
+                answer.parts.put_nowait(None)  # for whoever still reads
                 batcher.open -= 1
                 batcher.on_left()
                 batcher._inbox.put(partial(batcher._cancel, answer))

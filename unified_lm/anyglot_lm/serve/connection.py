@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -95,8 +96,21 @@ async def crowded(scope: Scope, receive: Receive, send: Send) -> None:
     )
 
 
-def make_server(app: Any, limits: Limits) -> uvicorn.Server:
-    """A uvicorn server; `run(sockets=[listen(...)])` starts it."""
+class Server(uvicorn.Server):
+    """uvicorn, which first says that it stops: an application may hold connections open that only it can end."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops."""
+        self.on_stop()
+        await super().shutdown(sockets)
+
+
+def make_server(app: Any, limits: Limits) -> Server:
+    """A server of `build_app`'s application; `run(sockets=[listen(...)])` starts it."""
     config = uvicorn.Config(
         app,
         http=protocol(limits),
@@ -110,7 +124,7 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=limits.stop_timeout,
         h11_max_incomplete_event_size=MAX_HEAD,
     )
-    return uvicorn.Server(config)
+    return Server(config, app.state.stop)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""`Guard`: what every request passes first and last: its key, its size, its time, and what is left of a defect.
+"""`Guard`: what every request passes first and last: origin, key, size, time, and what is left of a defect.
 
 ASGI middleware around the routes. A body is measured as it arrives, whatever its head says. Errors leave here as one
 JSON object; a defect is logged, and the client learns only that there was one.
@@ -7,11 +7,15 @@ JSON object; a defect is logged, and the client learns only that there was one.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hmac
+import ipaddress
 import logging
 import time
-from collections.abc import Collection
+from base64 import b64decode
+from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
@@ -34,15 +38,27 @@ class Guard:
     Args:
         app: what it guards.
         limits: bounds of bodies.
-        key: that clients must send as `Authorization: Bearer KEY`, or None.
+        key: that clients must send as `Authorization: Bearer KEY`, or None. Browsers that ask for the page send it as
+            the password of `Basic`.
         metrics: where requests are counted.
         paths: those that metrics name; others are "other".
+        is_page: says which paths are of the page; metrics count them all as "page".
+        hosts: names that browsers may call this server by, beside localhost and addresses.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, key: str | None, metrics: Metrics, paths: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        key: str | None,
+        metrics: Metrics,
+        paths: Collection[str],
+        is_page: Callable[[str], bool] = lambda _: False,
+        hosts: Collection[str] = (),
     ) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, frozenset(paths)
+        self.is_page, self.hosts = is_page, frozenset(host.lower() for host in hosts)
         self.key = None if key is None else key.encode()
         self.buffered = 0
 
@@ -52,7 +68,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, status, body, silent = time.perf_counter(), 0, _Body(self, receive), True
-        path = scope["path"] if scope["path"] in self.paths else "other"
+        page = self.is_page(scope["path"])
+        path = "page" if page else scope["path"] if scope["path"] in self.paths else "other"
 
         async def watched(message: Message) -> None:
             nonlocal status, silent
@@ -64,8 +81,8 @@ class Guard:
             await send(message)
 
         try:
-            _check_origin(scope)
-            self._check_key(scope)
+            self._check_origin(scope, page)
+            self._check_key(scope, page)
             self._check_length(scope)
             await self.app(scope, body.receive, watched)
         except Refusal as refusal:
@@ -85,18 +102,39 @@ class Guard:
             self.metrics.requests.labels(path, str(status or GONE)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_origin(self, scope: Scope, page: bool) -> None:
+        """Browsers say which page sends something (`Origin`); only this server's own may.
+
+        A foreign page can point a name of its own at this machine ("DNS rebinding") and so be of the same origin. It
+        then calls this server by that name, which is none of ours. Names are therefore checked, addresses need not be.
+        """
+        origin, host = _header(scope, b"origin"), _header(scope, b"host").lower()
+        if not origin and not page:
+            return
+        name = _name(host)
+        if not (name == "localhost" or name.endswith(".localhost") or name in self.hosts or _is_address(name)):
+            raise Refusal(
+                403,
+                f"this server is not called {name[:100]!r}; start it with --allow_host and the name if it should be",
+            )
+        if origin and origin.lower().partition(b"://")[2] != host:
+            raise Refusal(403, "other web pages are not served; let a server of yours ask in their place")
+
+    def _check_key(self, scope: Scope, page: bool) -> None:
         if self.key is None or scope["path"] in OPEN_PATHS:
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        good = hmac.compare_digest(given.strip(), self.key)
-        if not good or scheme.lower() != b"bearer":
-            raise Refusal(
-                401,
-                "wrong or missing API key; send the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        if page and scheme.lower() == b"basic":
+            given = _password(given)
+        elif scheme.lower() != b"bearer":
+            given = b""
+        if hmac.compare_digest(given.strip(), self.key):
+            return
+        if page:
+            message, asked = "the API key is the password of this page; any name will do", 'Basic realm="Anyglot"'
+        else:
+            message, asked = "wrong or missing API key; send the header Authorization: Bearer KEY", "Bearer"
+        raise Refusal(401, message, code="invalid_api_key", headers={"WWW-Authenticate": asked})
 
     def _check_length(self, scope: Scope) -> None:
         stated = _header(scope, b"content-length")
@@ -136,10 +174,28 @@ class _Body:
         return message
 
 
-def _check_origin(scope: Scope) -> None:
-    """Browsers say where a page that sends something is from; no page is meant to use this server."""
-    if _header(scope, b"origin"):
-        raise Refusal(403, "web pages are not served; let a server of yours ask in their place")
+def _name(host: bytes) -> str:
+    """The name or address in a Host header, without its port; "" where there is none."""
+    try:
+        return (urlsplit(b"//" + host).hostname or b"").decode("latin-1")
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _password(given: bytes) -> bytes:
+    """Of Basic credentials; b"" where they are none."""
+    try:
+        return b64decode(given.strip(), validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def too_large(most: int) -> Refusal:

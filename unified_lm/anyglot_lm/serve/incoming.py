@@ -73,8 +73,13 @@ def decode(model: UnifiedModel, modality: str, content: bytes, where: str, limit
         raise Refusal(400, str(error), param=where) from error
 
 
+def is_picture(content: bytes) -> bool:
+    """Whether a file begins as one of the known pictures does."""
+    return content.startswith(IMAGE_STARTS) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
+
+
 def _check_picture(content: bytes, where: str) -> None:
-    if not content.startswith(IMAGE_STARTS) and not (content[:4] == b"RIFF" and content[8:12] == b"WEBP"):
+    if not is_picture(content):
         raise MediaError(where, "is no picture", "send PNG, JPEG, WebP, GIF or BMP")
 
 

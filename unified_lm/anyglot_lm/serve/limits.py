@@ -39,6 +39,7 @@ class Limits:
     body_timeout: float = _flag(30.0, "seconds until a request must be there whole")
     write_timeout: float = _flag(30.0, "seconds after which a client that reads nothing is cut off")
     stop_timeout: int = _flag(10, "seconds that a stopping server gives to answers in flight")
+    max_kept: int = _flag(2**30, "bytes of files that visitors of the page send, until they are old; beyond them 503")
     workers: int = _flag(2, "threads that decode and encode media")
 
     def __post_init__(self) -> None:

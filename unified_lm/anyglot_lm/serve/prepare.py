@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyglot_lm.chat import turns
 from anyglot_lm.engine import Sampling, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.segments import Role, Sample, Segment
@@ -116,6 +117,38 @@ class Preparer:
         sound = decode(self.model, modality, content, "file", self.limits)
         return self._work([("user", modality, sound)], (TEXT,), asked)
 
+    def turn(self, said: Sequence[Segment], order: Sequence[str], asked: Sampled, most: int | None) -> tuple[Work, int]:
+        """Work of the next turn of a conversation, and how many of its oldest segments no longer fit.
+
+        Args:
+            said: by both; the last segments are the user's.
+            order: modalities of the answer; none leaves them to the model.
+            asked: how ids are chosen.
+            most: ids of the answer, or None.
+        """
+        self._check_text((s.content for s in said if isinstance(s.content, str)), "the conversation")
+        order = tuple(self._writes(name, "order") for name in order)
+        grammar, room = self.model.grammar, min(self.limits.max_answer, self.capacity // 2) if most is None else most
+        longest = grammar.longest(self._shape(order, max(room, grammar.shortest(self._shape(order))), cut=most is None))
+        for left_out in (0, *turns(said)[1:]):
+            prompt = self.model.prompt(Sample(said[left_out:]))
+            if len(prompt) + longest <= self.capacity:
+                break
+        return self._from(prompt, order, asked, most), left_out
+
+    @torch.inference_mode()
+    def medium(self, modality: str, content: bytes | Tensor, where: str) -> tuple[Segment, Tensor]:
+        """A picture or sound of the user: its codes, and itself as the tokenizer takes it.
+
+        Args:
+            modality: of the medium.
+            content: of a file, or as the tokenizer takes it.
+            where: names it in errors.
+        """
+        media = decode(self.model, modality, content, where, self.limits) if isinstance(content, bytes) else content
+        codes = self.model.encode_media(modality, [media])[0]
+        return Segment(modality, codes.numpy(), "user"), media
+
     def _writes(self, name: str, param: str) -> str:
         modality = self.modality(name, param)
         if modality not in self.writable:
@@ -171,7 +204,9 @@ class Preparer:
     def _work(
         self, pieces: list[Piece], order: tuple[str, ...], asked: Sampled, most: int | None = None, n: int = 1
     ) -> Work:
-        prompt = self.model.prompt(Sample(self._segments(pieces)))
+        return self._from(self.model.prompt(Sample(self._segments(pieces))), order, asked, most, n)
+
+    def _from(self, prompt: list[int], order: tuple[str, ...], asked: Sampled, most: int | None, n: int = 1) -> Work:
         temperature = asked.temperature
         if temperature is None:
             temperature = self.temperature if n == 1 else max(self.temperature, 1.0)
@@ -191,11 +226,12 @@ class Preparer:
 
     def _request(self, order: tuple[str, ...], prompt: int, most: int | None) -> Request:
         grammar, room = self.model.grammar, min(self.capacity - prompt, self.limits.max_answer)
-        needed = grammar.shortest(Request(order=order))
+        needed = max(2, grammar.shortest(self._shape(order)))
+        what = " + ".join(order) or "an answer"
         if room < needed:
             raise Refusal(
                 400,
-                f"the prompt has {prompt} ids and {' + '.join(order)} at least {needed}, but there is room for "
+                f"the prompt has {prompt} ids and {what} at least {needed}, but there is room for "
                 f"{min(self.capacity, prompt + room)}; shorten the conversation",
                 param="messages",
                 code="context_length_exceeded",
@@ -203,11 +239,17 @@ class Preparer:
         if most is not None and not needed <= most <= room:
             raise Refusal(
                 400,
-                f"max_tokens is {most}; {' + '.join(order)} has {needed} ids at least, and {room} fit at most",
+                f"max_tokens is {most}; {what} has {needed} ids at least, and {room} fit at most",
                 param="max_tokens",
             )
         max_ids = room if most is None else most
-        return Request(order=order, max_ids=max_ids, max_length={TEXT: min(MAX_TEXT, max_ids)} if most is None else {})
+        return self._shape(order, max_ids, cut=most is None)
+
+    def _shape(self, order: tuple[str, ...], max_ids: int = 1, *, cut: bool = False) -> Request:
+        """A request of the grammar; without an order, whatever the model can write."""
+        allowed = None if order else frozenset(self.writable)
+        longest = {TEXT: min(MAX_TEXT, max_ids)} if cut else {}
+        return Request(order=order or None, allowed=allowed, max_ids=max_ids, max_length=longest)
 
     def _append(self, pieces: list[Piece], role: Role, text: str) -> None:
         """Adds a text, to the one before it if the same side said that, unless it is an answer of several texts."""

@@ -1,0 +1,295 @@
+"""The page of `anyglot serve` in a browser: pictures and sounds go in and come out, nothing leaves the machine."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.serve_examples import SHIPPED as NANO
+from anyglot_recipes.serve_examples import examples
+from anyglot_synth.nanoworld.draw import draw
+from anyglot_synth.nanoworld.language import parse
+from anyglot_synth.nanoworld.scene import Scene, sample_scene, score
+
+WAIT = 60_000
+"""Milliseconds for anything at all."""
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no gradio: pip install 'anyglot[web]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("playwright") is None, reason="no playwright: pip install 'anyglot[dev]'"
+    ),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def url(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[str]:
+    """A server of the shipped model."""
+    model = UnifiedModel.from_pretrained(NANO)
+    with serving(model, name="nano", examples=examples(model)) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield chromium
+        chromium.close()
+
+
+class Visitor:
+    """A page in the browser, and what went wrong there."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.page = page = self.context.new_page()
+        self.errors: list[str] = []
+        self.abroad: list[str] = []
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", lambda asked: self._watch(asked.url, url))
+        page.goto(url)
+        page.wait_for_selector("#ag-box textarea", timeout=WAIT)
+
+    def _watch(self, asked: str, url: str) -> None:
+        if not asked.startswith((url, "data:", "blob:")):
+            self.abroad.append(asked)
+
+    def order(self, *names: str) -> None:
+        """Chooses what the answer shall be."""
+        page = self.page
+        while page.locator("#ag-order .token-remove").count():
+            page.locator("#ag-order .token-remove").first.click()
+        for name in names:
+            page.locator("#ag-order input").click()
+            page.get_by_role("option", name=name, exact=True).click()
+        page.keyboard.press("Escape")
+
+    def send(self, text: str = "", file: tuple[str, str, bytes] | None = None) -> None:
+        """Says something."""
+        page = self.page
+        if file is not None:
+            name, kind, content = file
+            page.locator("#ag-box input[type=file]").set_input_files(
+                {"name": name, "mimeType": kind, "buffer": content}
+            )
+            page.wait_for_selector("#ag-box .thumbnail-item", timeout=WAIT)
+        page.locator("#ag-box textarea").fill(text)
+        page.locator("#ag-box .submit-button").click()
+
+    def answer(self) -> Any:
+        """The last answer, once it is whole."""
+        page = self.page
+        page.wait_for_selector("#ag-stop:not([disabled])", timeout=WAIT)
+        page.wait_for_selector("#ag-stop[disabled]", timeout=WAIT)
+        return page.locator("#ag-chat .bot").last
+
+    def new(self) -> None:
+        """Begins a new conversation."""
+        self.page.locator("#ag-new").click()
+        self.page.wait_for_selector("#ag-panel .ag-nothing", timeout=WAIT)
+        assert self.page.locator("#ag-chat .bot, #ag-chat .user").count() == 0
+
+    def note(self, words: str) -> None:
+        """Waits until the last answer is a note."""
+        self.page.wait_for_selector(f"#ag-chat .ag-note:has-text('{words}')", timeout=WAIT)
+        self.page.wait_for_selector("#ag-stop[disabled]", timeout=WAIT)
+
+    def shot(self, folder: Path, name: str) -> None:
+        self.page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.errors == [] and self.abroad == []
+
+
+@pytest.fixture
+def visitor(browser: Any, url: str) -> Iterator[Visitor]:
+    found = Visitor(browser, url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("ANYGLOT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def scene(seed: int) -> Scene:
+    return sample_scene(np.random.default_rng(seed), "train")
+
+
+def png(drawn: Scene) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(draw(drawn)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def spans(visitor: Visitor, title: str) -> list[str]:
+    """Kinds of the boxes of the prompt or the answer."""
+    section = visitor.page.locator("#ag-panel section", has=visitor.page.locator(f"h4:has-text('{title}')"))
+    return [box.get_attribute("data-kind") or "" for box in section.locator("details").all()]
+
+
+def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> None:
+    page, drawn = visitor.page, scene(1)
+    assert page.locator("#ag-examples button").count() == 6
+    visitor.order("text")
+    visitor.send(file=("scene.png", "image/png", png(drawn)))
+    answer = visitor.answer()
+    shown = page.locator("#ag-chat .user img.ag-picture").first
+    assert shown.bounding_box()["width"] == 256 and shown.evaluate("e => e.naturalWidth") == 64
+    said = answer.locator(".ag-text").inner_text()
+    assert score(drawn, parse(said)) > 0.5, said
+    assert spans(visitor, "Prompt") == ["control", "image", "control"]
+    assert spans(visitor, "Answer") == ["text", "control"]
+    assert said in page.locator("#ag-panel details[data-kind=text]").inner_text()
+    visitor.new()
+    visitor.order("speech")
+    visitor.send(file=("scene.png", "image/png", png(drawn)))
+    audio = visitor.answer().locator("audio")
+    heard = audio.evaluate("""async e => {
+        const bytes = new Uint8Array(await (await fetch(e.src)).arrayBuffer());
+        e.muted = true;
+        await e.play();
+        const playing = !e.paused;
+        e.pause();
+        let text = "";
+        for (const byte of bytes) text += String.fromCharCode(byte);
+        return {bytes: btoa(text), ready: e.readyState, seconds: e.duration, playing};
+    }""")
+    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(heard["bytes"])))
+    assert heard["playing"] and heard["ready"] >= 2 and heard["seconds"] == pytest.approx(len(sound) / rate, abs=0.05)
+    assert len(sound) > rate / 2 and np.abs(sound).max() > 0.05
+    assert spans(visitor, "Prompt") == ["control", "image", "control"]
+    assert spans(visitor, "Answer") == ["speech", "control"]
+    box = page.locator("#ag-panel details[data-kind=image]")
+    assert "66 ids" in box.inner_text()
+    box.locator("summary").click()
+    assert re.search(r"\b348( \d+){47} … and 18 more", box.inner_text())
+    visitor.shot(shots, "serve-page")
+
+
+def test_examples_and_a_phone(browser: Any, url: str, shots: Path) -> None:
+    visitor = Visitor(browser, url, color_scheme="dark")
+    visitor.page.set_viewport_size({"width": 420, "height": 900})
+    visitor.page.get_by_role("button", name="Change a picture").click()
+    picture = visitor.answer().locator("img.ag-picture")
+    assert picture.evaluate("e => [e.naturalWidth, e.naturalHeight]") == [64, 64]
+    assert spans(visitor, "Prompt") == ["control", "text", "image", "control"]
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 420
+    visitor.shot(shots, "serve-phone")
+    visitor.close()
+
+
+@pytest.fixture(scope="module")
+def tiny(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
+    """A server with a key, of a model that knows nothing."""
+    with serving(key="right", examples=[], limits={"rows": 1, "queue": 1, "max_pixels": 10**6}) as running:
+        yield running
+
+
+@pytest.fixture
+def guest(browser: Any, tiny: Any) -> Iterator[Visitor]:
+    """Who knows the key."""
+    found = Visitor(browser, tiny.url, http_credentials={"username": "any", "password": "right"})
+    yield found
+    found.close()
+    tiny.until(lambda: tiny.service.batcher.open == 0)
+
+
+@contextmanager
+def slow(server: Any) -> Iterator[None]:
+    """Steps of the engine take a tenth of a second."""
+    engine = server.service.batcher.engine
+    step = engine.step
+
+    def late() -> Any:
+        time.sleep(0.1)
+        return step()
+
+    engine.step = late
+    yield
+    del engine.step
+
+
+def test_stop_ends_the_rows(guest: Visitor, tiny: Any) -> None:
+    guest.order("image", "music")
+    cancelled = tiny.metric("anyglot_cancelled_total")
+    with slow(tiny):
+        guest.send("two")
+        guest.page.wait_for_selector("#ag-chat .ag-progress", timeout=WAIT)
+        assert tiny.service.batcher.in_flight == 1
+        guest.page.locator("#ag-stop").click()
+        guest.note("Stopped.")
+        tiny.until(lambda: tiny.service.batcher.in_flight == 0)
+    assert tiny.service.batcher.open == 0 and tiny.metric("anyglot_cancelled_total") == cancelled + 1
+    guest.new()
+    guest.send("two")
+    assert guest.answer().locator("img, audio").count() == 2
+
+
+def test_leaving_ends_the_rows(browser: Any, tiny: Any) -> None:
+    visitor = Visitor(browser, tiny.url, http_credentials={"username": "any", "password": "right"})
+    visitor.order("image", "music")
+    cancelled = tiny.metric("anyglot_cancelled_total")
+    with slow(tiny):
+        visitor.send("two")
+        tiny.until(lambda: tiny.service.batcher.in_flight == 1)
+        visitor.close()
+        tiny.until(lambda: tiny.metric("anyglot_cancelled_total") == cancelled + 1)
+    assert tiny.service.batcher.open == 0
+
+
+def test_mistakes_are_one_line(guest: Visitor, tiny: Any) -> None:
+    with tiny.service.batcher.take(2):
+        guest.send("<b>two</b>")
+        guest.note("All 2 places of this server are taken; try again in")
+    assert guest.page.locator("#ag-box textarea").input_value() == "<b>two</b>"  # to send once more
+    assert guest.page.locator("#ag-chat .user .ag-text").last.inner_text() == "<b>two</b>"
+    file = io.BytesIO()
+    Image.new("RGB", (1001, 1000)).save(file, format="PNG")
+    guest.send(file=("large.png", "image/png", file.getvalue()))
+    guest.note("more than 1000000 pixels")
+    guest.send(file=("no.wav", "audio/wav", b"hello"))
+    guest.note("is no sound")
+    guest.send("two")
+    guest.answer()
+    assert "two" in guest.page.locator("#ag-panel details[data-kind=text]").first.inner_text()
+
+
+def test_a_server_stops_though_a_page_is_open(
+    browser: Any, serving: Callable[..., AbstractContextManager[Any]]
+) -> None:
+    with serving(examples=[], limits={"stop_timeout": 30}) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#ag-box textarea", timeout=WAIT)
+        began = time.monotonic()
+    assert time.monotonic() - began < 15
+    context.close()
