@@ -138,7 +138,7 @@ class Job:
         self._copy(self._known)
         if self.done < self._known:
             raise JobError(
-                f"{self.folder}: the source has no item {self.done + 1}, and had {self._known}; give what was read before"
+                f"{self.folder}: the source has no item {self.done + 1}, and had {self._known}; give it as it was"
             )
         if self.num is None or self.done < self.num:
             self._num_source = self.done
@@ -199,7 +199,7 @@ class Job:
         self._num_source = found.get("num_source")
 
     def _write_job(self) -> None:
-        job = {"format": FORMAT, "recipe": self.recipe, "fingerprint": address(self.recipe)}
+        job: Json = {"format": FORMAT, "recipe": self.recipe, "fingerprint": address(self.recipe)}
         if self._num_source is not None:
             job["num_source"] = self._num_source
         text = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -201,7 +201,7 @@ def dry_run(
         total = max(1, done.ok + done.filtered + done.failed)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         sound = sum(m.file.seconds or 0.0 for item in read_items(out) for m in media_of(item.dialogue))
-    shares = (round(count / total, 4) for count in (done.ok, done.filtered, done.failed))
+    ok, filtered, failed = (round(count / total, 4) for count in (done.ok, done.filtered, done.failed))
     start = ended[0] - began if ended else 0.0
     pace = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else start
-    return Estimate(total, *shares, start, pace, size / total, sound / total, num)
+    return Estimate(total, ok, filtered, failed, start, pace, size / total, sound / total, num)

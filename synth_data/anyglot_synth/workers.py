@@ -206,7 +206,7 @@ def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
     os.setpgid(0, 0)  # with the programs that it starts: none of them outlives it, and Ctrl+C is the parent's
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os.killpg(0, signal.SIGKILL)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     store = Store(folder)
     try:
         for stage in stages:
@@ -241,6 +241,12 @@ def through(stages: Sequence[Stage], item: Item, store: Store) -> tuple[str, Ite
 def _defect(error: Exception) -> tuple[str, tuple[str, str]]:
     line = " ".join(f"{type(error).__name__}: {error}".split())
     return "defect", (line, "".join(traceback.format_exception(error)))
+
+
+def _end_with(sentinel: int) -> None:
+    """Ends this process and the programs that it runs when its parent has gone, however that went."""
+    wait([sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _kill(process: SpawnProcess) -> None:
