@@ -3,7 +3,7 @@
 Ray Data moves items as JSON, in order, and makes again what a lost node held; stages are actors of their own, so that a
 GPU loads its model once while other nodes speak. The folder of the dataset must be one that all nodes share: media are
 written there by content address, so what a node wrote before it died is found and not made again. The caller notes
-what ended, as for processes. Joins the cluster of `RAY_ADDRESS` or of this machine; where there is none, Ray starts here.
+what ended, as for processes. Joins the cluster of `RAY_ADDRESS` or of this machine; without one, Ray starts here.
 """
 
 from __future__ import annotations
