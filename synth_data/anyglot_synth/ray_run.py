@@ -85,12 +85,14 @@ def run_on_ray(
         if not files:
             return
         data = ray.data.read_text(files, override_num_blocks=len(files)).rename_columns({"text": "item"})
+        cores = ray.cluster_resources().get("CPU", 1)
         for stage in stages:
+            most = max(1, int(cores / max(stage.cpus, 0.01)))
             data = data.map_batches(
                 _Actor,
                 fn_constructor_args=(stage, str(Path(folder).resolve()), timeout, attempts),
                 batch_size=BLOCK,
-                concurrency=(1, max(1, int(ray.cluster_resources().get("CPU", 1) / max(stage.cpus, 0.01)))),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )
