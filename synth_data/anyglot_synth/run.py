@@ -173,7 +173,7 @@ class Estimate:
         found: Json = asdict(self)
         if self.num is not None:
             found |= {
-                "hours": round((self.start_seconds + self.num * self.seconds_per_item) / 3600, 3),
+                "hours": round((self.start_seconds + self.num * self.seconds_per_item) / 3600, 4),
                 "samples": round(self.num * self.ok),
                 "gigabytes": round(self.num * self.bytes_per_item / 1e9, 4),
                 "hours_of_sound": round(self.num * self.sound_seconds_per_item / 3600, 3),
