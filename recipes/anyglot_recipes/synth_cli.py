@@ -156,14 +156,16 @@ class Progress:
         self.live = sys.stderr.isatty()
         self.began = time.monotonic()
         self.next = 0.0
+        self.made = 0
 
-    def __call__(self, counts: Mapping[str, int], earlier: int, wanted: int | None) -> None:
+    def __call__(self, counts: Mapping[str, int], _: int, wanted: int | None) -> None:
+        self.made += 1
         now = time.monotonic()
         done = sum(counts.values())
         if now < self.next and done != wanted:
             return
         self.next = now + (0.2 if self.live else 30.0)
-        rate = (done - earlier) / max(now - self.began, 1e-9)
+        rate = self.made / max(now - self.began, 1e-9)
         words = f"{done}{'' if wanted is None else f'/{wanted}'} items, {rate:.1f}/s"
         words += f", {counts.get('filtered', 0)} rejected, {counts.get('failed', 0)} failed"
         if wanted is not None and rate > 0:

@@ -29,6 +29,8 @@ from anyglot_tokenizers.files import atomic_write
 
 FORMAT = "anyglot.dialogues"
 JOB, LOCK, JOURNAL = "job.json", ".lock", "journal.jsonl"
+RETRY = ".retry"
+"""There while a run does again what failed, so that one without `retry` goes on with it."""
 LISTS = {OK: "samples.jsonl", FILTERED: "rejects.jsonl", FAILED: "errors.jsonl"}
 
 
@@ -43,11 +45,11 @@ class Job:
         folder: of the dataset.
         recipe: JSON of everything that decides what the items are.
         num: items of the source that are wanted, or None for all. A finished job goes on if more are wanted.
-        retry: of a finished job, do again the first item that failed and may succeed another time, and all after it
-            (what is made already is not made again).
+        retry: of a finished job, do again the items that failed and may succeed another time.
 
     Attributes:
-        done: how many items of the source have ended.
+        done: how many items of the source are in the journal.
+        earlier: how many items ended in an earlier run and are not done again.
         finished: whether nothing is left to do.
         counts: ended items by status.
 
@@ -61,9 +63,11 @@ class Job:
         self.folder = Path(folder)
         self.recipe: Json = json.loads(canonical(recipe))
         self.num, self.retry = num, retry
-        self.done, self.finished = 0, False
+        self.done, self.earlier, self.finished = 0, 0, False
         self.counts: Counter[str] = Counter()
-        self._first_failed: int | None = None
+        self._known = 0  # items of the lists of an earlier run, which are copied, but for
+        self._again: set[int] = set()  # these
+        self._old: Iterator[tuple[int, Json]] = iter(())
         self._num_source: int | None = None
         self._lock: IO[str] | None = None
         self._journal: IO[bytes] | None = None
@@ -83,8 +87,10 @@ class Job:
             raise JobError(f"{self.folder}: cannot be written ({error.strerror}); give another folder") from None
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self._close()
+            if isinstance(error, OSError):
+                raise StoreError(f"{error.filename or self.folder}: {error.strerror}; make it writable") from error
             raise
         return self
 
@@ -93,35 +99,57 @@ class Job:
     ) -> None:
         self._close()
 
+    def wants(self, index: int) -> bool:
+        """Whether an item is to be done; the others have ended in an earlier run."""
+        return index >= self.done and (index >= self._known or index in self._again)
+
     def append(self, item: Item) -> None:
-        """Notes the next item that has ended. Raises `StoreError` where the disk refuses."""
-        assert self._journal is not None and item.index == self.done, f"item {item.index} after {self.done} others"
+        """Notes the next wanted item, which has ended. Raises `StoreError` where the disk refuses."""
+        self._copy(item.index)
+        assert item.index == self.done, f"item {item.index} after {self.done} others"
+        self._note(_line(item))
+
+    def _copy(self, until: int) -> None:
+        """Notes what ended in an earlier run, up to an item."""
+        while self.done < min(until, self._known) and self.done not in self._again:
+            index, line = next(self._old)
+            assert index == self.done, f"item {index} after {self.done} others"
+            self._note(line)
+
+    def _note(self, line: Json) -> None:
+        assert self._journal is not None
         try:
-            self._journal.write(canonical(_line(item)).encode("utf-8", "surrogatepass") + b"\n")
+            self._journal.write(_bytes(line))
             self._journal.flush()
         except OSError as error:
             raise StoreError(
                 f"{self.folder / JOURNAL}: cannot be written ({error.strerror}); free some space and run again"
             ) from error
         self.done += 1
-        self.counts[item.status] += 1
+        self.counts[line["status"]] += 1
 
-    def finish(self, *, exhausted: bool) -> None:
-        """Writes the three lists and drops the journal.
-
-        Args:
-            exhausted: the source has no more items.
+    def finish(self) -> None:
+        """Writes the three lists and drops the journal, when the source has given all that is wanted.
 
         Raises:
-            StoreError: the disk refuses.
+            StoreError: the disk refuses. JobError: the source has fewer items than before.
         """
         assert self._journal is not None
-        self._num_source = self.done if exhausted else None
+        self._copy(self._known)
+        if self.done < self._known:
+            raise JobError(
+                f"{self.folder}: the source has no item {self.done + 1}, and had {self._known}; give it as it was"
+            )
+        if self.num is None or self.done < self.num:
+            self._num_source = self.done
+        elif self.done != self._num_source:
+            self._num_source = None
         self._journal.close()
         self._journal = None
         try:
             self._write_job()
             self._write_lists()
+            (self.folder / RETRY).unlink(missing_ok=True)
             (self.folder / JOURNAL).unlink()
         except OSError as error:
             raise StoreError(
@@ -132,18 +160,23 @@ class Job:
     # opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        journal, marker = self.folder / JOURNAL, self.folder / RETRY
+        begun = journal.is_file()
+        self._sweep(objects=begun)
         self._check_recipe()
-        journal = self.folder / JOURNAL
-        if journal.is_file():
-            self._sweep()
-        elif (self.folder / LISTS[OK]).is_file():
-            self._count_lists()
-            more = self.num is None or self.done < self.num
-            if self._first_failed is None and not (more and self.done != self._num_source):
-                self.finished = True
+        self._read_lists(again=marker.is_file() if begun else self.retry)
+        if not begun and (self.folder / LISTS[OK]).is_file():
+            more = self.num is None or self._known < self.num
+            if not self._again and not (more and self._known != self._num_source):
+                marker.unlink(missing_ok=True)
+                self.finished, self.done, self.earlier = True, self._known, self._known
                 return
-            self._journal_again()
+            if self._again:
+                marker.touch()
+            self.counts.clear()
         self._read_journal()
+        self.earlier = max(self.done, self._known) - sum(index >= self.done for index in self._again)
+        self._old = (entry for entry in self._lines() if entry[0] >= self.done and entry[0] not in self._again)
         self._write_job()
         self._journal = open(journal, "ab")  # noqa: SIM115 (open while the run lasts)
 
@@ -175,9 +208,9 @@ class Job:
             with atomic_write(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, objects: bool) -> None:
         """Removes what killed processes were writing: temporary names only."""
-        for path in (*self.folder.glob(".*.tmp*"), *(self.folder / OBJECTS).rglob(".*.tmp*")):
+        for path in (*self.folder.glob(".*.tmp*"), *((self.folder / OBJECTS).rglob(".*.tmp*") if objects else ())):
             path.unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
@@ -209,41 +242,41 @@ class Job:
                         for number, line in enumerate(journal, start=1):
                             found = _read(line, self.folder / JOURNAL, number)
                             status = found.pop("status")
-                            into[status].write(canonical(found).encode("utf-8", "surrogatepass") + b"\n")
+                            into[status].write(_bytes(found))
 
-    def _lines(self) -> Iterator[tuple[int, str, Json]]:
-        """(index, status, line) of the three lists, in the order of the source."""
+    def _lines(self) -> Iterator[tuple[int, Json]]:
+        """(index, line of a journal) of the three lists, in the order of the source."""
 
-        def of(status: str) -> Iterator[tuple[int, str, Json]]:
+        def of(status: str) -> Iterator[tuple[int, Json]]:
             path = self.folder / LISTS[status]
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     found = _read(line, path, number)
-                    yield found["index"], status, found
+                    yield found["index"], {"status": status, **found}
 
         there = [status for status, name in LISTS.items() if (self.folder / name).is_file()]
         return heapq.merge(*map(of, there), key=lambda entry: entry[0])
 
-    def _count_lists(self) -> None:
+    def _read_lists(self, *, again: bool) -> None:
+        """Counts the lists of an earlier run; with `again`, notes which of its items are to be done again.
+
+        While a journal is there the lists may be partly new: then each item that they miss is in the journal.
+        """
         for status, name in LISTS.items():
             path = self.folder / name
             if not path.is_file():
                 continue
+            last = b""
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     self.counts[status] += 1
-                    if status == FAILED and self.retry and self._first_failed is None:
+                    last = line
+                    if status == FAILED and again:
                         found = _read(line, path, number)
-                        self._first_failed = found["index"] if found.get("retryable") else None
-        self.done = self.counts.total()
-
-    def _journal_again(self) -> None:
-        """The journal of a finished job, up to the first item that is to be done again."""
-        with atomic_write(self.folder / JOURNAL) as temporary, open(temporary, "wb") as file:
-            for index, status, found in self._lines():
-                if index == self._first_failed:
-                    break
-                file.write(canonical({"status": status, **found}).encode("utf-8", "surrogatepass") + b"\n")
+                        if found.get("retryable") and (self.num is None or found["index"] < self.num):
+                            self._again.add(found["index"])
+            if last:
+                self._known = max(self._known, _read(last, path, self.counts[status])["index"] + 1)
 
     def _close(self) -> None:
         if self._journal is not None:
@@ -252,6 +285,10 @@ class Job:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _bytes(line: Json) -> bytes:
+    return canonical(line).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _line(item: Item) -> Json:

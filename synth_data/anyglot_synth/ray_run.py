@@ -3,7 +3,7 @@
 Ray Data moves items as JSON, in order, and makes again what a lost node held; stages are actors of their own, so that a
 GPU loads its model once while other nodes speak. The folder of the dataset must be one that all nodes share: media are
 written there by content address, so what a node wrote before it died is found and not made again. The caller notes
-what ended, as for processes. Starts no cluster: `ray.init(address="auto")` is the user's; without it Ray starts here.
+what ended, as for processes. Joins the cluster of `RAY_ADDRESS` or of this machine; without one, Ray starts here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anyglot_synth.dialogue import Dialogue, canonical
-from anyglot_synth.stages import FAILED, OK, Item, Stage
-from anyglot_synth.store import Store, StoreError
-from anyglot_synth.workers import WorkerError, through
-from anyglot_tokenizers.errors import AnyglotError
+from anyglot_synth.stages import Item, Stage
+from anyglot_synth.store import StoreError
+from anyglot_synth.workers import WorkerError, Workers
 
 PENDING = ".pending"
 """Folder of the items that are to be done, inside the dataset's; removed at the end."""
@@ -29,44 +27,38 @@ BLOCK = 32
 
 
 class _Actor:
-    """One copy of a stage on a node."""
+    """One copy of a stage on a node: a worker process of `workers.py`, so that what hangs or crashes costs one item."""
 
-    def __init__(self, stage: Stage, folder: str, attempts: int) -> None:
-        self.stage, self.store, self.attempts = stage, Store(folder), attempts
+    def __init__(self, stage: Stage, folder: str, timeout: float, attempts: int) -> None:
+        self.pool = Workers([stage], folder, 1, timeout=timeout, attempts=attempts)
+        self.pool.__enter__()  # it ends with the actor's process
         self.problem = ""
-        try:
-            stage.setup()
-        except AnyglotError as error:
-            self.problem = str(error)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        return {"item": [self._one(str(text)) for text in batch["item"]]}
+        texts = [str(text) for text in batch["item"]]
+        # "!": the run is over, and a message travels to the driver
+        ended = self._run(read_item(text) for text in texts if not text.startswith("!"))
+        return {"item": [text if text.startswith("!") else next(ended) for text in texts]}
 
-    def _one(self, text: str) -> str:
-        if text.startswith("!"):  # the run is over; the message travels to the driver
-            return text
-        if self.problem:
-            return f"!setup {self.problem}"
-        item, tries = read_item(text), 0
-        if item.status != OK:
-            return text
+    def _run(self, items: Iterator[Item]) -> Iterator[str]:
+        if not self.problem:
+            try:
+                yield from map(write_item, self.pool.run(items))
+            except StoreError as error:
+                self.problem = f"!store {error}"
+            except WorkerError as error:
+                self.problem = f"!setup {error}"
         while True:
-            tries += 1
-            kind, found = through([self.stage], item, self.store)
-            if kind == "store":
-                return f"!store {found}"
-            if kind == "defect":
-                assert isinstance(found, tuple)
-                found = replace(item, status=FAILED, stage="workers", reason="defect", detail=found[0])
-            assert isinstance(found, Item)
-            if found.status != FAILED:
-                return write_item(found)
-            if not found.retryable or tries == self.attempts:
-                return write_item(found.with_facts(attempts=tries))
+            yield self.problem
 
 
 def run_on_ray(
-    items: Iterator[Item], stages: Sequence[Stage], folder: str | os.PathLike[str], *, attempts: int = 3
+    items: Iterator[Item],
+    stages: Sequence[Stage],
+    folder: str | os.PathLike[str],
+    *,
+    timeout: float = 300.0,
+    attempts: int = 3,
 ) -> Iterator[Item]:
     """The items, ended, in the same order.
 
@@ -74,7 +66,8 @@ def run_on_ray(
         items: of the source; those that have ended already pass through.
         stages: with their `cpus` and `gpus` per copy.
         folder: of the dataset, shared by all nodes.
-        attempts: tries of an item whose stage says that another may succeed.
+        timeout: seconds that an item may take in one stage.
+        attempts: tries of an item in one stage, where it hangs, crashes, or may succeed another time.
 
     Raises:
         WorkerError: a stage cannot be set up. StoreError: the disk refuses.
@@ -92,12 +85,14 @@ def run_on_ray(
         if not files:
             return
         data = ray.data.read_text(files, override_num_blocks=len(files)).rename_columns({"text": "item"})
+        cores = ray.cluster_resources().get("CPU", 1)
         for stage in stages:
+            most = max(1, int(cores / max(stage.cpus, 0.01)))
             data = data.map_batches(
                 _Actor,
-                fn_constructor_args=(stage, str(Path(folder).resolve()), attempts),
+                fn_constructor_args=(stage, str(Path(folder).resolve()), timeout, attempts),
                 batch_size=BLOCK,
-                concurrency=(1, max(1, int(ray.cluster_resources().get("CPU", 1) / max(stage.cpus, 0.01)))),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )

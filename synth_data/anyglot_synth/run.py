@@ -23,7 +23,7 @@ from anyglot_synth.job import Job
 from anyglot_synth.report import REPORT, write_report
 from anyglot_synth.sources import BadRow, Source
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item, Stage
-from anyglot_synth.store import Store
+from anyglot_synth.store import Store, StoreError
 from anyglot_synth.workers import Workers
 from anyglot_tokenizers.errors import ManifestError
 
@@ -72,7 +72,7 @@ def run(
         on: "processes" of this machine, or "ray".
         timeout: seconds that an item may take.
         attempts: tries of an item that hangs, crashes or may succeed another time.
-        retry: do again what failed so in an earlier run.
+        retry: of a finished dataset, do again what failed so. What else there is stays as it is.
         progress: see `Progress`.
 
     Raises:
@@ -88,17 +88,16 @@ def run(
     recipe = {"name": name, "source": source.config(), "stages": [[s.name, s.config()] for s in stages]}
     with ExitStack() as stack:
         job = stack.enter_context(Job(out, recipe, num, retry=retry))
-        earlier = job.done
         written = [job.folder / CARD, job.folder / REPORT]
         if not job.finished:
             for path in written:
                 path.unlink(missing_ok=True)
-            items = islice(items_of(source, ordered, Store(out), num), job.done, None)
+            items = filter(lambda item: job.wants(item.index), items_of(source, ordered, Store(out), num))
             ended: Iterator[Item]
             if on == "ray":
                 from anyglot_synth.ray_run import run_on_ray
 
-                ended = run_on_ray(items, rest, out, attempts=attempts)
+                ended = run_on_ray(items, rest, out, timeout=timeout, attempts=attempts)
             else:
                 pool = stack.enter_context(
                     Workers(rest, out, workers or os.cpu_count() or 1, timeout=timeout, attempts=attempts)
@@ -107,11 +106,16 @@ def run(
             for item in ended:
                 job.append(item)
                 if progress is not None:
-                    progress(job.counts, earlier, num)
-            job.finish(exhausted=num is None or job.done < num)
+                    progress(job.counts, job.earlier, num)
+            job.finish()
         if not all(path.is_file() for path in written):
-            write_card(out, write_report(out))
-        return Summary(str(out), job.counts[OK], job.counts[FILTERED], job.counts[FAILED], earlier)
+            try:
+                write_card(out, write_report(out))
+            except OSError as error:
+                raise StoreError(
+                    f"{out}: its report cannot be written ({error.strerror}); free some space and run again"
+                ) from error
+        return Summary(str(out), job.counts[OK], job.counts[FILTERED], job.counts[FAILED], job.earlier)
 
 
 def items_of(source: Source, ordered: Sequence[Stage], store: Store, num: int | None = None) -> Iterator[Item]:
@@ -138,10 +142,23 @@ def items_of(source: Source, ordered: Sequence[Stage], store: Store, num: int | 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a whole run would cost, from its first items: seconds of the machine, bytes, hours of sound."""
+    """What a whole run would cost, from its first items.
+
+    Args:
+        tried: items that were made.
+        ok, filtered, failed: shares of them, 0 to 1.
+        start_seconds: until the first of them was there: engines and models are loaded.
+        seconds_per_item: of the machine, with all its workers, after that.
+        bytes_per_item: on the disk.
+        sound_seconds_per_item: of speech and music in samples.
+        num: items of the whole, None where that is not known.
+    """
 
     tried: int
-    ok: int
+    ok: float
+    filtered: float
+    failed: float
+    start_seconds: float
     seconds_per_item: float
     bytes_per_item: float
     sound_seconds_per_item: float
@@ -152,7 +169,8 @@ class Estimate:
         found: Json = asdict(self)
         if self.num is not None:
             found |= {
-                "hours": round(self.num * self.seconds_per_item / 3600, 3),
+                "hours": round((self.start_seconds + self.num * self.seconds_per_item) / 3600, 4),
+                "samples": round(self.num * self.ok),
                 "gigabytes": round(self.num * self.bytes_per_item / 1e9, 4),
                 "hours_of_sound": round(self.num * self.sound_seconds_per_item / 3600, 3),
             }
@@ -174,10 +192,12 @@ def dry_run(
     tries = tries if num is None else min(tries, num)
     with tempfile.TemporaryDirectory(prefix="anyglot-dry-run-") as folder:
         out = Path(folder) / "data"
-        began = time.perf_counter()
-        done = run(source, stages, out, num=tries, **options)
-        took = time.perf_counter() - began
+        began, ended = time.perf_counter(), []
+        done = run(source, stages, out, num=tries, progress=lambda *_: ended.append(time.perf_counter()), **options)
         total = max(1, done.ok + done.filtered + done.failed)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         sound = sum(m.file.seconds or 0.0 for item in read_items(out) for m in media_of(item.dialogue))
-    return Estimate(total, done.ok, took / total, size / total, sound / total, num)
+    ok, filtered, failed = (round(count / total, 4) for count in (done.ok, done.filtered, done.failed))
+    start = ended[0] - began if ended else 0.0
+    pace = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else start
+    return Estimate(total, ok, filtered, failed, start, pace, size / total, sound / total, num)

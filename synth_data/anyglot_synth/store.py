@@ -6,9 +6,11 @@ processes that make the same one write the same bytes. This file makes no media 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_write
 
 OBJECTS = "objects"
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What the system says when it is the disk that refuses, whatever is written."""
 
 
 class StoreError(AnyglotError):
@@ -75,7 +79,9 @@ class Store:
 
         def write(path: Path) -> None:
             samples = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-            soundfile.write(path, samples, sample_rate, format="FLAC", subtype="PCM_16")
+            encoded = BytesIO()  # libsndfile's own writing tells a full disk from nothing else
+            soundfile.write(encoded, samples, sample_rate, format="FLAC", subtype="PCM_16")
+            path.write_bytes(encoded.getvalue())
 
         file, digest = self.put(key, ".flac", write)
         info = soundfile.info(self.path(file))

@@ -23,8 +23,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from anyglot_synth.dialogue import canonical
 from anyglot_synth.stages import FAILED, OK, Item, Stage
-from anyglot_synth.store import Store, StoreError
+from anyglot_synth.store import DISK_ERRORS, Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError
 
 log = logging.getLogger("anyglot.synth")
@@ -88,7 +89,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.kill()
+            _kill(worker.process)
         for worker in self._workers:
             worker.process.join()
             worker.pipe.close()
@@ -133,7 +134,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.stages, self.folder), daemon=True)
-        with _one_thread():
+        with _one_thread(), _without_interrupts():
             process.start()
         theirs.close()
         return _Worker(process, ours, time.monotonic() + START_SECONDS)
@@ -161,7 +162,7 @@ class Workers:
     def _read(self, worker: _Worker) -> Iterator[tuple[_Task, Item]]:
         try:
             kind, content = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it died in the middle of an answer
             worker.process.join()
             how = worker.process.exitcode
             if not worker.ready:
@@ -189,7 +190,7 @@ class Workers:
 
     def _replace(self, worker: _Worker, reason: str, detail: str) -> Iterator[tuple[_Task, Item]]:
         """A new process for one that hangs or died."""
-        worker.process.kill()
+        _kill(worker.process)
         worker.process.join()
         worker.pipe.close()
         self._workers[self._workers.index(worker)] = self._start()
@@ -202,10 +203,10 @@ class Workers:
 
 def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
     """What a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's
+    os.setpgid(0, 0)  # with the programs that it starts: none of them outlives it, and Ctrl+C is the parent's
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     store = Store(folder)
     try:
         for stage in stages:
@@ -222,13 +223,48 @@ def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
 def through(stages: Sequence[Stage], item: Item, store: Store) -> tuple[str, Item | tuple[str, str] | str]:
     """One item through all stages: ("item", it), ("defect", (line, traceback)) or ("store", message)."""
     try:
+        ended = item
         for stage in stages:
-            item = stage(item, store)
-        return "item", item
+            ended = stage(ended, store)
+        canonical([ended.dialogue.to_dict(), dict(ended.facts), ended.detail])  # what is no JSON fails here, not later
+        return "item", ended
     except StoreError as error:
         return "store", str(error)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            return "store", f"{error.filename or store.folder}: {error.strerror}; free some space and run again"
+        return _defect(error)
     except Exception as error:  # noqa: BLE001 (one item must not end a run of a million; the log has it all)
-        return "defect", (f"{type(error).__name__}: {error}", traceback.format_exc())
+        return _defect(error)
+
+
+def _defect(error: Exception) -> tuple[str, tuple[str, str]]:
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return "defect", (line, "".join(traceback.format_exception(error)))
+
+
+def _end_with(sentinel: int) -> None:
+    """Ends this process and the programs that it runs when its parent has gone, however that went."""
+    wait([sentinel])
+    os.killpg(0, signal.SIGKILL)
+
+
+def _kill(process: SpawnProcess) -> None:
+    """Ends a worker with the programs that it runs."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError, PermissionError):  # it is gone, or has no group of its own yet
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start here never see Ctrl+C, not even before they have a group of their own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

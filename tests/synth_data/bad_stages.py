@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ class Marks(Stage):
             raise Filtered("unwanted", "not this one", share=0.5)
         if "full" in text:
             raise_full(store)
+        if "program" in text:
+            program = subprocess.Popen(["sleep", "600"])
+            (Path(self.remember) / "program").write_text(str(program.pid))
+            program.wait()
+        if "no number" in text:
+            return item.with_facts(loudness=float("nan"))
         pixels = np.full((4, 4, 3), item.index % 256, np.uint8)
         media = store.put_picture(item.dialogue.id, pixels, {"licence": "CC0-1.0"})
 
@@ -61,6 +68,24 @@ class Marks(Stage):
         except FileExistsError:
             return False
         return True
+
+
+class Noise(Stage):
+    """Writes five seconds of noise: more than 100 kB."""
+
+    name = "noise"
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, item: Item, store: Store) -> Item:
+        audio = np.random.default_rng(item.index).normal(0, 0.1, 80_000).astype(np.float32)
+        media = store.put_sound(item.dialogue.id, audio, 16_000, {"licence": "CC0-1.0"})
+
+        def change(i: int, j: int, turn: Any, part: Any) -> Any:
+            return part if part.modality != "image" else type(part)("music", part.text, None, media)
+
+        return Item(item.index, item.dialogue.map_parts(change))
 
 
 class NoEngine(Stage):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
-from bad_stages import Marks, NoEngine
+from bad_stages import Marks, NoEngine, Noise
 
 from anyglot_synth.dialogue import Dialogue, Part, Turn
 from anyglot_synth.job import Job, JobError
@@ -72,9 +73,9 @@ def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixt
     seen = tmp_path / "seen"
     seen.mkdir()
     texts = ["good", None, "unwanted", "good", "defect", "broken", "busy once", "busy always", "die once", "die always"]
-    texts += ["hang once", "hang always", "last"]
+    texts += ["hang once", "hang always", "last", "no number"]
     done = make(tmp_path / "out", texts, Marks(remember=str(seen)), timeout=1.5, attempts=2)
-    assert (done.ok, done.filtered, done.failed) == (5, 2, 6)
+    assert (done.ok, done.filtered, done.failed) == (5, 2, 7)
     samples, rejects, errors = (lines(tmp_path / "out", name) for name in ("samples", "rejects", "errors"))
     assert [line["index"] for line in samples] == [0, 6, 8, 10, 12]
     assert [(line["index"], line["reason"]) for line in rejects] == [(2, "unwanted"), (3, "duplicate")]
@@ -82,7 +83,7 @@ def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixt
     ended = {line["index"]: (line["reason"], line["retryable"]) for line in errors}
     assert ended == {
         1: ("input", False), 4: ("defect", False), 5: ("backend", False), 7: ("backend", True), 9: ("crash", True),
-        11: ("timeout", True),
+        11: ("timeout", True), 13: ("defect", False),
     }  # fmt: skip
     assert {line["index"]: line["facts"]["attempts"] for line in errors if line["retryable"]} == {7: 2, 9: 2, 11: 2}
     assert "nobody foresaw this" in errors[1]["detail"] and "Traceback" in caplog.text
@@ -170,14 +171,102 @@ def test_more_of_a_finished_job(tmp_path: Path) -> None:
 def test_retry_does_again_what_failed(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
-    texts = [*numbered(5), "busy once", *numbered(9)[5:]]
+    texts = [*numbered(5), "busy once", *numbered(9)[5:], "busy once too", "last"]
     stage = Marks(remember=str(seen))
-    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 1
-    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 1
-    done = make(tmp_path / "out", texts, stage, attempts=1, retry=True)
-    assert (done.failed, done.ok, done.earlier) == (0, 10, 5)
+    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 2
+    assert make(tmp_path / "out", texts, stage, attempts=1).failed == 2
+    other = tmp_path / "out" / lines(tmp_path / "out", "samples")[-1]["turns"][0]["parts"][1]["media"]["file"]
+    picture = other.read_bytes()
+    other.unlink()  # to see that only what failed is done again
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", texts, stage, attempts=1, retry=True, progress=stop)
+    done = make(tmp_path / "out", texts, stage, attempts=1)  # goes on with it
+    assert (done.failed, done.ok, done.earlier) == (0, 12, 11)
+    assert not other.exists()
+    other.write_bytes(picture)
     make(tmp_path / "whole", texts, Marks(remember=str(seen)))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_retry_that_fails_again_changes_nothing(tmp_path: Path) -> None:
+    texts = [*numbered(3), "busy always", "unwanted", *numbered(6)[3:]]
+    make(tmp_path / "out", texts, attempts=1)
+    before = files(tmp_path / "out")
+    for num in (None, 8, 5):
+        assert make(tmp_path / "out", texts, attempts=1, retry=True, num=num).failed == 1
+        assert files(tmp_path / "out") == before
+    with pytest.raises(JobError, match="has no item 4, and had 8"):
+        make(tmp_path / "out", texts[:3], attempts=1, retry=True)
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """The system itself refuses: no file may be larger than this."""
+    run(Texts(numbered(6)), [Noise()], tmp_path / "whole", workers=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="cannot be written .*free some space"):
+            run(Texts(numbered(6)), [Noise()], tmp_path / "out", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").rglob("*.flac")) and not (tmp_path / "out" / "errors.jsonl").exists()
+    run(Texts(numbered(6)), [Noise()], tmp_path / "out", workers=1)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that ended and is not yet reaped does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ended(pid: int, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def test_a_program_that_hangs_is_ended_too(tmp_path: Path) -> None:
+    done = make(tmp_path / "out", ["a", "program", "b"], Marks(remember=str(tmp_path)), timeout=1.0, attempts=1)
+    assert (done.ok, done.failed) == (2, 1)
+    assert lines(tmp_path / "out", "errors")[0]["reason"] == "timeout"
+    assert ended(int((tmp_path / "program").read_text()))
+
+
+PARENT = """
+import sys; sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from test_pipeline import Marks, make
+if __name__ == "__main__":
+    make(Path({out!r}), ["program"], Marks(remember={seen!r}), workers=1)
+"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_parent(sign: signal.Signals, tmp_path: Path) -> None:
+    program, started = tmp_path / "parent.py", tmp_path / "program"
+    names = {"tests": str(Path(__file__).parent), "out": str(tmp_path / "out"), "seen": str(tmp_path)}
+    program.write_text(PARENT.format(**names))
+    parent = subprocess.Popen([sys.executable, str(program)], stderr=subprocess.PIPE, text=True, process_group=0)
+    deadline = time.monotonic() + 60
+    while not (started.is_file() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = [int(started.read_text())]
+    children.append(int(Path(f"/proc/{children[0]}/stat").read_text().rpartition(")")[2].split()[1]))  # the worker
+    began = time.monotonic()
+    os.killpg(parent.pid, sign)  # as a terminal does
+    error = parent.communicate(timeout=20)[1]
+    assert time.monotonic() - began < 5
+    assert all(map(ended, children))
+    if sign == signal.SIGINT:
+        assert error.count("Traceback") == 1 and "KeyboardInterrupt" in error, "of the parent only"
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -201,5 +290,8 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
     estimate = dry_run(Texts(numbered(50)), [Marks()], num=50, tries=5, workers=1).to_dict()
-    assert estimate["tried"] == estimate["ok"] == 5 and estimate["hours"] > 0 and estimate["bytes_per_item"] > 100
+    assert (estimate["tried"], estimate["ok"], estimate["filtered"], estimate["samples"]) == (5, 1.0, 0.0, 50)
+    assert estimate["hours"] > 0 and estimate["start_seconds"] > 0 and estimate["bytes_per_item"] > 100
+    half = dry_run(Texts(["a", "unwanted", "b", "broken"]), [Marks()], workers=1)
+    assert (half.ok, half.filtered, half.failed) == (0.5, 0.25, 0.25)
     assert not list(tmp_path.iterdir())
