@@ -20,7 +20,7 @@ from typing import Any
 
 from anyglot_tokenizers.errors import ManifestError
 
-RECIPES = Path(__file__).parent / "configs" / "synth"
+RECIPES = Path(__file__).parent / "synth"
 RECORDS = "nanoworld"
 TRIED = 20
 """Items that a dry run makes."""

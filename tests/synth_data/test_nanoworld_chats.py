@@ -34,7 +34,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def make(out: Path, workers: int, num: int = 30) -> None:
     recipe = build(RECIPE)
-    summary = run(recipe.source, recipe.stages, out, name=recipe.name, num=num, workers=workers, settings=RECIPE)
+    summary = run(recipe.source, recipe.stages, out, name=recipe.name, num=num, workers=workers)
     assert (summary.ok, summary.failed) == (num - summary.filtered, 0) and summary.filtered < 3
 
 
