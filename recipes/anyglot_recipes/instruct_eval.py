@@ -4,10 +4,11 @@
     anyglot prepare test --model DIR --out test_codes
     python -m anyglot_recipes.instruct_eval test_codes --model DIR
 
-The split "test" has scenes and phrasings that training never has. The model sees a dialogue up to an answer, with the true answers before it, and may write whatever the grammar allows.
-An answer is worth its content (`nanoworld.scene.score`, or 1 for the right words), and nothing where what was asked for
-is missing or a picture or melody came that nobody asked for. Words beside a picture or melody ("here it is") are fine,
-and so are words written before they are spoken. Plain pairs without instructions are `evaluate.py`'s.
+The split "test" has scenes and phrasings that training never has. The model sees a dialogue up to an answer, with the
+true answers before it, and may write whatever the grammar allows. An answer is worth its content
+(`nanoworld.scene.score`, or 1 for the right words), and nothing where what was asked for is missing or a picture or
+melody came that nobody asked for. Words beside a picture or melody ("here it is") are fine, and so are words written
+before they are spoken. Plain pairs without instructions are `evaluate.py`'s.
 """
 
 from __future__ import annotations
