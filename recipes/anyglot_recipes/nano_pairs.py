@@ -21,6 +21,7 @@ from anyglot_recipes.chain import seed_of
 from anyglot_recipes.nano import make_items
 from anyglot_recipes.tasks import TASKS, sample
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
+from anyglot_tokenizers.errors import CodesError
 
 
 def write_nano_pairs(model_dir: str | Path, out: str | Path, num: int, seed: int = 0) -> int:
@@ -33,7 +34,7 @@ def write_nano_pairs(model_dir: str | Path, out: str | Path, num: int, seed: int
         seed: of the scenes.
 
     Returns:
-        The number of documents.
+        The number of documents; those that the vocabulary cannot hold (a medium is too long) are left out.
     """
     vocabulary, template, text, tokenizers = read_parts(model_dir)
     cache = SpeechCache(default_cache_dir())
@@ -47,7 +48,11 @@ def write_nano_pairs(model_dir: str | Path, out: str | Path, num: int, seed: int
 
     with ShardWriter(out, vocabulary, template, text=text, overwrite=Path(out).exists()) as writer:
         for task, document in documents():
-            writer.add_sample(document, task=task)
+            try:
+                ids, loss = template.render(document, vocabulary, text)
+            except CodesError:
+                continue  # a medium that is too long for this vocabulary
+            writer.add(ids, loss, task, document)
         return len(writer)
 
 
