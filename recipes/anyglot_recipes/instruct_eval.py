@@ -114,11 +114,11 @@ def grade(
     good = np.array([right_form(c.wanted, [o.modality for o in a]) for c, a in zip(cases, answers, strict=True)], bool)
     scores = np.zeros(len(cases))
     places: dict[str, list[tuple[int, int, Any]]] = {}
-    for i in np.flatnonzero(good):
+    for i in map(int, np.flatnonzero(good)):
         for j, wanted in enumerate(cases[i].wanted):
             kinds = (TEXT, SPEECH) if wanted == WORDS else (wanted,)
             output = next(o for o in answers[i] if o.modality in kinds)
-            places.setdefault(output.modality, []).append((int(i), j, output.content))
+            places.setdefault(output.modality, []).append((i, j, output.content))
     for modality, found in places.items():
         for (i, j, _), (heard, scene) in zip(found, checkers.read(modality, [c for *_, c in found]), strict=True):
             truth = cases[i].truth[j]
@@ -163,7 +163,7 @@ def true_answers(model: UnifiedModel, cases: Sequence[Case]) -> list[list[Output
         answers.append(last)
     for modality in (IMAGE, SPEECH, MUSIC):
         where = [(a, i) for a in answers for i, o in enumerate(a) if o.modality == modality]
-        media = model.decode_media(modality, [a[i].codes for a, i in where if a[i].codes is not None])
+        media = model.decode_media(modality, [codes for a, i in where if (codes := a[i].codes) is not None])
         for (a, i), item in zip(where, media, strict=True):
             a[i] = replace(a[i], media=item)
     return answers
