@@ -169,9 +169,14 @@ def write_dialogues(prepared: str | Path, model_dir: str | Path, chain: str = "n
         atomic_write(prepared / LEFT_OUT) as path,
         path.open("w", encoding="utf-8") as reasons,
     ):
+<<<<<<< HEAD
         for row, dialogue in _joined(prepared):
             codes = {name: found.numpy() for name, found in row.codes.items()}
             sample = to_sample(dialogue, codes, chain, apart=template.tells_texts_apart)
+=======
+        for row, dialogue in prepared_dialogues(prepared):
+            sample = to_sample(dialogue, {name: codes.numpy() for name, codes in row.codes.items()}, chain)
+>>>>>>> helper-lift
             try:
                 ids, loss = template.render(sample, vocabulary, text)
                 if not loss[1:].any():
@@ -189,7 +194,7 @@ def write_dialogues(prepared: str | Path, model_dir: str | Path, chain: str = "n
     return written, left_out
 
 
-def _joined(prepared: Path) -> Iterator[tuple[PreparedRow, Dialogue]]:
+def prepared_dialogues(prepared: Path) -> Iterator[tuple[PreparedRow, Dialogue]]:
     """Rows with their dialogues, read again from the sources; both are in the same order."""
     for source, rows in groupby(read_prepared(prepared), key=lambda row: row.source):
         with open(source, "rb") as file:
