@@ -169,14 +169,9 @@ def write_dialogues(prepared: str | Path, model_dir: str | Path, chain: str = "n
         atomic_write(prepared / LEFT_OUT) as path,
         path.open("w", encoding="utf-8") as reasons,
     ):
-<<<<<<< HEAD
-        for row, dialogue in _joined(prepared):
+        for row, dialogue in prepared_dialogues(prepared):
             codes = {name: found.numpy() for name, found in row.codes.items()}
             sample = to_sample(dialogue, codes, chain, apart=template.tells_texts_apart)
-=======
-        for row, dialogue in prepared_dialogues(prepared):
-            sample = to_sample(dialogue, {name: codes.numpy() for name, codes in row.codes.items()}, chain)
->>>>>>> helper-lift
             try:
                 ids, loss = template.render(sample, vocabulary, text)
                 if not loss[1:].any():
