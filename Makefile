@@ -87,7 +87,7 @@ lint: $(STAMP)
 
 test: lint speech programs $(PEERS)
 	$(call section,tests)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(PEERS)
 	@for script in benchmarks/*.py; do \

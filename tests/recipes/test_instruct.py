@@ -46,7 +46,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Codes by the shipped model of held-out dialogues without a spoken word."""
     root = tmp_path_factory.mktemp("instruct")
     recipe = build(SILENT)
-    run(recipe.source, recipe.stages, root / "all", name=recipe.name, num=40, settings=SILENT)
+    run(recipe.source, recipe.stages, root / "all", name=recipe.name, num=40)
     lines = (root / "all" / "samples.jsonl").read_text().splitlines()
     silent = [line for line in lines if not SPOKEN & set(json.loads(line)["meta"]["acts"])]
     (root / "all" / "silent.jsonl").write_text("".join(f"{line}\n" for line in silent))
