@@ -59,12 +59,21 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+WHOLE = """before => {
+    const answers = document.querySelectorAll("#ag-chat .bot"), last = answers[answers.length - 1];
+    return answers.length > before && document.querySelector("#ag-stop[disabled]")
+        && !last.querySelector(".ag-wait, .ag-progress");
+}"""
+"""Whether there is one more answer, and nothing is being written. A quick answer is never seen half written."""
+
+
 class Visitor:
     """A page in the browser, and what went wrong there."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = page = self.context.new_page()
+        self.before = 0  # answers when the last message was sent
         self.errors: list[str] = []
         self.abroad: list[str] = []
         page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
@@ -97,14 +106,13 @@ class Visitor:
             )
             page.wait_for_selector("#ag-box .thumbnail-item", timeout=WAIT)
         page.locator("#ag-box textarea").fill(text)
+        self.before = page.locator("#ag-chat .bot").count()
         page.locator("#ag-box .submit-button").click()
 
     def answer(self) -> Any:
         """The last answer, once it is whole."""
-        page = self.page
-        page.wait_for_selector("#ag-stop:not([disabled])", timeout=WAIT)
-        page.wait_for_selector("#ag-stop[disabled]", timeout=WAIT)
-        return page.locator("#ag-chat .bot").last
+        self.page.wait_for_function(WHOLE, arg=self.before, timeout=WAIT)
+        return self.page.locator("#ag-chat .bot").last
 
     def new(self) -> None:
         """Begins a new conversation."""
