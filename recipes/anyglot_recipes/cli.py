@@ -22,8 +22,11 @@ NANO_MODEL = Path(__file__).parent / "weights" / "nano"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["synth"] and words[1:2] and words[1] in dataset_cli.ACTIONS:
+        words[0] = "dataset"  # what was made is looked at by the command that made it, too
     try:
-        arguments, rest = _parser().parse_known_args(argv)
+        arguments, rest = _parser().parse_known_args(words)
         if rest and arguments.command not in ("train", "synth"):
             _parser().error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.rest = rest

@@ -1,4 +1,5 @@
-"""`anyglot dataset`: check, count, describe, show and export a finished dataset of dialogues.
+"""`anyglot dataset`: check, count, describe, show and export a finished dataset of dialogues. `anyglot synth view DIR`
+and its like are the same.
 
 Parses arguments and prints; the work is in `anyglot_synth.validate`, `report`, `card`, `view` and `export`.
 """
@@ -9,6 +10,9 @@ import argparse
 import json
 import sys
 from typing import Any
+
+
+ACTIONS = ("validate", "report", "card", "view", "export")
 
 
 def add_parser(commands: Any) -> None:

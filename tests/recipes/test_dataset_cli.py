@@ -18,14 +18,15 @@ def mine(dialogues: Path, tmp_path: Path) -> Path:
 
 
 def test_every_action_writes_what_it_says(mine: Path, tmp_path: Path, capsys: Any) -> None:
-    def run(*arguments: str) -> Any:
-        assert main(["dataset", arguments[0], str(mine), *arguments[1:], "--json"]) == 0
+    def run(*arguments: str, command: str = "dataset") -> Any:
+        assert main([command, arguments[0], str(mine), *arguments[1:], "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     assert run("report") == json.loads((mine / "report.json").read_text())
     assert run("card") == {"card": str(mine / "README.md")} and (mine / "README.md").is_file()
     assert run("view", "--num", "2") == {"page": str(mine / "view" / "index.html")}
     assert (mine / "view" / "index.html").read_text().count("<article") == 2
+    assert run("view", "--num", "2", command="synth") == {"page": str(mine / "view" / "index.html")}
     done = run("export", "--to", "audiofolder", "--out", str(tmp_path / "out"), "--modality", "music")
     assert done["rows"] == 1 and len((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()) == 1
     assert run("validate")["whole"] is True
