@@ -11,7 +11,6 @@ import json
 import sys
 from typing import Any
 
-
 ACTIONS = ("validate", "report", "card", "view", "export")
 
 
