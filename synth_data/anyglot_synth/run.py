@@ -169,12 +169,17 @@ class Estimate:
         found: Json = asdict(self)
         if self.num is not None:
             found |= {
-                "hours": round((self.start_seconds + self.num * self.seconds_per_item) / 3600, 4),
+                "hours": _short((self.start_seconds + self.num * self.seconds_per_item) / 3600),
                 "samples": round(self.num * self.ok),
-                "gigabytes": round(self.num * self.bytes_per_item / 1e9, 4),
-                "hours_of_sound": round(self.num * self.sound_seconds_per_item / 3600, 3),
+                "gigabytes": _short(self.num * self.bytes_per_item / 1e9),
+                "hours_of_sound": _short(self.num * self.sound_seconds_per_item / 3600),
             }
         return found
+
+
+def _short(value: float) -> float:
+    """Three digits of it, however small it is."""
+    return float(f"{value:.3g}")
 
 
 def dry_run(
