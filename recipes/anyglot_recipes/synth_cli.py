@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         "synth",
         help="make data: dialogues with voices, pictures and music from a recipe, or records of nanoworld",
         description="Goes on where an earlier run in the same folder was. --KEY VALUE changes a setting of the recipe: "
-        "--source.data x.jsonl, --stages.1.max_wer 0.2 (stages count from 0).",
+        "--source.data x.jsonl, --stages.1.max_error 0.2 (stages count from 0).",
         epilog=f"recipes: {RECORDS} (records), {', '.join(names())}, or a path of a YAML file",
     )
     add = parser.add_argument

@@ -8,7 +8,7 @@
       - {filter: language}
       - stage: speakable
       - {stage: speak, engines: [{engine: flite}]}
-      - {filter: asr, max_wer: 0.3}
+      - {filter: asr, max_error: 0.3}
 
 Every source, stage, filter and engine has a name, and takes plain values; a name or a key that is not known ends with
 one line that says which there are. Runs nothing.
