@@ -151,10 +151,13 @@ class RowSource(Source):
                     language=found.language or self.language,
                 )
                 dialogue.check()
-                yield self.forms(_licensed(dialogue))
+                formed = self.forms(_licensed(dialogue))
+                formed.check()  # a chain may have joined parts to one that is too long
+                yield formed
         except (DialogueError, MediaError) as error:
             yield BadRow(file, number, str(error).removeprefix("dialogue: "))
 
+    @abstractmethod
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """The dialogues of a row (mostly one), as text and media. Raises `DialogueError` or `MediaError`.
 
@@ -163,7 +166,6 @@ class RowSource(Source):
             store: where media that come with the data go.
             folder: of the file, for relative paths.
         """
-        raise NotImplementedError
 
 
 def _licensed(dialogue: Dialogue) -> Dialogue:
