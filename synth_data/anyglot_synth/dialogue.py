@@ -26,7 +26,7 @@ MAX_CHARACTERS = 20_000
 
 
 class DialogueError(AnyglotError):
-    """A dialogue that cannot be used: an unknown role, an empty part, a placeholder without a description."""
+    """A dialogue that cannot be used: an unknown role, an empty part, text that is no Unicode."""
 
 
 def canonical(content: Any) -> str:
@@ -221,6 +221,13 @@ class Dialogue:
                     raise DialogueError(
                         f"{where}: turn {number} has {len(part.text)} characters, {MAX_CHARACTERS} are the limit"
                     )
+        try:
+            canonical(self.to_dict()).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise DialogueError(f"{where}: it holds {half!r}, half of a character (a lone surrogate)") from None
+        except (TypeError, ValueError) as error:
+            raise DialogueError(f"{where}: it holds what JSON cannot hold ({error})") from None
 
 
 def _mark(part: Part) -> list[str]:

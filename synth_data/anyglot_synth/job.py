@@ -288,7 +288,7 @@ class Job:
 
 
 def _bytes(line: Json) -> bytes:
-    return canonical(line).encode("utf-8", "surrogatepass") + b"\n"
+    return canonical(line).encode() + b"\n"
 
 
 def _line(item: Item) -> Json:

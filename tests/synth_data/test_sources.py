@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anyglot_synth.dialogue import Dialogue, DialogueError, Part
+from anyglot_synth.run import run
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
 from anyglot_synth.sources import rows as rows_module
 from anyglot_synth.sources.placeholders import parts_of
 from anyglot_synth.sources.rows import rows_of
 from anyglot_synth.store import Store
+from anyglot_synth.validate import validate
 from anyglot_tokenizers.errors import AnyglotError
 
 
@@ -436,6 +438,29 @@ def test_any_text_is_parts_or_a_bad_dialogue(text: str) -> None:
     assert all(part.text.strip() for part in parts) and len(kept) <= len(text)
     if "[" not in text:
         assert parts == ((Part("text", text.strip()),) if text.strip() else ())
+
+
+def test_what_no_file_could_hold_costs_one_row(tmp_path) -> None:
+    turns = [{"role": "user", "text": "Hi"}, {"role": "assistant", "text": "Hello"}]
+    rows = [
+        {"turns": turns},
+        {"turns": [*turns, {"role": "assistant", "text": "half \ud83d"}]},
+        {"turns": turns, "meta": {"topic": ["\udc80"]}},
+        {"turns": turns, "meta": {"score": float("nan")}},
+        {"\ud800": "no turns"},
+        {"turns": [*turns, {"role": "assistant", "text": "whole \U0001f600"}]},
+    ]
+    source = SOURCES.build("dialogues", data=write(tmp_path / "a.jsonl", rows))
+    done = run(source, [], tmp_path / "out", workers=1)
+    assert (done.ok, done.filtered, done.failed) == (2, 0, 4)
+    details = [json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [detail.split(" (Out of range")[0] for detail in details] == [
+        "a.jsonl, row 2: it holds '\\ud83d', half of a character (a lone surrogate)",
+        "a.jsonl, row 3: it holds '\\udc80', half of a character (a lone surrogate)",
+        "a.jsonl, row 4: it holds what JSON cannot hold",
+        "a.jsonl, row 5: it has no 'conversations' or 'messages'; it has: \\ud800",
+    ]
+    assert validate(tmp_path / "out").exit_code == 0
 
 
 # --- forms ---

@@ -32,11 +32,17 @@ class BadRow:
         source: the file, or the name of the data.
         row: its number there, from 1; 0 is the file as a whole.
         error: one line.
+
+    What in them is no Unicode (lone surrogates of the row, or of a file's name) is written as escapes.
     """
 
     source: str
     row: int
     error: str
+
+    def __post_init__(self) -> None:
+        for name in ("source", "error"):
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
 class Source(ABC):
