@@ -110,6 +110,22 @@ def test_what_is_written_already_is_not_written_again(asked: str, repeated: int)
     assert sum(segment.role == "assistant" and segment.modality == "text" for segment in segments) == repeated
 
 
+@pytest.mark.parametrize(
+    ("asked", "answer", "transcript"),
+    [
+        (["Who?", "Say it."], [Part("text", "Who? Say it."), Part("text", "Me."), spoken("Me.")], []),  # form `chain`
+        (["Hello there."], [Part("text", "Hello there.")], []),  # speech recognition
+        (["Write it down.", "Hello there."], [Part("text", "Hello there.")], ["Write it down."]),
+        (["Red"], [Part("text", "Red is a color."), spoken("Red is a color.")], ["Red"]),
+    ],
+)
+def test_a_transcript_is_not_written_twice(asked: list[str], answer: list[Part], transcript: list[str]) -> None:
+    dialogue = Dialogue((Turn("user", tuple(map(spoken, asked))), Turn("assistant", tuple(answer))), "tests")
+    segments = to_sample(dialogue, CODES, "full", apart=True).segments
+    texts = [segment.content for segment in segments if segment.role == "assistant" and segment.modality == "text"]
+    assert texts == transcript + [part.text for part in answer if part.modality == "text"]
+
+
 def test_every_dialogue_becomes_its_own_codes(
     dialogues: Path, prepare: Callable[..., dict[str, Any]], tmp_path: Path, tiny_model: UnifiedModel
 ) -> None:

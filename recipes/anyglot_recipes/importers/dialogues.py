@@ -6,7 +6,7 @@ codes together, in the order and roles of the dialogue. What a system turn says,
 
 Chain of modality: a model speaks better when it may write its words first (SpeechGPT, AnyGPT). With `chain="answer"`
 the text of a spoken answer stands before it, unless it is written already in this turn or in the one it answers; with
-"full" the answer also begins with what the user said. Two texts in a row stay two where the model's template tells them
+"full" the answer also begins with what the user said, unless a text of it is just that. Two texts in a row stay two where the model's template tells them
 apart (version 2); else they are one, with a new line between.
 """
 
@@ -120,10 +120,12 @@ def to_sample(
     for i, turn in enumerate(dialogue.turns):
         role: Role = "assistant" if turn.role == ASSISTANT else "user"
         heard = _texts(before, SPEECH) if before is not None and before.role == USER and role == "assistant" else []
-        written = _texts(turn, TEXT) + (_texts(before, TEXT) if before is not None else [])
-        if chain == "full":
+        own = _texts(turn, TEXT)
+        written = own + (_texts(before, TEXT) if before is not None else [])
+        if chain == "full" and " ".join(heard) not in own:  # which is how the form `chain` writes them
             for text in heard:
-                add(TEXT, text, role)
+                if text not in own:
+                    add(TEXT, text, role)
         for j, part in enumerate(turn.parts):
             if part.modality == TEXT:
                 add(TEXT, part.text, role)
