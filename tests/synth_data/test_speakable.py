@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyglot_synth.dialogue import Dialogue, Part, Turn
+from anyglot_synth.forms import in_form
 from anyglot_synth.speakable import Dropped, Limits, SpeakableStage, Spoken, speakable
 from anyglot_synth.speakable import numbers as n
 from anyglot_synth.stages import FILTERED, OK, Item
@@ -387,3 +388,21 @@ def test_the_stage_ends_what_should_not_be_said_or_shows_it(tmp_path) -> None:
     assert foreign.reason == "language"
     with pytest.raises(AnyglotError, match="unspeakable is 'drop'; use one of: filter, text"):
         SpeakableStage(unspeakable="drop")
+
+
+def test_what_is_shown_is_shown_once(tmp_path) -> None:
+    code = "```\ncode\n```"
+
+    def shown(asked: list[str], answer: str) -> list[list[tuple[str, str]]]:
+        said = Turn("user", tuple(Part("text", text) for text in asked)), Turn("assistant", (Part("text", answer),))
+        chain = in_form(Dialogue(said, "s"), "chain")
+        done = SpeakableStage(unspeakable="text")(Item(0, chain), Store(tmp_path))
+        done.dialogue.check()
+        return [[(part.modality, part.text) for part in turn.parts] for turn in done.dialogue.turns]
+
+    assert shown(["Write it."], code) == [[("speech", "Write it.")], [("text", "Write it."), ("text", code)]]
+    assert shown([code], "Nice.") == [[("text", code)], [("text", "Nice."), ("speech", "Nice.")]]
+    assert shown(["What is it?", code], "Code.") == [
+        [("speech", "What is it?"), ("text", code)],
+        [("text", "What is it?"), ("text", "Code."), ("speech", "Code.")],
+    ]

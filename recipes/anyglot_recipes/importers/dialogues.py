@@ -6,8 +6,8 @@ codes together, in the order and roles of the dialogue. What a system turn says,
 
 Chain of modality: a model speaks better when it may write its words first (SpeechGPT, AnyGPT). With `chain="answer"`
 the text of a spoken answer stands before it, unless it is written already in this turn or in the one it answers; with
-"full" the answer also begins with what the user said, unless a text of it is just that. Two texts in a row stay two where the model's template tells them
-apart (version 2); else they are one, with a new line between.
+"full" the answer also begins with what the user said, unless a text of it is just that. Two texts in a row stay two
+where the model's template tells them apart (version 2); else they are one, with a new line between.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
-from anyglot_synth.dialogue import SPEECH, TEXT, Part, Turn
+from anyglot_synth.dialogue import ASSISTANT, SPEECH, TEXT, Dialogue, Part, Turn
 from anyglot_synth.speakable.text import Dropped, Limits, speakable
 from anyglot_synth.stages import Filtered, Item, Stage
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what is said: part of a job's fingerprint."""
 CHOICES = ("filter", "text")
 
@@ -21,7 +21,7 @@ class SpeakableStage(Stage):
 
     Args:
         unspeakable: what becomes of a dialogue with a part that should not be spoken: "filter" ends it, "text" keeps
-            it and shows that part as text.
+            it and shows that part as text, once: where a turn of the form `chain` has it as text already, it goes.
         max_words, max_emoji, max_cells, max_symbols, day_first: see `Limits`.
     """
 
@@ -69,4 +69,23 @@ class SpeakableStage(Stage):
 
         dialogue = item.dialogue.map_parts(say)
         facts = {"spoken_words": words, **({"shown": shown} if shown else {})}
-        return replace(item, dialogue=dialogue).with_facts(**facts)
+        return replace(item, dialogue=_once(item.dialogue, dialogue)).with_facts(**facts)
+
+
+def _once(before: Dialogue, after: Dialogue) -> Dialogue:
+    """The dialogue without speech that became text and says what its turn had written already.
+
+    In the form `chain` transcripts of speech that became text go too: there is nothing to hear.
+    """
+    turns: list[Turn] = []
+    was_heard = is_heard = ""
+    for old, new in zip(before.turns, after.turns, strict=True):
+        written = " ".join(part.text for part in old.parts if part.modality == TEXT)
+        pairs = zip(old.parts, new.parts, strict=True)
+        parts = [part for was, part in pairs if part.modality == was.modality or part.text not in written]
+        transcribed = new.role == ASSISTANT and before.meta.get("form") == "chain" and was_heard != is_heard
+        if transcribed and parts[0] == Part(TEXT, was_heard):
+            parts[:1] = [Part(TEXT, is_heard)] if is_heard else []
+        was_heard, is_heard = (" ".join(p.text for p in turn.parts if p.modality == SPEECH) for turn in (old, new))
+        turns.append(replace(new, parts=tuple(parts)))
+    return replace(after, turns=tuple(turns))
