@@ -8,7 +8,7 @@ of an example is not judged here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
@@ -189,8 +189,11 @@ TASKS["music-generation"] = TASKS["text-to-music"]
 
 @task("voice-clone")
 def voice_clone(example: Example, ask: Asking, store: Store) -> Turns:
-    """Three seconds of a speaker and a text -> that speaker says the text."""
-    prompt = replace(example.need("prompt"), media=cut(store, example.file("prompt"), PROMPT_SECONDS))
+    """Three seconds of a speaker and a text -> that speaker says the text.
+
+    The prompt has no words of its own: which of the recording's words fall into three seconds is not known.
+    """
+    prompt = Part(SPEECH, "", media=cut(store, example.file("prompt"), PROMPT_SECONDS))
     words = example.need("text")
     return _exchange((ask("clone", example, words), prompt), example.part(SPEECH))
 

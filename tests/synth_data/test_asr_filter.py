@@ -162,6 +162,8 @@ def test_without_a_calibration_the_limits_are_absolute(clips: list[Clip], store:
     assert stage(put(store, fast), store).reason == "pace"
     silent = Clip(np.zeros(3 * SAMPLE_RATE, np.float32), SAMPLE_RATE, "no", "flite/rms")
     assert stage(put(store, silent), store).facts["wer"] == [1.0]
+    wordless = stage(put(store, Clip(clips[0].audio, SAMPLE_RATE, "", clips[0].voice), clips[0]), store)
+    assert wordless.status == OK and len(wordless.facts["wer"]) == 1  # nothing to compare with is no error
     letters = make_filter({"filter": "asr", "recogniser": "nanoworld", "metric": "cer"})
     assert set(letters(put(store, clips[0]), store).facts) == {"pace", "cer"}
     nowhere = Item(0, Dialogue((Turn("user", (Part("speech", "hello"),)),), "test"))

@@ -145,6 +145,8 @@ class AsrFilter(Filter):
     def run(self, item: Item, store: Store) -> Item:
         facts: dict[str, list[float]] = {}
         for where, part, media in made_parts(item.dialogue):
+            if not said_of(part).strip():
+                continue  # a recording that came without words, such as the prompt of a voice to clone
             voice = None if self._calibration is None else self._calibration.voice(voice_of(media))
             verdict = self.judge(said_of(part), *store.sound(media), voice, item.dialogue.language, rate_of(media))
             for name, value in verdict.facts.items():
