@@ -541,6 +541,20 @@ def test_sounds_are_kept_or_become_flac(tmp_path) -> None:
         take_sound(store, "c.wav", tmp_path)
 
 
+def test_a_sound_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch) -> None:
+    from anyglot_synth.sources import media
+
+    soundfile.write(tmp_path / "long.flac", np.zeros((2_000_000, 2), np.int16), 8000)
+    assert (tmp_path / "long.flac").stat().st_size < 50_000
+    monkeypatch.setattr(media, "MAX_SAMPLES", 3_999_999)
+    tracemalloc.start()
+    with pytest.raises(AnyglotError, match="long.flac: it has 2 x 2000000 samples, 3999999 are the limit"):
+        media.take_sound(Store(tmp_path / "out"), "long.flac", tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
 def test_equal_words_of_different_files_are_different_dialogues() -> None:
     from anyglot_synth.dialogue import MediaFile, Turn
 

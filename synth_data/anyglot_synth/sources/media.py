@@ -21,6 +21,9 @@ from anyglot_tokenizers.errors import MediaError
 from anyglot_tokenizers.media import MediaBytes, read_image
 
 MAX_BYTES = 512 << 20
+"""Of one file."""
+MAX_SAMPLES = 1 << 27
+"""Of one sound, over all channels: 46 minutes at 48 kHz. Silence packs so well that bytes say little."""
 _KEPT = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 
@@ -59,6 +62,9 @@ def take_sound(store: Store, given: Any, folder: Path, origin: Mapping[str, Any]
     key = address(["sound", _digest(data.content)])
     try:
         info = soundfile.info(io.BytesIO(data.content))
+        if info.frames * info.channels > MAX_SAMPLES:
+            samples = f"{info.channels} x {info.frames} samples"
+            raise MediaError(data.name, f"it has {samples}, {MAX_SAMPLES} are the limit", "cut it into shorter ones")
         audio, rate = soundfile.read(io.BytesIO(data.content), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise MediaError(data.name, f"no sound that can be read ({error})", "give WAV, FLAC, OGG or MP3") from None
@@ -85,12 +91,17 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
     path = Path(os.path.normpath(folder / given))
     if not path.is_relative_to(os.path.normpath(folder)):
         raise MediaError(given, f"it is outside of {folder.name!r}", "give a path inside of the folder of media")
+    return file_bytes(path, given)
+
+
+def file_bytes(path: Path, name: str) -> MediaBytes:
+    """The bytes of a file, under a name. Raises `MediaError` where it cannot be read or is too big."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise MediaError(given, f"it has {path.stat().st_size} bytes", f"{MAX_BYTES} are the limit")
-        return MediaBytes(given, path.read_bytes())
+            raise MediaError(name, f"it has {path.stat().st_size} bytes", f"{MAX_BYTES} are the limit")
+        return MediaBytes(name, path.read_bytes())
     except OSError as error:
-        raise MediaError(given, f"it cannot be read ({error.strerror})", "check the path") from None
+        raise MediaError(name, f"it cannot be read ({error.strerror})", "check the path") from None
 
 
 def _given(name: str, origin: Mapping[str, Any] | None) -> dict[str, Any]:
