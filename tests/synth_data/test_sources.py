@@ -522,6 +522,25 @@ def test_datasets(tmp_path) -> None:
         SOURCES.build("datasets", data=data, rows="nanoworld-tasks")
 
 
+def test_only_columns_of_media_may_name_files_anywhere(tmp_path, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    from anyglot_synth.sources import media
+
+    monkeypatch.setattr(media, "MAX_BYTES", 1000)
+    folder = tmp_path / "images"  # of the kind `imagefolder`: its rows name files by their whole paths
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png())
+    (folder / "big.png").write_bytes(png() + bytes(1000))
+    write(folder / "metadata.jsonl", [{"file_name": name, "text": name} for name in ("a.png", "big.png")])
+    good, big = read(tmp_path, "datasets", data=str(folder), rows="examples")
+    assert isinstance(good, Dialogue) and good.turns[0].parts[1].media.size == (8, 8)
+    assert isinstance(big, BadRow) and "big.png: it has " in big.error and "1000 are the limit" in big.error
+    rows = {"image": [{"bytes": None, "path": str(folder / "a.png")}], "text": ["secret"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "plain"))
+    (outside,) = read(tmp_path, "datasets", data=str(tmp_path / "plain"), rows="examples")
+    assert isinstance(outside, BadRow) and "it is outside of 'plain'" in outside.error
+
+
 # --- media ---
 
 

@@ -1,7 +1,8 @@
 """Datasets that the package `datasets` loads: local folders and files of any kind it knows, or names of its hub.
 
 Rows are read as a stream and understood as one of the other sources does (`rows: alpaca`). Parquet and arrow files need
-none of this: give them to that source itself. Columns of pictures and sounds are taken as their bytes.
+none of this: give them to that source itself. Columns of pictures and sounds (features `Image` and `Audio`, whose files
+may lie anywhere) are taken as their bytes; files that other columns name must be in the data's folder, as ever.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import Dialogue
 from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, card_of, file_mark
+from anyglot_synth.sources.media import file_bytes
 from anyglot_synth.store import Store
-from anyglot_tokenizers.media import MediaBytes
+from anyglot_tokenizers.errors import MediaError
 
 
 class HfDatasets(Source):
@@ -67,17 +69,23 @@ class HfDatasets(Source):
 
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`. Raises `SourceError` where the package, the data or the split is not there."""
-        table = self._load()
+        table, media = self._load()
         licence = self.inner.licence or str(getattr(table.info, "license", "") or "")
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
         licence = licence or (card_of(folder)["licence"] if path.exists() else "") or "unknown"
         self.inner.begin()
         for number, row in enumerate(table, start=1):
-            row = {key: _plain(value) for key, value in row.items()}
-            yield from self.inner.dialogues(row, store, f"{path.name}/{self.split}", number, folder, licence)
+            place = f"{path.name}/{self.split}"
+            try:
+                row = row | {column: _plain(row[column]) for column in media if column in row}
+            except MediaError as error:
+                yield BadRow(place, number, str(error))
+            else:
+                yield from self.inner.dialogues(row, store, place, number, folder, licence)
 
-    def _load(self) -> Any:
+    def _load(self) -> tuple[Any, list[str]]:
+        """The table, and its columns of pictures and sounds."""
         try:
             import datasets
         except ImportError:
@@ -97,17 +105,16 @@ class HfDatasets(Source):
         except (OSError, ValueError, KeyError) as error:
             first = (str(error).strip().splitlines() or [repr(error)])[0]
             raise SourceError(f"{self.data}: datasets cannot load split {self.split!r} of it: {first}") from None
+        media = []
         for column, kind in (table.features or {}).items():
             if isinstance(kind, datasets.Image | datasets.Audio):
                 table = table.cast_column(column, type(kind)(decode=False))
-        return table
+                media.append(column)
+        return table, media
 
 
 def _plain(value: Any) -> Any:
-    """A picture or sound as bytes, where it is in a file of the dataset."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        if value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
-            return MediaBytes(Path(value["path"]).name, Path(value["path"]).read_bytes())
-        if value["bytes"] is not None:
-            return MediaBytes(str(value["path"] or "a medium in a table"), value["bytes"])
+    """A picture or sound that is in a file as bytes; others as they are. Raises `MediaError`."""
+    if isinstance(value, dict) and value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
+        return file_bytes(Path(value["path"]), Path(value["path"]).name)
     return value
