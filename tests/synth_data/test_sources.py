@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anyglot_synth.dialogue import Dialogue, DialogueError, Part
+from anyglot_synth.recipe import build
 from anyglot_synth.run import run
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
 from anyglot_synth.sources import rows as rows_module
@@ -171,16 +172,44 @@ def test_folders_patterns_and_lists_keep_their_order(tmp_path) -> None:
         (tmp_path / name).write_text("nothing to read")
     assert len(read(tmp_path, "alpaca", data=str(tmp_path))) == 3
     several = [str(tmp_path / "c.json"), str(tmp_path / "*.jsonl")]
-    found = read(tmp_path, "alpaca", data=several, licence="MIT", source="s")
+    found = read(tmp_path, "alpaca", data=several, licence="MIT", data_name="s")
     assert [said(d)[0][1][0][1] for d in found] == ["c.json", "a.jsonl", "b.jsonl"]
     assert {(d.licence, d.source) for d in found} == {("MIT", "s")}
+
+
+def test_the_licence_of_a_card_is_part_of_the_fingerprint(tmp_path) -> None:
+    card = "---\nlicense: {}\n---\n"
+    for folder in ("data", "other"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        write(tmp_path / "set" / folder / f"{folder}.jsonl", [{"instruction": folder, "output": "x"}])
+
+    def licences(data: str) -> list[str]:
+        return [d.licence for d in read(tmp_path, "alpaca", data=str(tmp_path / data)) if isinstance(d, Dialogue)]
+
+    (tmp_path / "README.md").write_text(card.format("of-something-else"))
+    assert licences("set") == licences("set/*/*.jsonl") == ["unknown", "unknown"]
+    source = SOURCES.build("alpaca", data=str(tmp_path / "set"))
+    loaded = SOURCES.build("datasets", data=str(tmp_path / "set" / "data" / "data.jsonl"), rows="alpaca")
+    before = source.config(), loaded.config()
+    (tmp_path / "set" / "README.md").write_text(card.format("mit"))
+    assert licences("set") == ["mit", "mit"]  # the folder that was given
+    assert licences("set/*/*.jsonl") == licences("set/data") + licences("set/other") == ["mit", "unknown"]
+    assert source.config() != before[0] and loaded.config() != before[1]
+    (tmp_path / "set" / "other" / "README.md").write_text(card.format("apache-2.0"))
+    assert licences("set") == ["mit", "apache-2.0"]
+
+
+def test_a_recipe_names_its_data(tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [ALPACA])
+    source = build({"source": {"source": "alpaca", "data": data, "data_name": "sums"}}).source
+    assert [d.source for d in source.read(Store(tmp_path)) if isinstance(d, Dialogue)] == ["sums"]
 
 
 def test_mistakes_of_the_user_are_told(tmp_path) -> None:
     data = write(tmp_path / "a.jsonl", [ALPACA])
     with pytest.raises(SourceError, match="there is no source 'alpacca'; did you mean 'alpaca'?"):
         SOURCES.build("alpacca", data=data)
-    with pytest.raises(SourceError, match="source 'alpaca' has no option 'inputs'; it has: data, input"):
+    with pytest.raises(SourceError, match="source 'alpaca' has no option 'inputs'; it has: data, form"):
         SOURCES.build("alpaca", data=data, inputs="text")
     with pytest.raises(SourceError, match="source 'alpaca' needs the option 'data'"):
         SOURCES.build("alpaca")
@@ -420,7 +449,7 @@ def test_a_dataset_can_be_read_again_with_its_files(tmp_path) -> None:
     rows = [
         {"conversations": [{"from": "human", "value": "<image> q"}, {"from": "gpt", "value": "a"}], "image": "a.png"}
     ]
-    (first,) = read(tmp_path, "llava", data=write(tmp_path / "a.jsonl", rows), source="s")
+    (first,) = read(tmp_path, "llava", data=write(tmp_path / "a.jsonl", rows), data_name="s")
     data = write(tmp_path / "out" / "samples.jsonl", [{"index": 0, **first.to_dict(), "facts": {}}])
     (again,) = SOURCES.build("dialogues", data=data).read(Store(tmp_path / "second"))
     assert again.id == first.id and again.turns[0].parts[0].media.sha256 == first.turns[0].parts[0].media.sha256

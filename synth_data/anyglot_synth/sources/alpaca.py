@@ -6,7 +6,8 @@ Alpaca do not say: see `Alpaca`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,33 +18,24 @@ from anyglot_synth.store import Store
 INPUTS = ("append", "text", "drop")
 
 
+@dataclass(kw_only=True)
 class Alpaca(RowSource):
     """Rows with instruction, input and output; also prompt/response, question/answer and Dolly's context.
 
     Args:
-        data, form, seed, source, licence, language, columns: see `RowSource`.
         input: of rows with an input: "append" says it after the instruction; "text" shows it beside the instruction,
             which alone is spoken; "drop" leaves such rows out, each as a bad row.
+
+    All others: see `RowSource`.
     """
 
     name: ClassVar[str] = "alpaca"
+    input: str = "append"
 
-    def __init__(
-        self,
-        data: str | Sequence[str],
-        *,
-        input: str = "append",
-        form: str | Mapping[str, float] = "text",
-        seed: int = 0,
-        source: str = "",
-        licence: str = "",
-        language: str = "en",
-        columns: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(data, form=form, seed=seed, source=source, licence=licence, language=language, columns=columns)
-        if input not in INPUTS:
-            raise SourceError(f"source alpaca: input is {input!r}; use one of: {', '.join(INPUTS)}")
-        self.input = input
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input not in INPUTS:
+            raise SourceError(f"source alpaca: input is {self.input!r}; use one of: {', '.join(INPUTS)}")
 
     def options(self) -> dict[str, Any]:
         """See `RowSource`."""
@@ -65,4 +57,4 @@ class Alpaca(RowSource):
         turns = [Turn(SYSTEM, (Part(TEXT, system),))] if system else []
         turns += [Turn(USER, asked), Turn(ASSISTANT, (Part(TEXT, answer),))]
         meta = {"written": [[len(turns) - 2, 1]]} if len(asked) > 1 else {}
-        yield Dialogue(tuple(turns), self.source, language=self.language, meta=meta)
+        yield Dialogue(tuple(turns), self.data_name, language=self.language, meta=meta)

@@ -63,55 +63,54 @@ class Source(ABC):
         """
 
 
+@dataclass(kw_only=True)
 class RowSource(Source):
     """Reads rows: JSON arrays, JSON lines, parquet and arrow, plain or gzipped (see `rows.py`).
+
+    The fields of it and of its subclasses are the options of a recipe, plain YAML values.
 
     Args:
         data: a file, a folder (all files of it that can be read, sorted), a pattern with `*`, or a list of these.
         form: what is spoken: "text", "user-speech", "speech", "chain", or weights by name; see `forms.py`.
         seed: of the form, where weights draw it.
-        source: name of the data, kept in every dialogue; that of the dataset card (`README.md` beside the data)
+        data_name: of the data, kept in every dialogue as its `source`; that of the dataset card (see `card_of`)
             otherwise, else that of the first file or folder.
         licence: SPDX name of the data and of files that come with it; that of the card otherwise, else "unknown".
         language: BCP-47 tag of its text.
         columns: ours -> theirs, for data that name a field differently: {instruction: prompt}.
     """
 
-    def __init__(
-        self,
-        data: str | Sequence[str],
-        *,
-        form: str | Mapping[str, float] = "text",
-        seed: int = 0,
-        source: str = "",
-        licence: str = "",
-        language: str = "en",
-        columns: Mapping[str, str] | None = None,
-    ) -> None:
-        self.data = [data] if isinstance(data, str) else [str(path) for path in data]
-        if not self.data or not all(self.data):
+    data: str | Sequence[str]
+    form: str | Mapping[str, float] = "text"
+    seed: int = 0
+    data_name: str = ""
+    licence: str = ""
+    language: str = "en"
+    columns: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.data = list(self.data) if isinstance(self.data, list | tuple) else [self.data]
+        if not self.data or not all(isinstance(path, str) and path for path in self.data):
             raise SourceError(f"source {self.name!r}: data names no file; give a path")
-        self.forms = Forms(form, seed)
+        self.forms = Forms(self.form, self.seed)
         first = Path(self.data[0])
-        folder = first if first.is_dir() else first.parent
-        self.source = source or card_of(folder)["name"] or first.name.split(".")[0] or first.name
-        self.licence = licence
-        self.language = language
-        self.columns = dict(columns or {})
+        card = card_of(first if first.is_dir() else first.parent)
+        self.data_name = self.data_name or card["name"] or first.name.split(".")[0] or first.name
 
     def config(self) -> dict[str, Any]:
-        """What it was told, and which files these are now: name, size and a hash of their two ends."""
-        return {**self.settings(), "files": [[path.name, *file_mark(path)] for path in self.files()]}
+        """What it was told, and which files these are now: name, size, a hash of their two ends, licence."""
+        files, licences = self.files(), self.licences()
+        return {**self.settings(), "files": [[path.name, *file_mark(path), licences[path.parent]] for path in files]}
 
     def settings(self) -> dict[str, Any]:
         """What it was told, without its files."""
         return {
             "kind": self.name,
             "form": self.forms.config(),
-            "source": self.source,
+            "data_name": self.data_name,
             "licence": self.licence,
             "language": self.language,
-            "columns": self.columns,
+            "columns": dict(self.columns or {}),
             **self.options(),
         }
 
@@ -125,18 +124,28 @@ class RowSource(Source):
 
         return expand(self.data)
 
+    def licences(self) -> dict[Path, str]:
+        """Of the data by folder of its files: as given, or as the card there or of the data as a whole says."""
+        tops = [Path(path) for path in self.data if Path(path).is_dir()]
+
+        def of(folder: Path) -> str:
+            places = [folder, *(top for top in tops if folder.is_relative_to(top))]
+            return next((found for place in places if (found := card_of(place)["licence"])), "unknown")
+
+        return {folder: self.licence or of(folder) for folder in {path.parent for path in self.files()}}
+
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`."""
         from anyglot_synth.sources.rows import rows_of
 
         self.begin()
+        licences = self.licences()
         for path in self.files():
-            licence = self.licence or card_of(path.parent)["licence"] or "unknown"
             for number, row in rows_of(path):
                 if isinstance(row, BadRow):
                     yield row
                 else:
-                    yield from self.dialogues(row, store, str(path.name), number, path.parent, licence)
+                    yield from self.dialogues(row, store, path.name, number, path.parent, licences[path.parent])
 
     def begin(self) -> None:
         """Called before the first row of every reading: for sources that remember rows."""
@@ -149,7 +158,8 @@ class RowSource(Source):
         try:
             if not isinstance(row, Mapping):
                 raise DialogueError(f"the row is a JSON {type(row).__name__}, not an object")
-            renamed = {**row, **{ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}}
+            columns = (self.columns or {}).items()
+            renamed = {**row, **{ours: row[theirs] for ours, theirs in columns if theirs in row}}
             for found in self.build(renamed, store, folder):
                 dialogue = replace(
                     found,
@@ -196,10 +206,14 @@ def file_mark(path: Path) -> tuple[int, str]:
 
 
 def card_of(folder: Path) -> dict[str, str]:
-    """`licence` and `name` that a dataset card says: `README.md` with YAML between `---`, in the folder or above it."""
+    """`licence` and `name` that a dataset card says: `README.md` with YAML between `---`.
+
+    It is in the folder, or above it where the folder is called `data`, as on the Hub. A `README.md` above any other
+    folder may be of something else.
+    """
     import yaml
 
-    for place in (folder, folder.parent):
+    for place in (folder, folder.parent) if folder.name == "data" else (folder,):
         card = place / "README.md"
         if not card.is_file():
             continue

@@ -32,7 +32,7 @@ class Dialogues(RowSource):
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""
         known = {key: row[key] for key in ("source", "licence", "task", "language", "meta") if row.get(key)}
-        known = {"source": self.source, "language": self.language, **known}
+        known = {"source": self.data_name, "language": self.language, **known}
         turns = row.get("turns")
         if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "parts" in turns[0]:
             found = Dialogue.from_dict({**known, "turns": turns})

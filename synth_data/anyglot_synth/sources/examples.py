@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,46 +27,38 @@ MAX_SPEAKERS = 100_000
 """Voices that are remembered for cloning; the one not heard for longest is forgotten first."""
 
 
+@dataclass(kw_only=True)
 class Examples(RowSource):
     """Rows of media with words, as tasks.
 
     Args:
-        data, source, licence, language, columns: see `RowSource`.
         tasks: names of `TASKS`, or weights by name. With `each` false one is drawn per row.
         each: whether every row gives all of the tasks that it has what they need for.
         media: folder that files are relative to; the folder of the data otherwise.
         held_out: use the templates that are held out for tests.
         spoken_instructions: share of the instructions that are spoken, from 0 to 1.
-        seed: of tasks and templates.
+        seed: of tasks, templates and the form.
+
+    All others: see `RowSource`.
     """
 
     name: ClassVar[str] = "examples"
+    tasks: str | Sequence[str] | Mapping[str, float] = "caption"
+    each: bool = False
+    media: str = ""
+    held_out: bool = False
+    spoken_instructions: float = 0.0
 
-    def __init__(
-        self,
-        data: str | Sequence[str],
-        tasks: str | Sequence[str] | Mapping[str, float] = "caption",
-        *,
-        each: bool = False,
-        media: str = "",
-        held_out: bool = False,
-        spoken_instructions: float = 0.0,
-        seed: int = 0,
-        source: str = "",
-        licence: str = "",
-        language: str = "en",
-        columns: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(data, seed=seed, source=source, licence=licence, language=language, columns=columns)
-        self.tasks = task_weights(tasks, self.name)
-        self.each, self.media = each, media
-        self.asking = asking_of(seed, held_out, spoken_instructions, self.name)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weights = task_weights(self.tasks, self.name)
+        self.asking = asking_of(self.seed, self.held_out, self.spoken_instructions, self.name)
         self._heard: OrderedDict[str, Part] = OrderedDict()
 
     def options(self) -> dict[str, Any]:
         """See `RowSource`."""
         asking = {"held_out": self.asking.held_out, "spoken": self.asking.spoken}
-        return {"tasks": self.tasks, "each": self.each, "seed": self.asking.seed, **asking}
+        return {"tasks": self.weights, "each": self.each, "seed": self.asking.seed, **asking}
 
     def begin(self) -> None:
         """Forgets all voices. A speaker's prompt is an earlier recording, so the first of each cannot be cloned."""
@@ -74,7 +67,7 @@ class Examples(RowSource):
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""
         example = self._example(row, store, Path(self.media) if self.media else folder)
-        names = list(self.tasks) if self.each else [draw(self.tasks, self.asking.seed, example.id, "task")]
+        names = list(self.weights) if self.each else [draw(self.weights, self.asking.seed, example.id, "task")]
         problems: list[str] = []
         for name in names:
             try:
@@ -113,7 +106,7 @@ class Examples(RowSource):
                 (second, Part(IMAGE, "", media=take_picture(store, file, folder)))
                 for file, second in _timed(row, "frames", str)
             ),
-            source=self.source,
+            source=self.data_name,
             language=self.language,
         )
 

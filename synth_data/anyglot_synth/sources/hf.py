@@ -64,16 +64,16 @@ class HfDatasets(Source):
             "config_name": self.config_name,
             "revision": self.revision,
             "rows": self.inner.settings(),
+            "licence": self._licence(),
             "files": [[file.name, *file_mark(file)] for file in files],
         }
 
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
         """See `Source`. Raises `SourceError` where the package, the data or the split is not there."""
         table, media = self._load()
-        licence = self.inner.licence or str(getattr(table.info, "license", "") or "")
+        licence = self._licence() or str(getattr(table.info, "license", "") or "") or "unknown"
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
-        licence = licence or (card_of(folder)["licence"] if path.exists() else "") or "unknown"
         self.inner.begin()
         for number, row in enumerate(table, start=1):
             place = f"{path.name}/{self.split}"
@@ -83,6 +83,12 @@ class HfDatasets(Source):
                 yield BadRow(place, number, str(error))
             else:
                 yield from self.inner.dialogues(row, store, place, number, folder, licence)
+
+    def _licence(self) -> str:
+        """As given, or as the card beside local data says."""
+        path = Path(self.data)
+        card = card_of(path if path.is_dir() else path.parent)["licence"] if path.exists() else ""
+        return self.inner.licence or card
 
     def _load(self) -> tuple[Any, list[str]]:
         """The table, and its columns of pictures and sounds."""

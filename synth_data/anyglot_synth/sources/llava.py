@@ -6,7 +6,8 @@ conversations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from anyglot_synth.store import Store
 TOKEN = "<image>"
 
 
+@dataclass(kw_only=True)
 class Llava(RowSource):
     """Conversations about pictures. The n-th `<image>` is the row's n-th picture.
 
@@ -26,26 +28,13 @@ class Llava(RowSource):
     pictures makes the row bad.
 
     Args:
-        data, form, seed, source, licence, language, columns: see `RowSource`.
         images: folder that pictures are relative to; the folder of the data otherwise.
+
+    All others: see `RowSource`.
     """
 
     name: ClassVar[str] = "llava"
-
-    def __init__(
-        self,
-        data: str | Sequence[str],
-        *,
-        images: str = "",
-        form: str | Mapping[str, float] = "text",
-        seed: int = 0,
-        source: str = "",
-        licence: str = "",
-        language: str = "en",
-        columns: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(data, form=form, seed=seed, source=source, licence=licence, language=language, columns=columns)
-        self.images = images
+    images: str = ""
 
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""
@@ -76,4 +65,4 @@ class Llava(RowSource):
                     parts.append(Part(TEXT, piece.strip()))
             turns.append(Turn(role, tuple(parts)))
         task = "vqa" if pictures else "chat"
-        yield Dialogue(with_system(row, answered(turns)), self.source, task=task, language=self.language)
+        yield Dialogue(with_system(row, answered(turns)), self.data_name, task=task, language=self.language)

@@ -39,7 +39,7 @@ class ShareGpt(RowSource):
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""
         turns = [Turn(role, _parts(content, store, folder, i)) for i, (role, content) in enumerate(turns_of(row), 1)]
-        yield Dialogue(with_system(row, answered(turns)), self.source, language=self.language)
+        yield Dialogue(with_system(row, answered(turns)), self.data_name, language=self.language)
 
 
 def turns_of(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
