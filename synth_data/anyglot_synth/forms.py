@@ -1,6 +1,6 @@
-"""`Forms`: what of a text dialogue is spoken.
+"""`Forms`: what of a dialogue's text is spoken. What is speech already stays speech in all of them.
 
-- "text": nothing;
+- "text": nothing, the dialogue stays as it is;
 - "user-speech": what the user says is spoken, the answers are written;
 - "speech": both speak;
 - "chain": the user speaks; the assistant writes what it heard, writes its answer, then speaks it: the chain of

@@ -7,27 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from anyglot_recipes.cli import main
 from anyglot_recipes.synth_cli import RECIPES, names
+from anyglot_synth.dataset import media_of, read_items
 from anyglot_synth.recipe import build, read_settings
 from anyglot_synth.validate import validate
 
 DATA = {
     "speech-instruct": [{"instruction": "Name 2 colors.", "input": "", "output": "Red and blue."}],
     "tts-corpus": [{"text": "The weather was fine.", "speech": {"text": "The weather was fine."}}],
-    "spoken-vqa": [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}],
-    "any-instruct": [{"source": "s", "turns": [
-        {"role": "user", "parts": [{"modality": "text", "text": "Draw [image: a small red circle in the center]"}]},
-        {"role": "assistant", "parts": [{"modality": "text", "text": "Here you are."}]},
+    "spoken-vqa": [{"image": "picture.png", "conversations": [
+        {"from": "human", "value": "<image>\nWhat is in the picture?"}, {"from": "gpt", "value": "A gray glow."},
+    ]}],
+    "any-instruct": [{"turns": [
+        {"role": "user", "text": "Draw this. [image: a small red circle in the center]"},
+        {"role": "assistant", "text": "Here you are."},
     ]}],
 }  # fmt: skip
+MEDIA = {
+    "any-instruct": {"image"},
+    "nanoworld-chat": set(),  # two dialogues of any kind
+    "speech-instruct": {"speech"},
+    "spoken-vqa": {"image", "speech"},
+    "tts-corpus": {"speech"},
+}
+"""What every dataset holds at least."""
 
 
 def data_of(name: str, folder: Path) -> list[str]:
     """The arguments that give a recipe its data."""
     if name not in DATA:
         return []
+    Image.radial_gradient("L").save(folder / "picture.png")
     path = folder / "rows.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in DATA[name]))
     return ["--source.data", str(path)]
@@ -44,7 +57,10 @@ def test_every_recipe_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     wanted = 1 if name in DATA else 2
-    assert found["ok"] + found["filtered"] == wanted and found["failed"] == 0, (out / "errors.jsonl").read_text()
+    ended = "".join((out / file).read_text() for file in ("rejects.jsonl", "errors.jsonl"))
+    assert (found["ok"], found["filtered"], found["failed"]) == (wanted, 0, 0), ended
+    modalities = {medium.part.modality for item in read_items(out) for medium in media_of(item.dialogue)}
+    assert modalities >= MEDIA[name]
     assert validate(out).exit_code == 0 and (out / "README.md").is_file()
     assert main(words) == 0 and json.loads(capsys.readouterr().out)["earlier"] == wanted
 

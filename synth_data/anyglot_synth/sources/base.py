@@ -71,7 +71,8 @@ class RowSource(Source):
 
     Args:
         data: a file, a folder (all files of it that can be read, sorted), a pattern with `*`, or a list of these.
-        form: what is spoken: "text", "user-speech", "speech", "chain", or weights by name; see `forms.py`.
+        form: what of the text is spoken: "text" (nothing), "user-speech", "speech", "chain", or weights by name; see
+            `forms.py`.
         seed: of the form, where weights draw it.
         data_name: of the data, kept in every dialogue as its `source`; that of the dataset card (see `card_of`)
             otherwise, else that of the first file or folder.
@@ -89,7 +90,7 @@ class RowSource(Source):
     columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        self.data = list(self.data) if isinstance(self.data, list | tuple) else [self.data]
+        self.data = [self.data] if isinstance(self.data, str) else list(self.data or ())
         if not self.data or not all(isinstance(path, str) and path for path in self.data):
             raise SourceError(f"source {self.name!r}: data names no file; give a path")
         self.forms = Forms(self.form, self.seed)
