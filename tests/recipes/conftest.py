@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from anyglot_lm.model import new_llama
 from anyglot_lm.segments import Template
@@ -18,6 +20,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.audio import AudioCodec
 from anyglot_tokenizers.image import ImageVQ
+from anyglot_tokenizers.media import write_image
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 SAYINGS = ["a large red circle at the top left", "make the square blue", "what color is it?", "two"]
@@ -52,6 +55,17 @@ def tiny_model() -> UnifiedModel:
     vocabulary = Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
     llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=1024)
     return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
+
+
+@pytest.fixture
+def prepare_photos(tiny_model: UnifiedModel, tmp_path: Path) -> list[str]:
+    """The words of `anyglot prepare` for five photos, named by their folders, into `out`."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    for i, name in enumerate(("red", "red", "blue", "blue", "green")):
+        place = tmp_path / "photos" / name / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_image(place, torch.full((3, 64, 64), i / 5))
+    return ["prepare", str(tmp_path / "photos"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
 
 
 @dataclass

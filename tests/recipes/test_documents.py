@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from anyglot_lm.segments import Template
 from anyglot_lm.shards import ShardReader
@@ -14,7 +13,6 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.documents import interleaved, text_documents, write_text_shards
 from anyglot_tokenizers.errors import ManifestError
-from anyglot_tokenizers.media import write_image
 
 STORY = (
     "A red circle. A blue square! Is it large?\nIt is at the top left of the picture.\n\n"
@@ -95,15 +93,11 @@ def test_an_interleaved_sample_holds_all_rows_in_order_and_learns_them(tiny_mode
     assert Template().parse(ids, tiny_model.vocabulary, tiny_model.text).segments == sample.segments
 
 
-def test_prepared_rows_also_make_documents_of_several(tiny_model: UnifiedModel, tmp_path: Path) -> None:
+def test_prepared_rows_also_make_documents_of_several(
+    tiny_model: UnifiedModel, prepare_photos: list[str], tmp_path: Path
+) -> None:
     """`anyglot prepare --interleave 2`, from photos to shards."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    for i, name in enumerate(("red", "red", "blue", "blue", "green")):
-        place = tmp_path / "photos" / name / f"{i}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_image(place, torch.full((3, 64, 64), i / 5))
-    words = ["prepare", str(tmp_path / "photos"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
-    assert main([*words, "--interleave", "2"]) == 0
+    assert main([*prepare_photos, "--interleave", "2"]) == 0
     reader = ShardReader(tmp_path / "out" / "shards")
     tasks = [reader.task_names[t] for t in reader.tasks]
     assert tasks.count("interleaved") == 2 and tasks.count("image->text") == tasks.count("text->image") == 5
@@ -111,7 +105,7 @@ def test_prepared_rows_also_make_documents_of_several(tiny_model: UnifiedModel, 
         ids, loss = reader.doc(number)
         sample = Template().parse(ids, tiny_model.vocabulary, tiny_model.text)
         assert [s.modality for s in sample.segments] == ["image", "text"] * 2 and loss[2:].all()
-    assert main(words) == 0
+    assert main(prepare_photos) == 0
     assert "interleaved" not in ShardReader(tmp_path / "out" / "shards").task_names
 
 

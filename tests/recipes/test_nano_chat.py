@@ -160,15 +160,11 @@ def test_the_command_reads_examples(tiny_model: UnifiedModel, tmp_path: Path, ca
     assert "examples.jsonl, line 1: no example (KeyError('out'))" in capsys.readouterr().err
 
 
-def test_prepared_rows_make_few_shot_documents(tiny_model: UnifiedModel, tmp_path: Path) -> None:
+def test_prepared_rows_make_few_shot_documents(
+    tiny_model: UnifiedModel, prepare_photos: list[str], tmp_path: Path
+) -> None:
     """`anyglot prepare --shots 2`."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    for i, name in enumerate(("red", "red", "blue", "blue", "green")):
-        place = tmp_path / "photos" / name / f"{i}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_image(place, torch.full((3, 64, 64), i / 5))
-    words = ["prepare", str(tmp_path / "photos"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
-    assert main([*words, "--shots", "2"]) == 0
+    assert main([*prepare_photos, "--shots", "2"]) == 0
     reader = ShardReader(tmp_path / "out" / "shards")
     tasks = [reader.task_names[t] for t in reader.tasks]
     assert tasks.count("few-shot:image->text") == tasks.count("few-shot:text->image") == 1 and len(tasks) == 12
