@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anyglot_synth.anyinstruct import AnyInstruct, Reject, Scenario, Topic
-from anyglot_synth.dialogue import Dialogue, DialogueError, Json
+from anyglot_synth.dialogue import Dialogue, Json
 from anyglot_synth.llm import CachedWriter, Writer, build_writer
 from anyglot_synth.sources.base import BadRow, Source
 from anyglot_synth.store import Store
@@ -70,10 +70,5 @@ class AnyInstructSource(Source):
         for dialogue in only(chats, Dialogue):
             yield from lost
             lost.clear()
-            try:
-                dialogue.check()
-            except DialogueError as error:
-                yield BadRow(self.name, 0, str(error).removeprefix("dialogue: "))
-            else:
-                yield dialogue
+            yield dialogue
         yield from lost

@@ -108,7 +108,8 @@ class CachedWriter(Writer):
     """Keeps another writer's answers in a folder, one JSON file each, by content address.
 
     A batch is asked again as a whole when one of its answers is missing: numbers of a batched model depend a little on
-    what else is in the batch, and a run that was killed must go on as it would have.
+    what else is in the batch, and a run that was killed must go on as it would have. Halves of characters (lone
+    surrogates, which a server's JSON may hold) become question marks: no file could hold them.
 
     Args:
         writer: the one that writes.
@@ -141,7 +142,7 @@ class CachedWriter(Writer):
         kept = [_kept(path) for path in paths]
         if all(answer is not None for answer in kept):
             return [answer for answer in kept if answer is not None]
-        answers = self.writer.complete_all(requests)
+        answers = [answer.encode(errors="replace").decode() for answer in self.writer.complete_all(requests)]
         self.asked += len(requests)
         for request, path, answer in zip(requests, paths, answers, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -302,6 +302,20 @@ def test_a_model_without_ideas_ends(tmp_path: Path) -> None:
     assert report["chats"] == {}
 
 
+def test_halves_of_characters_end_nothing(tmp_path: Path) -> None:
+    class Broken(Storyteller):
+        """Its answers end in the first half of an emoji."""
+
+        def say(self, request: Request) -> str:
+            return super().say(request) + " \ud83d"
+
+    found = list(AnyInstructSource(Broken(), str(tmp_path / "answers"), num_topics=30, tries=1).read(Store(tmp_path)))
+    chats = [one for one in found if isinstance(one, Dialogue)]
+    for chat in chats:
+        chat.check()
+    assert chats
+
+
 def test_as_a_source_of_a_pipeline(tmp_path: Path) -> None:
     source = AnyInstructSource(Storyteller(), str(tmp_path / "answers"), num_topics=30, tries=1)
     found = list(source.read(Store(tmp_path)))
