@@ -23,6 +23,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from anyglot_synth.dialogue import SPEECH, Dialogue, DialogueError, MediaFile
+from anyglot_synth.dataset import media_of, read_items, voice_of
+from anyglot_synth.dialogue import SPEECH, MediaFile
+from anyglot_synth.filters.base import said_of
 from anyglot_synth.filters.sound import silence_of
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
 from anyglot_synth.scoring import Errors, normal, word_errors
@@ -53,15 +56,6 @@ class Clip:
     voice: str = ""
     language: str = "en"
     rate: float = 1.0
-
-
-def voice_of(media: MediaFile) -> str:
-    """Name of the voice that made a file: `engine/voice`, from its origin."""
-    origin = media.origin
-    backend: Any = origin.get("backend") or origin.get("identity") or {}
-    engine = backend if isinstance(backend, str) else backend.get("engine") or backend.get("name") or "unknown"
-    style: Any = origin.get("style") or {}
-    return f"{engine}/{style.get('voice') or style.get('name') or ''}"
 
 
 def rate_of(media: MediaFile) -> float:
@@ -131,7 +125,7 @@ class Calibration:
 
     Args:
         recogniser: its identity.
-        voices: by name (`voice_of`).
+        voices: by name (`dataset.voice_of`).
     """
 
     recogniser: Mapping[str, Any]
@@ -152,12 +146,6 @@ class Calibration:
             texts, lengths, errors_N = zip(*found, strict=True)
             voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, lengths))
         return cls(recogniser.identity(), voices)
-
-    def voice(self, name: str) -> VoiceCalibration:
-        """Raises `AnyglotError` for a voice that was not measured."""
-        if name not in self.voices:
-            raise AnyglotError(f"voice {name!r} is not in the calibration, which has {', '.join(self.voices)}")
-        return self.voices[name]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -213,26 +201,21 @@ def speech_seconds(audio: Float32, sample_rate: int) -> float:
 
 
 def clips_of(folder: str | os.PathLike[str], most: int = 40) -> Iterator[Clip]:
-    """Spoken parts of a dataset's ok items, up to so many of each voice. Raises `AnyglotError`."""
-    store, counts = Store(folder), dict[str, int]()
-    path = Path(folder) / "samples.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise AnyglotError(f"{path}: {error.strerror}; give the folder of a dataset") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            dialogue = Dialogue.from_dict(json.loads(line), f"{path}, line {number}")
-        except ValueError as error:
-            raise DialogueError(f"{path}, line {number}: not JSON ({error})") from None
-        for turn in dialogue.turns:
-            for part in turn.parts:
-                if part.modality == SPEECH and part.media is not None:
-                    voice = voice_of(part.media)
-                    counts[voice] = counts.get(voice, 0) + 1
-                    if counts[voice] <= most:
-                        words = part.text if part.spoken_text is None else part.spoken_text
-                        yield Clip(*store.sound(part.media), words, voice, dialogue.language, rate_of(part.media))
+    """Spoken parts of a dataset's ok items, up to so many of each voice; sounds of no known voice are left out.
+
+    Raises:
+        DatasetError: no finished dataset, or a line of it that cannot be read.
+    """
+    store, counts = Store(folder), Counter[str]()
+    for item in read_items(Path(folder)):
+        for medium in media_of(item.dialogue):
+            voice = voice_of(medium.file)
+            if medium.part.modality != SPEECH or not voice:
+                continue
+            counts[voice] += 1
+            if counts[voice] <= most:
+                language, rate = item.dialogue.language, rate_of(medium.file)
+                yield Clip(*store.sound(medium.file), said_of(medium.part), voice, language, rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

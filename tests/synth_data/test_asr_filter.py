@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,8 @@ from anyglot_synth.calibration import (
     length_features,
     main,
     speech_seconds,
-    voice_of,
 )
-from anyglot_synth.dialogue import Dialogue, MediaFile, Part, Turn, address
+from anyglot_synth.dialogue import Dialogue, Part, Turn, address
 from anyglot_synth.filters import make_filter
 from anyglot_synth.filters.asr import AsrFilter
 from anyglot_synth.nanoworld.language import describe
@@ -101,8 +101,6 @@ def test_calibration_is_kept_whole(calibration: Calibration, clips: list[Clip], 
             assert voice.pace.deviation(clip.words, speech_seconds(cut(clip, 0.5).audio, SAMPLE_RATE)) < -3
     calibration.save(tmp_path / "voices.json")
     assert Calibration.load(tmp_path / "voices.json") == calibration
-    with pytest.raises(AnyglotError, match=r"voice 'x' is not in the calibration, which has flite/rms, flite/slt"):
-        calibration.voice("x")
     with pytest.raises(AnyglotError, match="has 3 clips; 8 are needed"):
         Calibration.measure(NanoworldRecogniser(), [clip for clip in clips if clip.voice == "flite/rms"][:3])
     (tmp_path / "bad.json").write_text('{"format": 1, "recogniser": {}, "voices": {"a": {}}}', encoding="utf-8")
@@ -120,15 +118,6 @@ def test_pace_finds_its_own_line() -> None:
     assert pace.deviation(texts[0], seconds[0] * 1.5) == pytest.approx(np.log(1.5) / 0.02, rel=0.01)  # least sigma
     noisy = [s * f for s, f in zip(seconds, np.exp(np.random.default_rng(0).normal(0, 0.1, 28)), strict=True)]
     assert 0.06 < Pace.fit(texts, noisy).sigma < 0.14
-
-
-def test_voices_are_named_by_their_origin() -> None:
-    def name(**origin: object) -> str:
-        return voice_of(MediaFile("a", "0" * 64, origin))
-
-    assert name(backend={"engine": "flite", "version": "2.2"}, style={"voice": "slt", "rate": 1}) == "flite/slt"
-    assert name(backend="kokoro", style={"name": "af_heart"}) == "kokoro/af_heart"
-    assert name() == "unknown/"
 
 
 def test_the_filter_keeps_the_good_and_ends_the_bad(
@@ -153,6 +142,20 @@ def test_the_filter_keeps_the_good_and_ends_the_bad(
     lax = make_filter({"filter": "asr", **settings, "max_sigmas": 100, "max_error": 0.6})
     end = lax(put(store, cut(by_length[-1], 0.75)), store)
     assert (end.status, end.reason) == (FILTERED, "missed_end") and end.facts["missed_end"][0] > 1
+
+
+def test_a_voice_that_was_not_measured_is_judged_by_absolute_limits(
+    calibration: Calibration, clips: list[Clip], store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "voices.json"
+    Calibration(calibration.recogniser, {"flite/slt": calibration.voices["flite/slt"]}).save(path)
+    stage = make_filter({"filter": "asr", "recogniser": "nanoworld", "calibration": str(path), "max_error": 0.2})
+    rms, slt = clips[:2]
+    good = stage(put(store, rms, slt), store)
+    assert good.status == OK and good.facts["uncalibrated"] == [1] and len(good.facts["sigmas"]) == 1
+    wrong = Clip(rms.audio, rms.sample_rate, slt.words, rms.voice)
+    found = stage(put(store, wrong), store)
+    assert (found.status, found.reason) == (FILTERED, "wer") and found.facts["uncalibrated"] == [1]
 
 
 def test_without_a_calibration_the_limits_are_absolute(clips: list[Clip], store: Store) -> None:
@@ -186,7 +189,12 @@ def test_the_command_measures_a_dataset(
     clips: list[Clip], calibration: Calibration, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     items = [put(store, *clips[i : i + 4]) for i in range(0, len(clips), 4)]
-    lines = [json.dumps({"index": i, **item.dialogue.to_dict(), "facts": {}}) for i, item in enumerate(items)]
+    read = Turn("user", (Part("text", "a line\u2028and another\u0085one"),))
+    items = [replace(item, dialogue=replace(item.dialogue, turns=(read, *item.dialogue.turns))) for item in items]
+    lines = [
+        json.dumps({"index": i, **item.dialogue.to_dict(), "facts": {}}, ensure_ascii=False)
+        for i, item in enumerate(items)
+    ]
     (store.folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     out = tmp_path / "voices.json"
     assert main([str(store.folder), "--out", str(out), "--recogniser", "nanoworld"]) == 0
@@ -195,4 +203,4 @@ def test_the_command_measures_a_dataset(
     assert measured.voices["flite/rms"].errors == calibration.voices["flite/rms"].errors != Errors(0, 0)
     assert len(list(clips_of(store.folder, most=5))) == 10
     assert main([str(tmp_path / "none"), "--out", str(out), "--recogniser", "nanoworld"]) == 2
-    assert "give the folder of a dataset" in capsys.readouterr().err
+    assert "give the folder of a finished dataset" in capsys.readouterr().err

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from anyglot_synth.calibration import Calibration, VoiceCalibration, rate_of, speech_seconds, voice_of
+from anyglot_synth.calibration import Calibration, VoiceCalibration, rate_of, speech_seconds
+from anyglot_synth.dataset import voice_of
 from anyglot_synth.filters.base import Filter, made_parts, said_of
 from anyglot_synth.filters.sound import pace
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
@@ -62,7 +63,8 @@ class AsrFilter(Filter):
         recogniser: `{engine: sphinx}` or another of `RECOGNISERS`, with its arguments.
         max_error: most errors over words: absolute without a calibration; with one, allowed beyond the recogniser's own
             rate on the voice.
-        calibration: a file that `python -m anyglot_synth.calibration` wrote with the same recogniser.
+        calibration: a file that `python -m anyglot_synth.calibration` wrote with the same recogniser. Voices that it
+            does not have are judged as without one, and have the fact `uncalibrated`.
         metric: "wer", or "cer" for languages that do not put spaces between words.
         max_sigmas: with a calibration, how far the length may be from the expected one.
         min_pace, max_pace: without one, letters per second.
@@ -145,7 +147,11 @@ class AsrFilter(Filter):
     def run(self, item: Item, store: Store) -> Item:
         facts: dict[str, list[float]] = {}
         for where, part, media in made_parts(item.dialogue):
-            voice = None if self._calibration is None else self._calibration.voice(voice_of(media))
+            voice = None
+            if self._calibration is not None:
+                voice = self._calibration.voices.get(voice_of(media))
+                if voice is None:
+                    facts.setdefault("uncalibrated", []).append(1)
             verdict = self.judge(said_of(part), *store.sound(media), voice, item.dialogue.language, rate_of(media))
             for name, value in verdict.facts.items():
                 facts.setdefault(name, []).append(value)
