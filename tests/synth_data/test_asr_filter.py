@@ -128,7 +128,7 @@ def test_the_filter_keeps_the_good_and_ends_the_bad(
     settings = {"recogniser": "nanoworld", "calibration": str(path), "max_error": 0.2, "max_sigmas": 3.5}
     stage = make_filter({"filter": "asr", **settings})
     good = stage(put(store, *clips[:6]), store)
-    assert good.status == OK and set(good.facts) == {"pace", "sigmas", "wer", "missed_end"}
+    assert good.status == OK and set(good.facts) == {"speech_pace", "sigmas", "wer", "missed_end"}
     assert [len(values) for values in good.facts.values()] == [6, 6, 6, 6]
     assert max(good.facts["wer"]) <= 0.2
     by_length = sorted((clip for clip in clips if clip.voice == "flite/slt"), key=lambda clip: len(clip.audio))
@@ -161,12 +161,15 @@ def test_a_voice_that_was_not_measured_is_judged_by_absolute_limits(
 def test_without_a_calibration_the_limits_are_absolute(clips: list[Clip], store: Store) -> None:
     stage = make_filter({"filter": "asr", "recogniser": "nanoworld", "max_error": 0.2})
     assert stage(put(store, clips[0]), store).status == OK
+    padded = Clip(np.pad(clips[0].audio, SAMPLE_RATE), SAMPLE_RATE, clips[0].words, clips[0].voice)
+    facts = stage(make_filter("duration")(put(store, padded), store), store).facts
+    assert facts["speech_pace"][0] > 1.3 * facts["pace"][0]  # of two filters and two meanings, both are kept
     fast = Clip(clips[0].audio[::4].copy(), SAMPLE_RATE, clips[0].words, clips[0].voice)
     assert stage(put(store, fast), store).reason == "pace"
     silent = Clip(np.zeros(3 * SAMPLE_RATE, np.float32), SAMPLE_RATE, "no", "flite/rms")
     assert stage(put(store, silent), store).facts["wer"] == [1.0]
     letters = make_filter({"filter": "asr", "recogniser": "nanoworld", "metric": "cer"})
-    assert set(letters(put(store, clips[0]), store).facts) == {"pace", "cer"}
+    assert set(letters(put(store, clips[0]), store).facts) == {"speech_pace", "cer"}
     nowhere = Item(0, Dialogue((Turn("user", (Part("speech", "hello"),)),), "test"))
     assert stage(nowhere, store).status == FAILED
 

@@ -2,8 +2,9 @@
 
 Three things are measured for each part, the cheap one first:
 
-- `pace`: seconds of speech against what the text needs. Half a text, or a voice that babbles on, is found without
-  listening. With a calibration in sigmas of that voice, else letters per second within wide bounds.
+- its length: seconds of speech against what the text needs. Half a text, or a voice that babbles on, is found without
+  listening. With a calibration in `sigmas` of that voice, else letters per second within wide bounds. `speech_pace` is
+  from the first sound to the last; `pace` of the filter `duration` is of the whole file.
 - `wer` (or `cer`): errors between the part's `spoken_text` and the transcript, through the one normaliser of
   `scoring.py`, against a limit that is absolute, or relative to what the recogniser mishears of that voice anyway.
 - `missed_end`: words at the end of the text of which nothing was heard. Voices that stop early lose the end, and three
@@ -76,6 +77,7 @@ class AsrFilter(Filter):
     """
 
     name: ClassVar[str] = "asr"
+    version: ClassVar[int] = 2
     recogniser: Any = "sphinx"
     max_error: float = 0.3
     calibration: str | None = None
@@ -124,7 +126,7 @@ class AsrFilter(Filter):
         """One spoken part, said at a relative `rate`. A part whose length is wrong is not listened to."""
         limits, seconds = self.limits(voice), speech_seconds(audio, sample_rate)
         letters = pace(words, seconds, language)
-        facts = {"pace": round(letters, 2)}
+        facts = {"speech_pace": round(letters, 2)}
         if letters * max(seconds, 1e-3) >= self.min_letters:
             if voice and limits.pace is not None:
                 facts["sigmas"] = round(voice.pace.deviation(words, seconds * rate, language), 2)
