@@ -4,7 +4,7 @@ A recogniser makes errors of its own, and not the same on every voice, so one th
 one voice and too lax for the next. `Calibration.measure` takes clips that are known to be good, some 25 a voice, and
 keeps for each voice
 
-- `errors`: the word error rate of the recogniser on it (all errors over all words): `judge_error`;
+- `errors`: the word error rate of the recogniser on it (all errors over all words), and `letters`, that over letters;
 - `pace`: how long it takes for a text: seconds as a straight line over letters, syllables and inner stops, by least
   squares of ratios, and how far clips are from it (`sigma`, of the logarithm of the ratio).
 
@@ -36,12 +36,12 @@ from anyglot_synth.dialogue import SPEECH, MediaFile
 from anyglot_synth.filters.base import said_of
 from anyglot_synth.filters.sound import silence_of
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
-from anyglot_synth.scoring import Errors, normal, word_errors
+from anyglot_synth.scoring import Errors, letter_errors, normal, word_errors
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 MIN_CLIPS = 8
 """Fewer of a voice say nothing about its spread."""
 
@@ -95,9 +95,10 @@ class Pace:
     sigma: float
 
     @classmethod
-    def fit(cls, texts: Sequence[str], seconds: Sequence[float], language: str = "en") -> Pace:
-        """Least squares of the ratio, so that short and long clips count the same."""
-        x_NF = np.array([length_features(text, language) for text in texts])
+    def fit(cls, texts: Sequence[str], seconds: Sequence[float], languages: Sequence[str] | None = None) -> Pace:
+        """Least squares of the ratio, so that short and long clips count the same. The language of each, or English."""
+        known = languages or ["en"] * len(texts)
+        x_NF = np.array([length_features(text, language) for text, language in zip(texts, known, strict=True)])
         y_N = np.maximum(np.array(seconds, dtype=np.float64), 1e-3)
         weights, _, rank, _ = np.linalg.lstsq(x_NF / y_N[:, None], np.ones(len(y_N)), rcond=None)
         logs = -np.log(np.maximum(x_NF @ weights / y_N, 1e-3))
@@ -112,10 +113,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class VoiceCalibration:
-    """Of one voice: clips measured, the judge's word errors, and the pace."""
+    """Of one voice: clips measured, the judge's errors over words and over letters, and the pace."""
 
     num_clips: int
     errors: Errors
+    letters: Errors
     pace: Pace
 
 
@@ -133,18 +135,22 @@ class Calibration:
 
     @classmethod
     def measure(cls, recogniser: Recogniser, clips: Iterable[Clip]) -> Calibration:
-        """From good clips. Raises `AnyglotError` for a voice with fewer than 8."""
-        said: dict[str, list[tuple[str, float, Errors]]] = {}
+        """From good clips. Raises `AnyglotError` for no clips at all, and for a voice with fewer than 8."""
+        said: dict[str, list[tuple[str, float, str, Errors, Errors]]] = {}
         for clip in clips:
-            errors = judge_error(recogniser, [clip])
+            heard = recogniser.transcribe([clip.audio], clip.sample_rate)[0]
+            errors = [count(clip.words, heard, clip.language) for count in (word_errors, letter_errors)]
             seconds = speech_seconds(clip.audio, clip.sample_rate) * clip.rate
-            said.setdefault(clip.voice, []).append((clip.words, seconds, errors))
+            said.setdefault(clip.voice, []).append((clip.words, seconds, clip.language, *errors))
+        if not said:
+            raise AnyglotError("there are no clips of a known voice; measure a dataset whose speech was made by voices")
         voices = {}
         for voice, found in sorted(said.items()):
             if len(found) < MIN_CLIPS:
                 raise AnyglotError(f"voice {voice!r} has {len(found)} clips; {MIN_CLIPS} are needed, 25 are better")
-            texts, lengths, errors_N = zip(*found, strict=True)
-            voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, lengths))
+            texts, lengths, languages, *errors_N = zip(*found, strict=True)
+            words, letters = (sum(each, Errors(0, 0)) for each in errors_N)
+            voices[voice] = VoiceCalibration(len(found), words, letters, Pace.fit(texts, lengths, languages))
         return cls(recogniser.identity(), voices)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +161,9 @@ class Calibration:
                 "edits": v.errors.edits,
                 "words": v.errors.total,
                 "wer": round(v.errors.rate, 4),
+                "letter_edits": v.letters.edits,
+                "letters": v.letters.total,
+                "cer": round(v.letters.rate, 4),
                 "pace": {"weights": list(v.pace.weights), "sigma": v.pace.sigma},
             }
             for name, v in sorted(self.voices.items())
@@ -171,10 +180,17 @@ class Calibration:
                 str(name): VoiceCalibration(
                     int(v["num_clips"]),
                     Errors(int(v["edits"]), int(v["words"])),
+                    Errors(int(v["letter_edits"]), int(v["letters"])),
                     Pace(tuple(map(float, v["pace"]["weights"])), float(v["pace"]["sigma"])),
                 )
                 for name, v in found["voices"].items()
             }
+            for name, v in voices.items():
+                counts = (v.num_clips, v.errors.edits, v.errors.total, v.letters.edits, v.letters.total, v.pace.sigma)
+                if len(v.pace.weights) != len(length_features("")) or not all(map(math.isfinite, v.pace.weights)):
+                    raise ValueError(f"weights of {name!r}")
+                if not all(math.isfinite(count) and count >= 0 for count in counts):
+                    raise ValueError(f"a count or sigma of {name!r}")
             return cls(dict(found["recogniser"]), voices)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AnyglotError(f"{where}: not a calibration ({error!r}); measure it again") from None

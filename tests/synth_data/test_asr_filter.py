@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,14 @@ def test_calibration_is_kept_whole(calibration: Calibration, clips: list[Clip], 
     assert Calibration.load(tmp_path / "voices.json") == calibration
     with pytest.raises(AnyglotError, match="has 3 clips; 8 are needed"):
         Calibration.measure(NanoworldRecogniser(), [clip for clip in clips if clip.voice == "flite/rms"][:3])
-    (tmp_path / "bad.json").write_text('{"format": 1, "recogniser": {}, "voices": {"a": {}}}', encoding="utf-8")
+    with pytest.raises(AnyglotError, match="no clips of a known voice"):
+        Calibration.measure(NanoworldRecogniser(), [])
+    for key, value in (("sigma", math.nan), ("weights", [1.0, 2.0]), ("weights", [math.inf] * 4)):
+        damaged = calibration.to_dict()
+        damaged["voices"]["flite/rms"]["pace"][key] = value
+        with pytest.raises(AnyglotError, match=r"not a calibration .*'flite/rms'"):
+            Calibration.from_dict(damaged)
+    (tmp_path / "bad.json").write_text('{"format": 2, "recogniser": {}, "voices": {"a": {}}}', encoding="utf-8")
     for name in ("bad.json", "none.json"):
         with pytest.raises(AnyglotError, match=name):
             Calibration.load(tmp_path / name)
@@ -142,6 +150,21 @@ def test_the_filter_keeps_the_good_and_ends_the_bad(
     lax = make_filter({"filter": "asr", **settings, "max_sigmas": 100, "max_error": 0.6})
     end = lax(put(store, cut(by_length[-1], 0.75)), store)
     assert (end.status, end.reason) == (FILTERED, "missed_end") and end.facts["missed_end"][0] > 1
+
+
+def test_letters_are_measured_against_letters_and_texts_in_their_language(clips: list[Clip], tmp_path: Path) -> None:
+    rms = [clip for clip in clips if clip.voice == "flite/rms"]
+    one = [replace(clip, words=clip.words.replace(" ", ""), language="de") for clip in rms]  # as scripts without spaces
+    found = Calibration.measure(NanoworldRecogniser(), one).voices["flite/rms"]
+    assert found.errors.rate >= 1 and found.letters.rate < 0.4
+    path = tmp_path / "voices.json"
+    Calibration(NanoworldRecogniser().identity(), {"flite/rms": found}).save(path)
+    stage = AsrFilter("nanoworld", 0.1, str(path), metric="cer")
+    assert stage.limits(found).errors == 0.1 + found.letters.rate
+    digits = [f"{'wort ' * n}{10**n}" for n in range(1, 12)]
+    seconds = [0.2 + 0.1 * length_features(text, "de")[1] for text in digits]
+    german = Pace.fit(digits, seconds, ["de"] * len(digits))
+    assert all(abs(german.deviation(text, s, "de")) < 0.1 for text, s in zip(digits, seconds, strict=True))
 
 
 def test_a_voice_that_was_not_measured_is_judged_by_absolute_limits(
@@ -183,7 +206,7 @@ def test_what_changes_results_is_in_the_fingerprint(calibration: Calibration, tm
     assert config["calibration"] == json.loads(path.read_text(encoding="utf-8"))
     with pytest.raises(AnyglotError, match=r"filter asr: .*was measured by .*nanoworld.*, not by .*openai"):
         AsrFilter({"engine": "openai", "base_url": "http://localhost/v1", "model": "m"}, calibration=str(path))
-    for bad in ({"metric": "ter"}, {"max_error": -1}, {"min_pace": 9, "max_pace": 8}):
+    for bad in ({"metric": "ter"}, {"max_error": -1}, {"min_pace": 9, "max_pace": 8}, {"max_sigmas": 0}):
         with pytest.raises(AnyglotError, match="filter asr: "):
             make_filter({"filter": "asr", "recogniser": "nanoworld", **bad})
 

@@ -94,6 +94,7 @@ class AsrFilter(Filter):
         self.require(self.metric in ("wer", "cer"), f"metric is {self.metric!r}; use wer or cer")
         self.require(self.max_error >= 0, f"max_error is {self.max_error}; use 0 or more")
         self.require(0 <= self.min_pace < self.max_pace, "min_pace must be below max_pace")
+        self.require(self.max_sigmas > 0, f"max_sigmas is {self.max_sigmas}; use a number above 0")
         self._recogniser = make_recogniser(self.recogniser)
         if self.calibration is not None:
             self._calibration = Calibration.load(self.calibration)
@@ -110,7 +111,7 @@ class AsrFilter(Filter):
 
     def limits(self, voice: VoiceCalibration | None) -> Limits:
         """Of a voice that was measured, or of any (None)."""
-        own = voice.errors.rate if voice else 0.0
+        own = 0.0 if voice is None else (voice.errors if self.metric == "wer" else voice.letters).rate
         sigmas = self.max_sigmas if voice else None
         return Limits(self.max_error + own, sigmas, (self.min_pace, self.max_pace), self.max_missed_end)
 

@@ -103,7 +103,7 @@ class BlocklistFilter(Filter):
         path: UTF-8 file with a word or phrase on each line; empty lines and those that begin with `#` are left out.
 
     Raises:
-        AnyglotError: the file cannot be read, or has a line without words.
+        AnyglotError: the file cannot be read, has a line without words, or no words at all.
     """
 
     name: ClassVar[str] = "blocklist"
@@ -114,7 +114,7 @@ class BlocklistFilter(Filter):
     def __post_init__(self) -> None:
         try:
             content = Path(self.path).read_bytes()
-            lines = content.decode("utf-8").splitlines()
+            lines = content.decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise AnyglotError(f"{self.path}: cannot be read as a blocklist ({error})") from error
         self._sha256 = sha256(content).hexdigest()
@@ -123,6 +123,7 @@ class BlocklistFilter(Filter):
                 phrase = tuple(_tokens(line))
                 self.require(bool(phrase), f"{self.path}, line {number} has no words")
                 self._phrases.setdefault(phrase[0], []).append(phrase)
+        self.require(bool(self._phrases), f"{self.path} has no phrases; leave the filter out, or write some")
 
     def config(self) -> dict[str, Any]:
         return {"filter": self.name, "version": self.version, "sha256": self._sha256}
