@@ -140,6 +140,15 @@ def test_answers_that_are_no_speech(
     assert caught.value.retryable is retryable and len(server.asked) == asked and "\n" not in str(caught.value)
 
 
+def test_what_unpacks_to_far_more_than_an_utterance_is_not_unpacked(serve: Any) -> None:
+    file = io.BytesIO()
+    sf.write(file, np.zeros(3_000_000), 24_000, format="FLAC", subtype="PCM_16")
+    assert len(file.getvalue()) < 200_000
+    server = serve(lambda handler, body, count: handler.reply(200, file.getvalue()))
+    with pytest.raises(BackendError, match="3000000 samples: that is no utterance"):
+        voices(server, max_bytes=2_000_000).make(TEXT, {"voice": "alloy"}, 0)
+
+
 def test_servers_that_hang_or_break_off(serve: Any) -> None:
     def hang(handler: Any, body: Any, count: int) -> None:
         time.sleep(3)

@@ -68,6 +68,7 @@ class LanguageFilter(Filter):
     min_confidence: float = 0.9
 
     def __post_init__(self) -> None:
+        self.require(not isinstance(self.languages, str), f"languages is {self.languages!r}; give a list")
         self.require(0 < self.min_confidence <= 1, f"min_confidence is {self.min_confidence}; use above 0, up to 1")
 
     def config(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class LanguageFilter(Filter):
         _identifier()
 
     def run(self, item: Item, store: Store) -> Item:
-        allowed = set(self.languages) or {item.dialogue.language.split("-")[0].lower()}
+        allowed = {tag.split("-")[0].lower() for tag in self.languages or [item.dialogue.language]}
         found: dict[str, None] = {}
         for number, turn in enumerate(item.dialogue.turns, start=1):
             text = " ".join(part.text for part in turn.parts)

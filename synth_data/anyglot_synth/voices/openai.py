@@ -79,7 +79,10 @@ class OpenAIVoice(SpeechBackend):
         asked |= {"seed": seed % 2**31} if self.seeded else {}
         answer = self.client.post("/audio/speech", json.dumps(asked).encode())
         try:
-            audio, sample_rate = sf.read(io.BytesIO(answer), dtype="float32", always_2d=True)
+            with sf.SoundFile(io.BytesIO(answer)) as file:
+                if file.frames * file.channels > self.client.max_bytes:  # what is packed may unpack to anything
+                    raise SpeechError(f"{self.url} answered with {file.frames} samples: that is no utterance")
+                audio, sample_rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except sf.LibsndfileError as error:
             raise SpeechError(
                 f"{self.url} answered with {len(answer)} bytes that are no WAV file ({error.error_string})",
