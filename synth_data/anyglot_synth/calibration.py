@@ -65,12 +65,6 @@ def rate_of(media: MediaFile) -> float:
     return float(rate) if isinstance(rate, int | float) and rate > 0 else 1.0
 
 
-def judge_error(recogniser: Recogniser, clips: Sequence[Clip]) -> Errors:
-    """The recogniser's own word errors on clips whose words are known, of one voice or of many."""
-    heard = [recogniser.transcribe([clip.audio], clip.sample_rate)[0] for clip in clips]
-    return sum((word_errors(c.words, h, c.language) for c, h in zip(clips, heard, strict=True)), Errors(0, 0))
-
-
 def length_features(text: str, language: str = "en") -> list[float]:
     """What the length of an utterance hangs on: a constant, letters, syllables (groups of vowels), inner stops."""
     words = normal(text, language)
