@@ -133,9 +133,9 @@ class Calibration:
         said: dict[str, list[tuple[str, float, str, Errors, Errors]]] = {}
         for clip in clips:
             heard = recogniser.transcribe([clip.audio], clip.sample_rate)[0]
-            errors = [count(clip.words, heard, clip.language) for count in (word_errors, letter_errors)]
+            words, letters = (count(clip.words, heard, clip.language) for count in (word_errors, letter_errors))
             seconds = speech_seconds(clip.audio, clip.sample_rate) * clip.rate
-            said.setdefault(clip.voice, []).append((clip.words, seconds, clip.language, *errors))
+            said.setdefault(clip.voice, []).append((clip.words, seconds, clip.language, words, letters))
         if not said:
             raise AnyglotError("there are no clips of a known voice; measure a dataset whose speech was made by voices")
         voices = {}
