@@ -194,7 +194,7 @@ class Measured:
 
 
 def measure(kind: str, clip: Clip, calibration: Calibration, recogniser: Remembering) -> Measured:
-    voice = calibration.voice(clip.voice)
+    voice = calibration.voices[clip.voice]
     all_pass = AsrFilter(max_error=1e9, max_sigmas=1e9, max_missed_end=10**9)
     all_pass._recogniser = recogniser
     facts = all_pass.judge(clip.words, clip.audio, clip.sample_rate, voice).facts
@@ -283,7 +283,7 @@ def main() -> None:
     final = AsrFilter(**settings)  # type: ignore[arg-type]
     final._recogniser = recogniser
     for m in held_out:  # the rules above are the filter's
-        verdict = final.judge(m.clip.words, m.clip.audio, m.clip.sample_rate, calibration.voice(m.clip.voice))
+        verdict = final.judge(m.clip.words, m.clip.audio, m.clip.sample_rate, calibration.voices[m.clip.voice])
         assert (verdict.reason is not None) == rule(m), (m, verdict)
     bad, good = removed(rule, three, "swapped", "cut"), removed(rule, three, "good")
     print(f"\nsound {recogniser.seconds[0]:.0f} s, heard in {recogniser.seconds[1]:.0f} s")

@@ -4,7 +4,7 @@ A recogniser makes errors of its own, and not the same on every voice, so one th
 one voice and too lax for the next. `Calibration.measure` takes clips that are known to be good, some 25 a voice, and
 keeps for each voice
 
-- `errors`: the word error rate of the recogniser on it (all errors over all words): `judge_error`;
+- `errors`: the word error rate of the recogniser on it (all errors over all words), and `letters`, that over letters;
 - `pace`: how long it takes for a text: seconds as a straight line over letters, syllables and inner stops, by least
   squares of ratios, and how far clips are from it (`sigma`, of the logarithm of the ratio).
 
@@ -23,6 +23,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,17 @@ from typing import Any
 
 import numpy as np
 
-from anyglot_synth.dialogue import SPEECH, Dialogue, DialogueError, MediaFile
+from anyglot_synth.dataset import media_of, read_items, voice_of
+from anyglot_synth.dialogue import SPEECH, MediaFile
+from anyglot_synth.filters.base import said_of
 from anyglot_synth.filters.sound import silence_of
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
-from anyglot_synth.scoring import Errors, normal, word_errors
+from anyglot_synth.scoring import Errors, letter_errors, normal, word_errors
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 MIN_CLIPS = 8
 """Fewer of a voice say nothing about its spread."""
 
@@ -55,26 +58,11 @@ class Clip:
     rate: float = 1.0
 
 
-def voice_of(media: MediaFile) -> str:
-    """Name of the voice that made a file: `engine/voice`, from its origin."""
-    origin = media.origin
-    backend: Any = origin.get("backend") or origin.get("identity") or {}
-    engine = backend if isinstance(backend, str) else backend.get("engine") or backend.get("name") or "unknown"
-    style: Any = origin.get("style") or {}
-    return f"{engine}/{style.get('voice') or style.get('name') or ''}"
-
-
 def rate_of(media: MediaFile) -> float:
     """The relative pace that the voice was asked for: 1 unless its style says otherwise."""
     style: Any = media.origin.get("style") or {}
     rate = style.get("rate", 1.0)
     return float(rate) if isinstance(rate, int | float) and rate > 0 else 1.0
-
-
-def judge_error(recogniser: Recogniser, clips: Sequence[Clip]) -> Errors:
-    """The recogniser's own word errors on clips whose words are known, of one voice or of many."""
-    heard = [recogniser.transcribe([clip.audio], clip.sample_rate)[0] for clip in clips]
-    return sum((word_errors(c.words, h, c.language) for c, h in zip(clips, heard, strict=True)), Errors(0, 0))
 
 
 def length_features(text: str, language: str = "en") -> list[float]:
@@ -101,9 +89,10 @@ class Pace:
     sigma: float
 
     @classmethod
-    def fit(cls, texts: Sequence[str], seconds: Sequence[float], language: str = "en") -> Pace:
-        """Least squares of the ratio, so that short and long clips count the same."""
-        x_NF = np.array([length_features(text, language) for text in texts])
+    def fit(cls, texts: Sequence[str], seconds: Sequence[float], languages: Sequence[str] | None = None) -> Pace:
+        """Least squares of the ratio, so that short and long clips count the same. The language of each, or English."""
+        known = languages or ["en"] * len(texts)
+        x_NF = np.array([length_features(text, language) for text, language in zip(texts, known, strict=True)])
         y_N = np.maximum(np.array(seconds, dtype=np.float64), 1e-3)
         weights, _, rank, _ = np.linalg.lstsq(x_NF / y_N[:, None], np.ones(len(y_N)), rcond=None)
         logs = -np.log(np.maximum(x_NF @ weights / y_N, 1e-3))
@@ -118,10 +107,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class VoiceCalibration:
-    """Of one voice: clips measured, the judge's word errors, and the pace."""
+    """Of one voice: clips measured, the judge's errors over words and over letters, and the pace."""
 
     num_clips: int
     errors: Errors
+    letters: Errors
     pace: Pace
 
 
@@ -131,7 +121,7 @@ class Calibration:
 
     Args:
         recogniser: its identity.
-        voices: by name (`voice_of`).
+        voices: by name (`dataset.voice_of`).
     """
 
     recogniser: Mapping[str, Any]
@@ -139,25 +129,23 @@ class Calibration:
 
     @classmethod
     def measure(cls, recogniser: Recogniser, clips: Iterable[Clip]) -> Calibration:
-        """From good clips. Raises `AnyglotError` for a voice with fewer than 8."""
-        said: dict[str, list[tuple[str, float, Errors]]] = {}
+        """From good clips. Raises `AnyglotError` for no clips at all, and for a voice with fewer than 8."""
+        said: dict[str, list[tuple[str, float, str, Errors, Errors]]] = {}
         for clip in clips:
-            errors = judge_error(recogniser, [clip])
+            heard = recogniser.transcribe([clip.audio], clip.sample_rate)[0]
+            words, letters = (count(clip.words, heard, clip.language) for count in (word_errors, letter_errors))
             seconds = speech_seconds(clip.audio, clip.sample_rate) * clip.rate
-            said.setdefault(clip.voice, []).append((clip.words, seconds, errors))
+            said.setdefault(clip.voice, []).append((clip.words, seconds, clip.language, words, letters))
+        if not said:
+            raise AnyglotError("there are no clips of a known voice; measure a dataset whose speech was made by voices")
         voices = {}
         for voice, found in sorted(said.items()):
             if len(found) < MIN_CLIPS:
                 raise AnyglotError(f"voice {voice!r} has {len(found)} clips; {MIN_CLIPS} are needed, 25 are better")
-            texts, lengths, errors_N = zip(*found, strict=True)
-            voices[voice] = VoiceCalibration(len(found), sum(errors_N, Errors(0, 0)), Pace.fit(texts, lengths))
+            texts, lengths, languages, *errors_N = zip(*found, strict=True)
+            words, letters = (sum(each, Errors(0, 0)) for each in errors_N)
+            voices[voice] = VoiceCalibration(len(found), words, letters, Pace.fit(texts, lengths, languages))
         return cls(recogniser.identity(), voices)
-
-    def voice(self, name: str) -> VoiceCalibration:
-        """Raises `AnyglotError` for a voice that was not measured."""
-        if name not in self.voices:
-            raise AnyglotError(f"voice {name!r} is not in the calibration, which has {', '.join(self.voices)}")
-        return self.voices[name]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -167,6 +155,9 @@ class Calibration:
                 "edits": v.errors.edits,
                 "words": v.errors.total,
                 "wer": round(v.errors.rate, 4),
+                "letter_edits": v.letters.edits,
+                "letters": v.letters.total,
+                "cer": round(v.letters.rate, 4),
                 "pace": {"weights": list(v.pace.weights), "sigma": v.pace.sigma},
             }
             for name, v in sorted(self.voices.items())
@@ -183,10 +174,17 @@ class Calibration:
                 str(name): VoiceCalibration(
                     int(v["num_clips"]),
                     Errors(int(v["edits"]), int(v["words"])),
+                    Errors(int(v["letter_edits"]), int(v["letters"])),
                     Pace(tuple(map(float, v["pace"]["weights"])), float(v["pace"]["sigma"])),
                 )
                 for name, v in found["voices"].items()
             }
+            for name, v in voices.items():
+                counts = (v.num_clips, v.errors.edits, v.errors.total, v.letters.edits, v.letters.total, v.pace.sigma)
+                if len(v.pace.weights) != len(length_features("")) or not all(map(math.isfinite, v.pace.weights)):
+                    raise ValueError(f"weights of {name!r}")
+                if not all(math.isfinite(count) and count >= 0 for count in counts):
+                    raise ValueError(f"a count or sigma of {name!r}")
             return cls(dict(found["recogniser"]), voices)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AnyglotError(f"{where}: not a calibration ({error!r}); measure it again") from None
@@ -213,26 +211,21 @@ def speech_seconds(audio: Float32, sample_rate: int) -> float:
 
 
 def clips_of(folder: str | os.PathLike[str], most: int = 40) -> Iterator[Clip]:
-    """Spoken parts of a dataset's ok items, up to so many of each voice. Raises `AnyglotError`."""
-    store, counts = Store(folder), dict[str, int]()
-    path = Path(folder) / "samples.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise AnyglotError(f"{path}: {error.strerror}; give the folder of a dataset") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            dialogue = Dialogue.from_dict(json.loads(line), f"{path}, line {number}")
-        except ValueError as error:
-            raise DialogueError(f"{path}, line {number}: not JSON ({error})") from None
-        for turn in dialogue.turns:
-            for part in turn.parts:
-                if part.modality == SPEECH and part.media is not None:
-                    voice = voice_of(part.media)
-                    counts[voice] = counts.get(voice, 0) + 1
-                    if counts[voice] <= most:
-                        words = part.text if part.spoken_text is None else part.spoken_text
-                        yield Clip(*store.sound(part.media), words, voice, dialogue.language, rate_of(part.media))
+    """Spoken parts of a dataset's ok items, up to so many of each voice; sounds of no known voice or words are left out.
+
+    Raises:
+        DatasetError: no finished dataset, or a line of it that cannot be read.
+    """
+    store, counts = Store(folder), Counter[str]()
+    for item in read_items(Path(folder)):
+        for medium in media_of(item.dialogue):
+            voice = voice_of(medium.file)
+            if medium.part.modality != SPEECH or not voice or not said_of(medium.part).strip():
+                continue
+            counts[voice] += 1
+            if counts[voice] <= most:
+                language, rate = item.dialogue.language, rate_of(medium.file)
+                yield Clip(*store.sound(medium.file), said_of(medium.part), voice, language, rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,8 +56,11 @@ _OFFSETS = _mix(np.arange(NUM_HASHES + 1, 2 * NUM_HASHES + 1, dtype=np.uint64))
 
 def signature(text: str, n: int = 5) -> NDArray[np.uint32]:
     """128 minima [128]: the share of equal ones of two texts estimates how alike they are."""
-    mixed = shingles(text, n)[:, None] * _FACTORS + _OFFSETS  # wraps around: multiply and shift
-    return (mixed >> np.uint64(32)).astype(np.uint32).min(axis=0)
+    grams, found = shingles(text, n)[:, None], np.full(NUM_HASHES, 2**32 - 1, np.uint32)
+    for i in range(0, len(grams), 4096):  # a long text would take 1 kB for each letter
+        mixed = grams[i : i + 4096] * _FACTORS + _OFFSETS  # wraps around: multiply and shift
+        found = np.minimum(found, (mixed >> np.uint64(32)).astype(np.uint32).min(axis=0))
+    return found
 
 
 @dataclass(frozen=True)

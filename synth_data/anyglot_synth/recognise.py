@@ -17,9 +17,6 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
-import urllib.error
-import urllib.request
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -30,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyglot_synth.backends import BackendError, silent
+from anyglot_synth.http_client import HttpClient
 from anyglot_synth.registry import Registry
 from anyglot_synth.store import sha256_of
 from anyglot_tokenizers.errors import AnyglotError, MediaError
@@ -247,8 +245,10 @@ class OpenAIRecogniser(Recogniser):
         base_url: with `/v1`, such as `http://localhost:8000/v1`.
         model: its name there; part of the identity, so name a version where the server has one.
         language: ISO 639-1 code, sent if given.
-        api_key_env: environment variable with the key, if the server wants one. Keys are never written anywhere.
-        timeout: seconds for one clip.
+        api_key_env: environment variable that holds the key for this server, see `http_client.py`.
+        timeout_s: of one attempt at one clip.
+        tries: attempts per clip.
+        wait_s: before the second attempt; about twice that before the third, and so on, up to a minute.
     """
 
     name = "openai"
@@ -259,14 +259,19 @@ class OpenAIRecogniser(Recogniser):
         base_url: str,
         model: str,
         language: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        timeout: float = 120.0,
+        api_key_env: str | None = None,
+        timeout_s: float = 120.0,
+        tries: int = 5,
+        wait_s: float = 1.0,
     ) -> None:
-        self.base_url, self.model, self.language = base_url.rstrip("/"), model, language
-        self.api_key_env, self.timeout = api_key_env, timeout
+        self.client = HttpClient(base_url, api_key_env, timeout_s, tries, wait_s)
+        self.base_url, self.model, self.language = self.client.url, model, language
+
+    def setup(self) -> None:
+        self.client.key()
 
     def identity(self) -> dict[str, Any]:
-        return {"engine": "openai", "model": self.model, "language": self.language}
+        return {"engine": "openai", "url": self.base_url, "model": self.model, "language": self.language}
 
     def hear(self, audios: Sequence[Float32]) -> list[str]:
         return [self._ask(audio) for audio in audios]
@@ -276,21 +281,14 @@ class OpenAIRecogniser(Recogniser):
         body, kind = _form(
             fields | ({"language": self.language} if self.language else {}), _wav(audio, self.sample_rate)
         )
-        headers = {"Content-Type": kind, "Authorization": f"Bearer {os.environ.get(self.api_key_env) or 'none'}"}
-        url = f"{self.base_url}/audio/transcriptions"
+        answer = self.client.post("/audio/transcriptions", body, kind)
         try:
-            request = urllib.request.Request(url, body, headers, method="POST")
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                text = json.loads(answer.read())["text"]
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode(errors="replace").split())
-            again = error.code >= 500 or error.code in (408, 409, 429)
-            raise BackendError(f"{url}: status {error.code}: {said}", retryable=again) from error
-        except (OSError, TimeoutError) as error:
-            raise BackendError(f"{url}: {error}; is the server running?", retryable=True) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(f"{url}: its answer is no JSON with a text ({error!r})") from error
-        return str(text)
+            text = json.loads(answer)["text"]
+            if not isinstance(text, str):
+                raise TypeError("its text is none")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BackendError(f"{self.base_url}: its answer is no JSON with a text ({error!r})") from None
+        return text
 
 
 def _wav(audio: Float32, sample_rate: int) -> bytes:

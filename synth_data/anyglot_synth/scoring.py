@@ -50,7 +50,8 @@ def _money(found: re.Match[str]) -> str:
         amount = _whole(whole) + (f" point {digits(parts)}" if parts else "")
         return f"{amount} {scale or ''} {big}s "
     cents = int(parts or 0)
-    said = f"{_whole(whole)} {big}{'s' * (int(whole) != 1)}" if int(whole) or not cents else ""
+    count = int(whole[:16])  # whether it is 0, 1 or more: any number of digits would be too much for `int`
+    said = f"{_whole(whole)} {big}{'s' * (count != 1)}" if count or not cents else ""
     if cents:
         said += f" {cardinal(cents)} {small if cents == 1 else 'pence' if small == 'penny' else small + 's'}"
     return said + " "

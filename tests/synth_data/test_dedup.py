@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,3 +88,14 @@ def test_order_and_nothing_else_decides() -> None:
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(AnyglotError, match="use a threshold"):
         Deduplicator(**bad)  # type: ignore[arg-type]
+
+
+def test_a_long_text_takes_no_more_memory_than_a_short_one() -> None:
+    text = "".join(map(chr, np.random.default_rng(0).integers(97, 123, 50_000)))
+    tracemalloc.start()
+    found = signature(text)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000_000  # all at once: 100 MB and more
+    parts = [signature(text[i : i + 5004]) for i in range(0, 50_000, 5000)]  # grams of 5 letters overlap by 4
+    assert (found == np.min(parts, axis=0)).all()

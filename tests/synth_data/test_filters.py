@@ -12,7 +12,7 @@ import soundfile
 
 from anyglot_synth.dialogue import Dialogue, MediaFile, Part, Turn, address
 from anyglot_synth.filters import FILTERS, make_filter
-from anyglot_synth.filters.duplicate import NearDuplicateFilter, marked
+from anyglot_synth.filters.duplicate import NearDuplicateFilter
 from anyglot_synth.filters.sound import flat_share, pace, silence_of
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item, Stage
 from anyglot_synth.store import Store
@@ -168,6 +168,11 @@ def test_blocklist(store: Store, tmp_path: Path) -> None:
     before = stage.config()
     path.write_text("ass\n", encoding="utf-8")
     assert make_filter({"filter": "blocklist", "path": str(path)}).config() != before
+    path.write_bytes(b"\xef\xbb\xbf# a comment after a byte order mark\nass\n")
+    assert ended(make_filter({"filter": "blocklist", "path": str(path)}), written("a comment"), store) == (OK, "")
+    path.write_text("# nothing yet\n", encoding="utf-8")
+    with pytest.raises(AnyglotError, match="has no phrases"):
+        make_filter({"filter": "blocklist", "path": str(path)})
     path.write_text("...\n", encoding="utf-8")
     with pytest.raises(AnyglotError, match="line 1 has no words"):
         make_filter({"filter": "blocklist", "path": str(path)})
@@ -220,10 +225,18 @@ def test_near_duplicates_in_source_order(store: Store) -> None:
     items = [written(text, index=3 * i) for i, text in enumerate(texts)]
     stage = make_filter({"filter": "near_duplicate", "threshold": 0.5})
     assert isinstance(stage, NearDuplicateFilter) and stage.ordered
-    found = list(marked(items, stage, store))
+    found = [stage(item, store) for item in items]
     assert [item.status for item in found] == [OK, OK, FILTERED, FILTERED]
     assert [item.facts.get("duplicate_of") for item in found] == [None, None, 0, 0]
     assert found[2].reason == "duplicate" and "as item 0" in found[2].detail
-    assert list(marked(items, stage, store)) == found  # a run that goes on starts from the front
+    stage.setup()
+    assert [stage(item, store) for item in items] == found  # a run that goes on starts from the front
     with pytest.raises(AssertionError, match="source order"):
         stage(items[0], store)
+
+
+def test_settings_of_the_wrong_kind_are_told() -> None:
+    with pytest.raises(AnyglotError, match="'duration'.*a setting is of the wrong kind"):
+        make_filter({"filter": "duration", "max_seconds": "9"})
+    with pytest.raises(AnyglotError, match="languages is 'en'; give a list"):  # not the languages e and n
+        make_filter({"filter": "language", "languages": "en"})

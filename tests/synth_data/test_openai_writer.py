@@ -82,7 +82,7 @@ def writer(server: Server, **settings: Any) -> OpenAIWriter:
 
 def test_a_request_goes_out_whole(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
-    made = writer(server, key_variable="MY_KEY", extra={"top_p": 0.9})
+    made = writer(server, api_key_env="MY_KEY", extra={"top_p": 0.9})
     request = ask("hello", 2**40 + 3, max_tokens=7, temperature=0.5, stop=("Done", "#"), prefix="You")
     assert made.complete_all([request])[0].startswith("You said: hello")
     path, headers, body = server.seen[0]
@@ -175,10 +175,26 @@ def test_answers_are_kept(server: Server, tmp_path: Path) -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(WriterError, match="base_url 'file:///etc'"):
+    with pytest.raises(WriterError, match="the URL 'file:///etc' of a server"):
         build_writer({"engine": "openai", "model": "x", "base_url": "file:///etc"})
-    with pytest.raises(WriterError, match="tries"):
+    with pytest.raises(WriterError, match="attempts"):
         OpenAIWriter("x", "http://x", tries=0)
+
+
+def test_no_secret_is_taken_into_what_is_written_down() -> None:
+    with pytest.raises(WriterError) as caught:
+        OpenAIWriter("x", "https://me:hunter2@host/v1")
+    assert "hunter2" not in str(caught.value)
+    for extra in (
+        {"api_key": "k"},
+        {"extra_headers": {"X": "k"}},
+        {"a": [{"Authorization": "Bearer k"}]},
+        {"token": 1},
+    ):
+        with pytest.raises(WriterError, match="extra holds .* give a key by api_key_env"):
+            OpenAIWriter("x", "https://host/v1", extra=extra)
+    fields = {"max_completion_tokens": 5, "stop_token_ids": [1], "chat_template_kwargs": {"enable_thinking": False}}
+    assert OpenAIWriter("x", "https://host/v1", extra=fields).identity()["extra"] == fields
 
 
 @pytest.mark.slow

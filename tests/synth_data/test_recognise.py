@@ -210,20 +210,27 @@ def url() -> Iterator[str]:
 @needs_flite
 def test_openai(url: str, cache: SpeechCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
-    recogniser = OpenAIRecogniser(url + "/", "nano-1", language="en", api_key_env="MY_KEY")
+    recogniser = OpenAIRecogniser(url + "/", "nano-1", language="en", api_key_env="MY_KEY", tries=1)
     clips = [cache.clip("large blue square", "slt"), np.zeros(RATE, np.float32), cache.clip("small green cross", "rms")]
     assert recogniser.transcribe(clips, RATE) == ["large blue square", "", "small green cross"]
     last = Server.asked[-1]
     assert last["path"] == "/v1/audio/transcriptions" and last["key"] == "Bearer secret"
     assert (last["model"], last["language"]) == (b"nano-1", b"en")
-    assert "secret" not in json.dumps(recogniser.identity())
+    assert recogniser.identity() == {"engine": "openai", "url": url, "model": "nano-1", "language": "en"}
     for status, retryable in ((503, True), (429, True), (400, False), (299, False)):
         Server.fails.append(status)
         with pytest.raises(BackendError) as caught:
             recogniser.transcribe(clips[:1], RATE)
         assert caught.value.retryable is retryable
-    with pytest.raises(BackendError, match="is the server running") as caught:
-        OpenAIRecogniser("http://127.0.0.1:9/v1", "m").transcribe(clips[:1], RATE)
+    Server.fails.append(503)
+    again = OpenAIRecogniser(url, "nano-1", wait_s=0.01)
+    assert again.transcribe(clips[:1], RATE) == ["large blue square"]
+    for bad in ("ftp://host/v1", "http://me:hunter2@host/v1"):
+        with pytest.raises(BackendError, match="give http") as caught:
+            OpenAIRecogniser(bad, "m")
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(BackendError, match="see that the server runs") as caught:
+        OpenAIRecogniser("http://127.0.0.1:9/v1", "m", tries=2, wait_s=0).transcribe(clips[:1], RATE)
     assert caught.value.retryable
 
 

@@ -94,3 +94,8 @@ def test_hostile_texts_take_linear_time(text: str) -> None:
     start = time.perf_counter()
     normal(text)
     assert time.perf_counter() - start < 1
+
+
+def test_a_sum_of_any_length_is_read_out() -> None:
+    assert normal(f"${'1' * 5000}").split() == ["one"] * 5000 + ["dollars"]
+    assert normal("$1") == "one dollar" and normal("$0.50") == "fifty cents" and normal("$10") == "ten dollars"

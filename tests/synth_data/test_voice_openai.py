@@ -121,10 +121,10 @@ def test_busy_servers_are_asked_again(serve: Any) -> None:
 @pytest.mark.parametrize(
     "status, content, problem, retryable, asked",
     [
-        (400, b'{"error": {"message": "no such voice"}}', "answered 400: no such voice", False, 1),
-        (404, b"<html>not here</html>", "answered 404: <html>not here", False, 1),
-        (429, b'{"error": "later"}', "answered 429: later .3 attempts.", True, 3),
-        (500, b"", "answered 500", True, 3),
+        (400, b'{"error": {"message": "no such voice"}}', "status 400: no such voice", False, 1),
+        (404, b"<html>not here</html>", "status 404: <html>not here", False, 1),
+        (429, b'{"error": "later"}', "status 429: later, 3 times", True, 3),
+        (500, b"", "status 500", True, 3),
         (200, b'{"error": "but 200"}', "no WAV file", True, 1),
         (200, wav(0.5)[:30], "no WAV file", True, 1),
         (200, b"x" * 3_000_000, "more than 2000000 bytes", False, 1),
@@ -138,6 +138,15 @@ def test_answers_that_are_no_speech(
     with pytest.raises(BackendError, match=problem) as caught:
         voices(server, retries=2, max_bytes=2_000_000).make(TEXT, {"voice": "alloy"}, 0)
     assert caught.value.retryable is retryable and len(server.asked) == asked and "\n" not in str(caught.value)
+
+
+def test_what_unpacks_to_far_more_than_an_utterance_is_not_unpacked(serve: Any) -> None:
+    file = io.BytesIO()
+    sf.write(file, np.zeros(3_000_000), 24_000, format="FLAC", subtype="PCM_16")
+    assert len(file.getvalue()) < 200_000
+    server = serve(lambda handler, body, count: handler.reply(200, file.getvalue()))
+    with pytest.raises(BackendError, match="3000000 samples: that is no utterance"):
+        voices(server, max_bytes=2_000_000).make(TEXT, {"voice": "alloy"}, 0)
 
 
 def test_servers_that_hang_or_break_off(serve: Any) -> None:
@@ -161,7 +170,7 @@ def test_servers_that_hang_or_break_off(serve: Any) -> None:
         handler.wfile.flush()
         handler.connection.shutdown(socket.SHUT_RDWR)
 
-    for answer, problem in ((hang, "broke off: .*timed out"), (trickle, "did not finish"), (break_off, "missing")):
+    for answer, problem in ((hang, "no answer .timed out"), (trickle, "more than 0.15 s"), (break_off, "missing")):
         start = time.monotonic()
         with pytest.raises(BackendError, match=problem) as caught:
             voices(serve(answer), retries=1, timeout_s=0.15).make(TEXT, {"voice": "alloy"}, 0)
@@ -169,7 +178,7 @@ def test_servers_that_hang_or_break_off(serve: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(BackendError, match="cannot be reached") as caught:
+    with pytest.raises(BackendError, match="no answer.*see that the server runs") as caught:
         voices(f"http://127.0.0.1:{port}/v1", retries=1).make(TEXT, {"voice": "alloy"}, 0)
     assert caught.value.retryable
 

@@ -2,8 +2,9 @@
 
 Three things are measured for each part, the cheap one first:
 
-- `pace`: seconds of speech against what the text needs. Half a text, or a voice that babbles on, is found without
-  listening. With a calibration in sigmas of that voice, else letters per second within wide bounds.
+- its length: seconds of speech against what the text needs. Half a text, or a voice that babbles on, is found without
+  listening. With a calibration in `sigmas` of that voice, else letters per second within wide bounds. `speech_pace` is
+  from the first sound to the last; `pace` of the filter `duration` is of the whole file.
 - `wer` (or `cer`): errors between the part's `spoken_text` and the transcript, through the one normaliser of
   `scoring.py`, against a limit that is absolute, or relative to what the recogniser mishears of that voice anyway.
 - `missed_end`: words at the end of the text of which nothing was heard. Voices that stop early lose the end, and three
@@ -18,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from anyglot_synth.calibration import Calibration, VoiceCalibration, rate_of, speech_seconds, voice_of
+from anyglot_synth.calibration import Calibration, VoiceCalibration, rate_of, speech_seconds
+from anyglot_synth.dataset import voice_of
 from anyglot_synth.filters.base import Filter, made_parts, said_of
 from anyglot_synth.filters.sound import pace
 from anyglot_synth.recognise import Float32, Recogniser, make_recogniser
@@ -62,7 +64,8 @@ class AsrFilter(Filter):
         recogniser: `{engine: sphinx}` or another of `RECOGNISERS`, with its arguments.
         max_error: most errors over words: absolute without a calibration; with one, allowed beyond the recogniser's own
             rate on the voice.
-        calibration: a file that `python -m anyglot_synth.calibration` wrote with the same recogniser.
+        calibration: a file that `python -m anyglot_synth.calibration` wrote with the same recogniser. Voices that it
+            does not have are judged as without one, and have the fact `uncalibrated`.
         metric: "wer", or "cer" for languages that do not put spaces between words.
         max_sigmas: with a calibration, how far the length may be from the expected one.
         min_pace, max_pace: without one, letters per second.
@@ -74,6 +77,7 @@ class AsrFilter(Filter):
     """
 
     name: ClassVar[str] = "asr"
+    version: ClassVar[int] = 2
     recogniser: Any = "sphinx"
     max_error: float = 0.3
     calibration: str | None = None
@@ -90,6 +94,7 @@ class AsrFilter(Filter):
         self.require(self.metric in ("wer", "cer"), f"metric is {self.metric!r}; use wer or cer")
         self.require(self.max_error >= 0, f"max_error is {self.max_error}; use 0 or more")
         self.require(0 <= self.min_pace < self.max_pace, "min_pace must be below max_pace")
+        self.require(self.max_sigmas > 0, f"max_sigmas is {self.max_sigmas}; use a number above 0")
         self._recogniser = make_recogniser(self.recogniser)
         if self.calibration is not None:
             self._calibration = Calibration.load(self.calibration)
@@ -106,7 +111,7 @@ class AsrFilter(Filter):
 
     def limits(self, voice: VoiceCalibration | None) -> Limits:
         """Of a voice that was measured, or of any (None)."""
-        own = voice.errors.rate if voice else 0.0
+        own = 0.0 if voice is None else (voice.errors if self.metric == "wer" else voice.letters).rate
         sigmas = self.max_sigmas if voice else None
         return Limits(self.max_error + own, sigmas, (self.min_pace, self.max_pace), self.max_missed_end)
 
@@ -122,7 +127,7 @@ class AsrFilter(Filter):
         """One spoken part, said at a relative `rate`. A part whose length is wrong is not listened to."""
         limits, seconds = self.limits(voice), speech_seconds(audio, sample_rate)
         letters = pace(words, seconds, language)
-        facts = {"pace": round(letters, 2)}
+        facts = {"speech_pace": round(letters, 2)}
         if letters * max(seconds, 1e-3) >= self.min_letters:
             if voice and limits.pace is not None:
                 facts["sigmas"] = round(voice.pace.deviation(words, seconds * rate, language), 2)
@@ -147,7 +152,11 @@ class AsrFilter(Filter):
         for where, part, media in made_parts(item.dialogue):
             if not said_of(part).strip():
                 continue  # a recording that came without words, such as the prompt of a voice to clone
-            voice = None if self._calibration is None else self._calibration.voice(voice_of(media))
+            voice = None
+            if self._calibration is not None:
+                voice = self._calibration.voices.get(voice_of(media))
+                if voice is None:
+                    facts.setdefault("uncalibrated", []).append(1)
             verdict = self.judge(said_of(part), *store.sound(media), voice, item.dialogue.language, rate_of(media))
             for name, value in verdict.facts.items():
                 facts.setdefault(name, []).append(value)

@@ -2,29 +2,21 @@
 
 Whether a dialogue repeats an earlier one depends on all before it, so workers that run side by side would give answers
 that change with their number. The filter is therefore `ordered`: it runs in the parent process, in source order, over
-every item from the first, before any other stage; the pipeline runs ordered stages there (`marked` is the same without
-a pipeline). It needs no state on disk: a run that goes on reads its source again from the start, and the filter with
-it, which costs a millisecond an item. Beside the fixed tables of `dedup.py` it keeps 8 bytes an item.
+every item from the first, before any other stage; the pipeline runs ordered stages there. It needs no state on disk: a
+run that goes on reads its source again from the start, and the filter with it, which costs a millisecond an item.
+Beside the fixed tables of `dedup.py` it keeps 8 bytes an item.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from anyglot_synth import dedup
 from anyglot_synth.filters.base import Filter
 from anyglot_synth.stages import Filtered, Item
 from anyglot_synth.store import Store
-
-
-class Seen(Protocol):
-    """Remembers texts in the order they come; `anyglot_synth.dedup.Deduplicator` is one."""
-
-    def add(self, text: str) -> Any | None:
-        """None for a new text; else what it repeats: with `number`, which of the texts given so far, from 0."""
 
 
 @dataclass
@@ -43,16 +35,12 @@ class NearDuplicateFilter(Filter):
     threshold: float = 0.7
     n: int = 5
     capacity: int = 1 << 16
-    _seen: Seen | None = field(init=False, repr=False, default=None)
+    _seen: dedup.Deduplicator | None = field(init=False, repr=False, default=None)
     _indexes: array[int] = field(init=False, repr=False, default_factory=lambda: array("q"))
 
     def setup(self) -> None:
         """A fresh memory: what is read again from the start is new again."""
-        self.remember_with(dedup.Deduplicator(self.threshold, self.n, self.capacity))
-
-    def remember_with(self, seen: Seen) -> None:
-        """Another memory, empty."""
-        self._seen, self._indexes = seen, array("q")
+        self._seen, self._indexes = dedup.Deduplicator(self.threshold, self.n, self.capacity), array("q")
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"dedup": dedup.VERSION}
@@ -68,12 +56,4 @@ class NearDuplicateFilter(Filter):
         if match is None:
             return item
         earlier = self._indexes[match.number]
-        similarity = round(float(getattr(match, "similarity", 1.0)), 3)
-        raise Filtered("duplicate", f"as item {earlier} (similarity {similarity:.2f})", duplicate_of=earlier)
-
-
-def marked(items: Iterable[Item], ordered: NearDuplicateFilter, store: Store) -> Iterator[Item]:
-    """Items in source order, ended where they repeat an earlier one."""
-    ordered.setup()
-    for item in items:
-        yield ordered(item, store)
+        raise Filtered("duplicate", f"as item {earlier} (similarity {match.similarity:.2f})", duplicate_of=earlier)

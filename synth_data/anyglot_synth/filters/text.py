@@ -68,6 +68,7 @@ class LanguageFilter(Filter):
     min_confidence: float = 0.9
 
     def __post_init__(self) -> None:
+        self.require(not isinstance(self.languages, str), f"languages is {self.languages!r}; give a list")
         self.require(0 < self.min_confidence <= 1, f"min_confidence is {self.min_confidence}; use above 0, up to 1")
 
     def config(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class LanguageFilter(Filter):
         _identifier()
 
     def run(self, item: Item, store: Store) -> Item:
-        allowed = set(self.languages) or {item.dialogue.language.split("-")[0].lower()}
+        allowed = {tag.split("-")[0].lower() for tag in self.languages or [item.dialogue.language]}
         found: dict[str, None] = {}
         for number, turn in enumerate(item.dialogue.turns, start=1):
             text = " ".join(part.text for part in turn.parts)
@@ -103,7 +104,7 @@ class BlocklistFilter(Filter):
         path: UTF-8 file with a word or phrase on each line; empty lines and those that begin with `#` are left out.
 
     Raises:
-        AnyglotError: the file cannot be read, or has a line without words.
+        AnyglotError: the file cannot be read, has a line without words, or no words at all.
     """
 
     name: ClassVar[str] = "blocklist"
@@ -114,7 +115,7 @@ class BlocklistFilter(Filter):
     def __post_init__(self) -> None:
         try:
             content = Path(self.path).read_bytes()
-            lines = content.decode("utf-8").splitlines()
+            lines = content.decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise AnyglotError(f"{self.path}: cannot be read as a blocklist ({error})") from error
         self._sha256 = sha256(content).hexdigest()
@@ -123,6 +124,7 @@ class BlocklistFilter(Filter):
                 phrase = tuple(_tokens(line))
                 self.require(bool(phrase), f"{self.path}, line {number} has no words")
                 self._phrases.setdefault(phrase[0], []).append(phrase)
+        self.require(bool(self._phrases), f"{self.path} has no phrases; leave the filter out, or write some")
 
     def config(self) -> dict[str, Any]:
         return {"filter": self.name, "version": self.version, "sha256": self._sha256}
