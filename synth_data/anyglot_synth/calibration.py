@@ -211,7 +211,7 @@ def speech_seconds(audio: Float32, sample_rate: int) -> float:
 
 
 def clips_of(folder: str | os.PathLike[str], most: int = 40) -> Iterator[Clip]:
-    """Spoken parts of a dataset's ok items, up to so many of each voice; sounds of no known voice or words are left out.
+    """Spoken parts of ok items, up to so many of each voice; sounds of no known voice or without words are left out.
 
     Raises:
         DatasetError: no finished dataset, or a line of it that cannot be read.
