@@ -1,4 +1,4 @@
-"""`atomic_write` and `atomic_create`: a file is either not there (or the old one) or complete, whoever is killed when."""
+"""`atomic_write` and `atomic_create`: a file is either not there (or the old one) or complete, whoever is killed."""
 
 from __future__ import annotations
 
