@@ -85,18 +85,23 @@ class Registry(Mapping[str, "type[T]"], Generic[T]):
         missing = [option for option in needed if option not in options]
         if missing:
             raise self.error(f"{self.kind} {name!r} needs the option {missing[0]!r}; it has: {', '.join(known)}")
+        made: T | None = None
+        problem: Exception | None = None
+        try:
+            made = cls(**options)  # what it says itself about its values is said best
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            problem = error
         hints = _hints(cls)
         for option, value in options.items():
             if option in hints and not _fits(value, hints[option]):
-                wanted = _words(hints[option])
-                raise self.error(f"{self.kind} {name!r}: {option} is {value!r}; give {wanted}")
-        try:
-            return cls(**options)
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+                message = f"{self.kind} {name!r}: {option} is {value!r}; give {_words(hints[option])}"
+                raise self.error(message) from problem
+        if problem is not None:
             given = ", ".join(f"{option}: {value!r}" for option, value in options.items())
-            raise self.error(
-                f"{self.kind} {name!r} cannot be set up with {given} ({type(error).__name__}: {error}); change one"
-            ) from error
+            why = f"{type(problem).__name__}: {problem}"
+            raise self.error(f"{self.kind} {name!r} cannot be set up with {given} ({why}); change one") from problem
+        assert made is not None
+        return made
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -112,6 +113,21 @@ class Later(Stage):
         if f"late end in {self.name}" in text:
             raise Filtered("late")
         return item.with_facts(**{self.name: text})
+
+
+class EndsItsCopy(Stage):
+    """Of a cluster: ends the process that its worker belongs to, where asked."""
+
+    name = "ends-its-copy"
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, item: Item, store: Store) -> Item:
+        if item.dialogue.turns[0].parts[0].text == "worse":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        return item
 
 
 class Noise(Stage):

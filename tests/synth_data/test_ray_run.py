@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_stages import Later, Marks, Ordered
+from bad_stages import EndsItsCopy, Later, Marks, Ordered
 from test_pipeline import Texts, files, lines, numbered
 
 from anyglot_synth.ray_run import groups_of, read_item, write_item
@@ -71,6 +71,9 @@ def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
         with pytest.raises(AnyglotError, match=r"no node of the cluster has room for wide \(cpus: 2, gpus: 0\); set"):
             run(Texts(texts), [Later("wide", cpus=2)], tmp_path / "wide", on="ray")
+        run(Texts(["a", "worse", "b"]), [EndsItsCopy()], tmp_path / "ends", on="ray")
+        assert [line["index"] for line in lines(tmp_path / "ends", "samples")] == [0, 2]
+        assert [line["reason"] for line in lines(tmp_path / "ends", "errors")] == ["crash"]
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -101,7 +104,7 @@ def test_a_killed_node_loses_nothing(
         done = run(Texts(texts), several(Marks(seconds=0.02)), tmp_path / "ray", on="ray", attempts=2)
         killer.join(20)
         assert killed and killed[0] < 160, "it was over before the node was killed"
-        assert (done.ok, done.filtered, done.failed) == (160, 4, 9)
+        assert (done.ok, done.filtered, done.failed) == (160, 4, 8)
         assert "foresaw this later" in caplog.text and "Traceback" in caplog.text, "of a defect on a node"
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
         with pytest.raises(AnyglotError, match="cannot be written"):

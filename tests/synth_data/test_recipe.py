@@ -44,19 +44,19 @@ def test_sizes_that_cannot_be(key: str, value: Any) -> None:
         ([], {"speech": "often"}, "talk.yaml: source 'nanoworld-grammar': speech is 'often'; give a number"),
         ([], {"max_rounds": 2.5}, "talk.yaml: source 'nanoworld-grammar': max_rounds is 2.5; give a whole number"),
         ([], {"max_rounds": True}, "max_rounds is True; give a whole number"),
-        ([], {"split": False}, "split is False; give text"),
+        ([], {"split": False}, "talk.yaml: split False, phrasings False; use 'train' or 'test'"),
         (
             [{**SPEAK, "sample_rate": "16k"}],
             {},
             "talk.yaml, stage 1: stage 'speak': sample_rate is '16k'; give a whole",
         ),
-        ([{**SPEAK, "cast": ["slt"]}], {}, "talk.yaml, stage 1: stage 'speak': cast is ['slt']; give "),
+        ([{**SPEAK, "cast": ["slt"]}], {}, "talk.yaml, stage 1: the cast cannot be set up from ['slt']: "),
         ([{"stage": "speak", "engines": 3}], {}, "engines is 3; give "),
         ([{"filter": "duration", "max_seconds": "1e2"}], {}, "max_seconds is '1e2'; give a number"),
         ([{"filter": "language", "languages": "en"}], {}, "languages is 'en'; give a list of text"),
         ([{"stage": "speak", "engines": [{"engine": "flite", "colour": 1}]}], {}, "talk.yaml, stage 1: speak: speech"),
         ([["speak"]], {}, "talk.yaml, stage 1: ['speak'] names no stage"),
-        ([{"stage": "augment", "gain": 3}], {}, "talk.yaml, stage 1: stage 'augment'"),
+        ([{"stage": "augment", "gain": 3}], {}, "talk.yaml, stage 1: gain of augment is 3; give db, p"),
     ],
 )
 def test_values_that_cannot_be(stages: list[Any], source: dict[str, Any], message: str) -> None:
