@@ -355,7 +355,7 @@ class _Cluster:
 
     def _start(self, group: _Group) -> None:
         copy = self.copy.options(num_cpus=group.cpus, num_gpus=group.gpus, max_restarts=0)
-        handle = copy.remote(group.stages, self.folder, self.options)
+        handle: Any = copy.remote(group.stages, self.folder, self.options)
         self.heard = time.monotonic()
         group.actors.append(_Actor(handle, handle.ready.remote(), time.monotonic()))
 
