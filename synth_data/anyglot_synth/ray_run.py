@@ -336,8 +336,11 @@ class _Cluster:
 
     def _make_room(self, wanting: Sequence[_Group], now: float, starved: bool) -> None:
         """Ends one copy that others can use the room of: it has had nothing to do for a while."""
-        if now - self.made_room < PATIENCE or (starved and self._room(wanting[0], 1)):
-            return  # what is on its way may have room already
+        if now - self.made_room < PATIENCE:
+            return
+        waits = max((now - actor.since for group in wanting for actor in group.actors), default=0.0)
+        if starved and waits < 5 * PATIENCE and self._room(wanting[0], 1):
+            return  # it may have found room already; after longer than that, what is free is in pieces on many nodes
         for group in self.groups:
             if group in wanting or group.waiting:
                 continue

@@ -112,3 +112,21 @@ def test_a_killed_node_loses_nothing(
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_room_in_pieces_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes have a quarter of a core left each, which a copy of a half fits on neither of."""
+    ray, Cluster = cluster_of(monkeypatch)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        marks = Marks(seconds=0.1)
+        marks.cpus = 0.75
+        done = run(Texts(numbered(60)), [marks, Later("half", cpus=0.5)], tmp_path / "ray", on="ray")
+        assert done.ok == 60
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
