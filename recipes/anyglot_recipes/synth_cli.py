@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from anyglot_tokenizers.errors import ManifestError
 RECIPES = Path(__file__).parent / "synth"
 RECORDS = "nanoworld"
 TRIED = 20
-"""Items that a dry run makes."""
+"""Items that a dry run makes, at least."""
 
 
 def add_parser(commands: Any) -> None:
@@ -40,13 +41,20 @@ def add_parser(commands: Any) -> None:
     add("--out", metavar="DIR", help="folder of the dataset")
     add("--num", type=int, metavar="N", help="rows of the source (records of nanoworld: default 100)")
     add("--seed", type=int, metavar="N", help="default: that of the recipe, or 0")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: cores; 1 for a GPU)",
+    )
     add("--split", choices=["train", "test"], help="of nanoworld's records (default train)")
     add("--on", choices=["processes", "ray"], default="processes", help="this machine, or a Ray cluster")
     add("--timeout", type=float, default=300.0, metavar="S", help="seconds an item may take (default 300)")
+    add("--start-timeout", type=float, metavar="S", help="seconds that loading models may take (default 600)")
     add("--attempts", type=int, default=3, metavar="N", help="tries of what hangs or crashes (default 3)")
-    add("--retry", action="store_true", help="do again what failed so in an earlier run")
-    add("--dry-run", action="store_true", help=f"make {TRIED} items, say what all would cost, keep none")
+    add("--retry", action="store_true", help="of a finished run, do again what failed so")
+    add("--dry-run", action="store_true", help=f"make {TRIED} items or more, say what all would cost, keep none")
     add("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_synth)
 
@@ -70,6 +78,9 @@ def _synth(arguments: argparse.Namespace) -> int:
     for name in ("num", "workers", "attempts"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ManifestError(f"--{name} is {value}; give 1 or more")
+    for name in ("timeout", "start_timeout"):
+        if (seconds := getattr(arguments, name)) is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise ManifestError(f"--{name.replace('_', '-')} is {seconds}; give seconds, more than 0")
     if arguments.out is None and not arguments.dry_run:
         raise ManifestError("where to? give --out DIR")
     if arguments.recipe == RECORDS:
@@ -90,7 +101,10 @@ def _synth(arguments: argparse.Namespace) -> int:
         "workers": arguments.workers,
         "timeout": arguments.timeout,
         "attempts": arguments.attempts,
+        "on": arguments.on,
     }
+    if arguments.start_timeout is not None:
+        options["start_timeout"] = arguments.start_timeout
     if arguments.dry_run:
         estimate = dry_run(recipe.source, recipe.stages, tries=TRIED, **options).to_dict()
         print(
@@ -103,7 +117,6 @@ def _synth(arguments: argparse.Namespace) -> int:
         recipe.stages,
         arguments.out,
         **options,
-        on=arguments.on,
         retry=arguments.retry,
         progress=shown,
     )

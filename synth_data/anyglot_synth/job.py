@@ -17,6 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -54,7 +55,7 @@ class Job:
         counts: ended items by status.
 
     Raises:
-        JobError: the folder is in use, or was made by another recipe.
+        JobError: the folder is in use, or was made by another recipe; `retry` of one that is not finished.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Job:
         self._journal.close()
         self._journal = None
         try:
+            self._sweep(objects=True)  # of workers that were killed while they wrote
             self._write_job()
             self._write_lists()
             (self.folder / RETRY).unlink(missing_ok=True)
@@ -164,6 +166,11 @@ class Job:
         begun = journal.is_file()
         self._sweep(objects=begun)
         self._check_recipe()
+        if self.retry and begun and journal.stat().st_size and not marker.is_file():
+            raise JobError(
+                f"{self.folder}: is not finished, so there is nothing to do again yet; run without --retry to its end "
+                "first"
+            )
         self._read_lists(again=marker.is_file() if begun else self.retry)
         if not begun and (self.folder / LISTS[OK]).is_file():
             more = self.num is None or self._known < self.num
@@ -280,7 +287,8 @@ class Job:
 
     def _close(self) -> None:
         if self._journal is not None:
-            self._journal.close()
+            with suppress(OSError):  # the disk that refused a line refuses it again
+                self._journal.close()
             self._journal = None
         if self._lock is not None:
             self._lock.close()

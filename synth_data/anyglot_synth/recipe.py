@@ -8,14 +8,15 @@
       - {filter: language}
       - stage: speakable
       - {stage: speak, engines: [{engine: flite}]}
-      - {filter: asr, max_error: 0.3}
+      - {filter: asr, max_error: 0.3, cpus: 2}
 
 Every source, stage, filter and engine has a name, and takes plain values; a name or a key that is not known ends with
-one line that says which there are. Runs nothing.
+one line that says which there are. `cpus` and `gpus` of a stage are what a copy of it takes on a cluster. Runs nothing.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ KEYS = {
     "seed": "of whatever is drawn, where a source or a stage has none of its own",
     "num": "rows of the source that are taken (default all)",
     "source": "{source: NAME, ...}: where dialogues come from",
-    "stages": "in order, each {stage: NAME, ...} or {filter: NAME, ...}",
+    "stages": "in order, each {stage: NAME, ...} or {filter: NAME, ...}, with cpus and gpus of a copy on a cluster",
 }
 STAGES: Registry[Stage] = Registry(
     "stage",
@@ -109,7 +110,18 @@ def build(settings: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def _stage(given: Any, seed: int, where: str) -> Stage:
     registry = FILTERS if isinstance(given, Mapping) and "filter" in given else STAGES
-    return registry.make(given, where, seed=seed)
+    sizes = {key: given[key] for key in ("cpus", "gpus") if isinstance(given, Mapping) and key in given}
+    if sizes:
+        given = {key: value for key, value in given.items() if key not in sizes}
+    stage = registry.make(given, where, seed=seed)
+    for key, value in sizes.items():
+        least = 0.01 if key == "cpus" else 0.0
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
+            raise ManifestError(f"{where}: {key} is {value!r}; give a number of at least {least:g}")
+        if key == "gpus" and value > 1 and value % 1:
+            raise ManifestError(f"{where}: gpus is {value!r}; give a part of one (0.5) or a whole number")
+        setattr(stage, key, float(value))
+    return stage
 
 
 def _change(settings: Any, key: str, value: Any) -> None:

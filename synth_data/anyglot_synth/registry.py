@@ -5,12 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+import os
+from collections.abc import Collection, Iterator, Mapping
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anyglot_tokenizers.errors import AnyglotError
 
 T = TypeVar("T")
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+SCALARS: dict[Any, type] = {bool: bool, int: Integral, float: Real, str: str, NoneType: NoneType}
 
 
 class Registry(Mapping[str, "type[T]"], Generic[T]):
@@ -61,10 +66,16 @@ class Registry(Mapping[str, "type[T]"], Generic[T]):
         name = config[self.key]
         known = inspect.signature(self[name]).parameters
         options = {key: value for key, value in defaults.items() if key in known}
-        return self.build(name, **options | {str(key): value for key, value in config.items() if key != self.key})
+        options |= {str(key): value for key, value in config.items() if key != self.key}
+        try:
+            return self.build(name, **options)
+        except AnyglotError as error:
+            if len(error.args) == 1:  # says where, and stays what it is
+                error.args = (f"{where}: {error}",)
+            raise
 
-    def build(self, name: str, **options: Any) -> T:
-        """One of that name, from keyword arguments. Raises `error` for names and arguments that are not known."""
+    def build(self, name: str, /, **options: Any) -> T:
+        """One of that name, from keyword arguments. Raises `error` for names, arguments and values that cannot be."""
         cls = self[name]
         known = inspect.signature(cls).parameters
         unknown = sorted(set(options) - set(known))
@@ -74,4 +85,73 @@ class Registry(Mapping[str, "type[T]"], Generic[T]):
         missing = [option for option in needed if option not in options]
         if missing:
             raise self.error(f"{self.kind} {name!r} needs the option {missing[0]!r}; it has: {', '.join(known)}")
-        return cls(**options)
+        made: T | None = None
+        problem: Exception | None = None
+        try:
+            made = cls(**options)  # what it says itself about its values is said best
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            problem = error
+        hints = _hints(cls)
+        for option, value in options.items():
+            if option in hints and not _fits(value, hints[option]):
+                message = f"{self.kind} {name!r}: {option} is {value!r}; give {_words(hints[option])}"
+                raise self.error(message) from problem
+        if problem is not None:
+            given = ", ".join(f"{option}: {value!r}" for option, value in options.items())
+            why = f"{type(problem).__name__}: {problem}"
+            raise self.error(f"{self.kind} {name!r} cannot be set up with {given} ({why}); change one") from problem
+        assert made is not None
+        return made
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of the arguments of a class, as far as they are written down."""
+    for place in (cls.__init__, cls):
+        try:
+            return get_type_hints(place)
+        except NameError:  # of a module that is imported for type checkers only
+            continue
+    return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a recipe has the type that an argument wants, as far as types say."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is Literal:
+        return any(type(value) is type(one) for one in inner)
+    if kind in SCALARS:
+        return isinstance(value, SCALARS[kind]) and (kind is bool or not isinstance(value, bool))
+    if (
+        kind is Any
+        or not isinstance(kind, type)
+        or getattr(kind, "_is_protocol", False)
+        or issubclass(kind, os.PathLike)
+    ):
+        return True
+    if not issubclass(kind, Collection):
+        plain = isinstance(value, Real | str | NoneType | list | Mapping)
+        return not plain or isinstance(value, kind) or (issubclass(kind, os.PathLike) and isinstance(value, str))
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and (len(inner) != 2 or all(_fits(one, inner[1]) for one in value.values()))
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+        return False
+    inner = tuple(one for one in inner if one is not Ellipsis)
+    return len(inner) != 1 or all(_fits(one, inner[0]) for one in value)
+
+
+def _words(hint: Any) -> str:
+    """A type in words."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_words(one) for one in inner))
+    if kind is Literal:
+        return " or ".join(map(str, inner))
+    if kind in WORDS:
+        return WORDS[kind]
+    if isinstance(kind, type) and issubclass(kind, Collection):
+        what = "a mapping {key: value}" if issubclass(kind, Mapping) else "a list"
+        known = [_words(one) for one in inner[-1:] if one in WORDS]
+        return f"{what} of {known[0]}" if known else what
+    return str(getattr(kind, "__name__", kind))

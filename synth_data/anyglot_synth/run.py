@@ -7,11 +7,12 @@ dataset card are written. Killed at any moment and run again, it goes on where i
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from anyglot_synth.report import REPORT, write_report
 from anyglot_synth.sources import BadRow, Source
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item, Stage
 from anyglot_synth.store import Store, StoreError
-from anyglot_synth.workers import Workers
+from anyglot_synth.workers import START_SECONDS, Workers, here
 from anyglot_tokenizers.errors import ManifestError
 
 Progress = Callable[[Mapping[str, int], int, int | None], None]
@@ -56,6 +57,7 @@ def run(
     workers: int | None = None,
     on: str = "processes",
     timeout: float = 300.0,
+    start_timeout: float = START_SECONDS,
     attempts: int = 3,
     retry: bool = False,
     progress: Progress | None = None,
@@ -71,19 +73,28 @@ def run(
         workers: processes, default as many as cores. On "ray" the cluster decides.
         on: "processes" of this machine, or "ray".
         timeout: seconds that an item may take.
+        start_timeout: seconds that the stages may take to be set up in a process: models are loaded.
         attempts: tries of an item that hangs, crashes or may succeed another time.
         retry: of a finished dataset, do again what failed so. What else there is stays as it is.
         progress: see `Progress`.
 
     Raises:
-        JobError: the folder is in use, or another recipe made it. StoreError: the disk refuses; run again and it goes
-            on. WorkerError, BackendError: an engine is not here. SourceError: there is nothing to read.
+        ManifestError: an argument that cannot be, a source without end. JobError: the folder is in use, or another
+            recipe made it. StoreError: the disk refuses; run again and it goes on. WorkerError, BackendError: an
+            engine is not here. SourceError: there is nothing to read.
     """
     ordered = [stage for stage in stages if getattr(stage, "ordered", False)]
     if ordered != list(stages[: len(ordered)]):
         raise ManifestError(f"stage {ordered[-1].name!r} looks at items in order; put it before the others")
     if on not in ("processes", "ray"):
         raise ManifestError(f"a run is on {on!r}; use processes or ray")
+    for word, seconds in (("timeout", timeout), ("start_timeout", start_timeout)):
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ManifestError(f"{word} is {seconds}; give seconds, more than 0")
+    if num is None and getattr(source, "num", 0) is None:  # it has such an option, and was not told
+        raise ManifestError(
+            f"source {source.name!r} never ends; say how many rows are wanted (num in a recipe, --num N)"
+        )
     rest = list(stages[len(ordered) :])
     recipe = {"name": name, "source": source.config(), "stages": [[s.name, s.config()] for s in stages]}
     with ExitStack() as stack:
@@ -93,15 +104,15 @@ def run(
             for path in written:
                 path.unlink(missing_ok=True)
             items = filter(lambda item: job.wants(item.index), items_of(source, ordered, Store(out), num))
-            ended: Iterator[Item]
+            ended: Generator[Item, None, None]
+            options: dict[str, Any] = {"timeout": timeout, "start_timeout": start_timeout, "attempts": attempts}
             if on == "ray":
                 from anyglot_synth.ray_run import run_on_ray
 
-                ended = run_on_ray(items, rest, out, timeout=timeout, attempts=attempts)
+                ended = run_on_ray(items, rest, out, **options)
+                stack.enter_context(closing(ended))
             else:
-                pool = stack.enter_context(
-                    Workers(rest, out, workers or os.cpu_count() or 1, timeout=timeout, attempts=attempts)
-                )
+                pool = stack.enter_context(Workers(rest, out, workers or os.cpu_count() or 1, **options))
                 ended = pool.run(items)
             for item in ended:
                 job.append(item)
@@ -135,9 +146,11 @@ def items_of(source: Source, ordered: Sequence[Stage], store: Store, num: int | 
                 item, status=FILTERED, stage="source", reason="duplicate", detail="said before, word by word"
             )
         seen.add(digest)
-        for stage in ordered:
-            item = stage(item, store)
-        yield item
+        yield here(ordered, item, store) if ordered else item
+
+
+WAVES = 4
+"""Items of a dry run per worker, at least."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +160,8 @@ class Estimate:
     Args:
         tried: items that were made.
         ok, filtered, failed: shares of them, 0 to 1.
-        start_seconds: until the first of them was there: engines and models are loaded.
-        seconds_per_item: of the machine, with all its workers, after that.
+        start_seconds: until engines and models are loaded.
+        seconds_per_item: of the machine, with all its workers busy, after that.
         bytes_per_item: on the disk.
         sound_seconds_per_item: of speech and music in samples.
         num: items of the whole, None where that is not known.
@@ -189,11 +202,18 @@ def dry_run(
 
     Args:
         source, stages, num: as for `run`.
-        tries: items that are made.
+        tries: items that are made, or four per worker if that is more.
         options: of `run`.
+
+    Raises:
+        ManifestError: on a cluster, whose pace this machine does not know. Others as `run`.
     """
     from anyglot_synth.dataset import media_of, read_items
 
+    if options.get("on", "processes") != "processes":
+        raise ManifestError("a dry run is on this machine's processes and says nothing of a cluster; leave out --on")
+    options["workers"] = workers = options.get("workers") or os.cpu_count() or 1
+    tries = max(tries, WAVES * workers)
     tries = tries if num is None else min(tries, num)
     with tempfile.TemporaryDirectory(prefix="anyglot-dry-run-") as folder:
         out = Path(folder) / "data"
@@ -203,6 +223,18 @@ def dry_run(
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         sound = sum(m.file.seconds or 0.0 for item in read_items(out) for m in media_of(item.dialogue))
     ok, filtered, failed = (round(count / total, 4) for count in (done.ok, done.filtered, done.failed))
-    start = ended[0] - began if ended else 0.0
-    pace = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else start
+    start, pace = start_and_pace([at - began for at in ended], workers)
     return Estimate(total, ok, filtered, failed, start, pace, size / total, sound / total, num)
+
+
+def start_and_pace(ended: Sequence[float], workers: int) -> tuple[float, float]:
+    """(seconds until workers are ready, seconds per item with all of them busy), from when items ended.
+
+    The first item of each worker tells nothing of the pace: they end together, however long they take. Where there are
+    no others, all time counts as theirs, which is right if that was the whole source.
+    """
+    if len(ended) <= workers:
+        return 0.0, ended[-1] / len(ended) if ended else 0.0
+    first = ended[workers - 1]
+    pace = (ended[-1] - first) / (len(ended) - workers)
+    return max(0.0, first - workers * pace), pace

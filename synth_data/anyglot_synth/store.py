@@ -1,7 +1,8 @@
 """`Store`: files of a dataset by content address, whole or not there, whoever is killed.
 
-`objects/ab/ab...cdef.flac` is named by what was asked for, so a file that is there is never made again and two
-processes that make the same one write the same bytes. This file makes no media and keeps no list.
+`objects/ab/ab...cdef.flac` is named by what was asked for, so a file that is there is never made again. Of two
+processes that make the same one the first wins, so engines need not give the same bytes twice: every record states the
+hash of what is there. This file makes no media and keeps no list.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from anyglot_synth.dialogue import MediaFile
 from anyglot_tokenizers.errors import AnyglotError
-from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.files import atomic_create
 
 OBJECTS = "objects"
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
@@ -55,6 +56,8 @@ class Store:
     def put(self, key: str, suffix: str, write: Callable[[Path], None]) -> tuple[str, str]:
         """(relative path, sha256) of an object; `write(path)` makes it if it is not there.
 
+        What another process made meanwhile stays, and the hash is that of what is there.
+
         Raises:
             StoreError: the disk refuses.
         """
@@ -63,7 +66,7 @@ class Store:
         try:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as temporary:
+                with atomic_create(path) as temporary:
                     write(temporary)
             return file, sha256_of(path)
         except OSError as error:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -29,12 +29,17 @@ from anyglot_synth.store import DISK_ERRORS, Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError
 
 log = logging.getLogger("anyglot.synth")
-START_SECONDS = 300.0
-"""A worker that is not ready after this time (it may load models) ends the run."""
+START_SECONDS = 600.0
+"""A worker that is not ready after this time (it may load models) ends the run, unless the caller says another."""
 
 
 class WorkerError(AnyglotError):
     """A stage cannot be set up in a worker."""
+
+
+def log_defect(index: int, text: str) -> None:
+    """Writes the traceback of an item's defect into the log."""
+    log.error("a defect in the stages, item %d:\n%s", index, text)
 
 
 @dataclass
@@ -67,6 +72,9 @@ class Workers:
         timeout: seconds that an item may take.
         attempts: tries of an item whose worker hangs or dies, or whose stage says that another try may succeed.
         ahead: items that may be under way or wait for an earlier one, per process.
+        start_timeout: seconds until a process is ready: it may load models.
+        threads: that libraries may use in a process.
+        on_defect: told the index and the traceback of an item on which a stage has a defect.
     """
 
     def __init__(
@@ -78,13 +86,22 @@ class Workers:
         timeout: float = 300.0,
         attempts: int = 3,
         ahead: int = 16,
+        start_timeout: float = START_SECONDS,
+        threads: int = 1,
+        on_defect: Callable[[int, str], None] = log_defect,
     ) -> None:
         self.stages, self.folder, self.count = list(stages), Path(folder), count
         self.timeout, self.attempts, self.ahead = timeout, attempts, ahead
+        self.start_timeout, self.threads, self.on_defect = start_timeout, threads, on_defect
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
-        self._workers = [self._start() for _ in range(self.count)]
+        try:
+            for _ in range(self.count):
+                self._workers.append(self._start())
+        except BaseException:
+            self.__exit__()  # those that have started do not stay
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +112,7 @@ class Workers:
             worker.pipe.close()
         self._workers = []
 
-    def run(self, items: Iterator[Item]) -> Iterator[Item]:
+    def run(self, items: Iterator[Item]) -> Generator[Item, None, None]:
         """The items, ended, in the same order. Those that have ended before pass through.
 
         Raises:
@@ -134,10 +151,10 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.stages, self.folder), daemon=True)
-        with _one_thread(), _without_interrupts():
+        with _with_threads(self.threads), _without_interrupts():
             process.start()
         theirs.close()
-        return _Worker(process, ours, time.monotonic() + START_SECONDS)
+        return _Worker(process, ours, time.monotonic() + self.start_timeout)
 
     def _give(self, worker: _Worker, task: _Task) -> None:
         worker.task, worker.deadline = task, time.monotonic() + self.timeout
@@ -156,7 +173,10 @@ class Workers:
                 yield from self._read(worker)
             elif time.monotonic() > worker.deadline:
                 if not worker.ready:
-                    raise WorkerError(f"the stages were not set up within {START_SECONDS:.0f} s; see the log")
+                    raise WorkerError(
+                        f"the stages were not set up within {self.start_timeout:g} s; see the log, or give "
+                        "--start-timeout more seconds"
+                    )
                 yield from self._replace(worker, "timeout", f"no answer within {self.timeout:g} s")
 
     def _read(self, worker: _Worker) -> Iterator[tuple[_Task, Item]]:
@@ -181,7 +201,7 @@ class Workers:
             assert worker.task is not None
             task, worker.task = worker.task, None
             line, text = content
-            log.error("a defect in the stages, item %d:\n%s", task.item.index, text)
+            self.on_defect(task.item.index, text)
             yield task, replace(task.item, status=FAILED, stage="workers", reason="defect", detail=line)
         elif kind == "store":
             raise StoreError(content)
@@ -211,8 +231,12 @@ def _work(pipe: Connection, stages: Sequence[Stage], folder: Path) -> None:
     try:
         for stage in stages:
             stage.setup()
-    except AnyglotError as error:
-        pipe.send(("setup", str(error)))
+    except Exception as error:  # noqa: BLE001 (told to the parent, which ends the run; the traceback is in the log)
+        message = str(error)
+        if not isinstance(error, AnyglotError):
+            traceback.print_exc()
+            message = f"stage {stage.name!r} was not set up: {_defect(error)[1][0]}; see the log"
+        pipe.send(("setup", message))
         return
     with suppress(EOFError, OSError):  # the parent has gone
         pipe.send(("ready", None))
@@ -236,6 +260,18 @@ def through(stages: Sequence[Stage], item: Item, store: Store) -> tuple[str, Ite
         return _defect(error)
     except Exception as error:  # noqa: BLE001 (one item must not end a run of a million; the log has it all)
         return _defect(error)
+
+
+def here(stages: Sequence[Stage], item: Item, store: Store) -> Item:
+    """One item through stages in this process, as in a worker. Raises `StoreError`."""
+    kind, content = through(stages, item, store)
+    if isinstance(content, Item):
+        return content
+    if isinstance(content, str):
+        raise StoreError(content)
+    assert kind == "defect"
+    log_defect(item.index, content[1])
+    return replace(item, status=FAILED, stage="workers", reason="defect", detail=content[0])
 
 
 def _defect(error: Exception) -> tuple[str, tuple[str, str]]:
@@ -268,11 +304,11 @@ def _without_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that start here use one thread each, so that as many as cores do not get in each other's way."""
+def _with_threads(count: int) -> Iterator[None]:
+    """Processes that start here use so many threads each: of as many as cores, one, or they get in each other's way."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    os.environ.update(dict.fromkeys(names, str(count)))
     try:
         yield
     finally:

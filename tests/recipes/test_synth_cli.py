@@ -87,6 +87,12 @@ def test_changes_from_the_command_line(tmp_path: Path) -> None:
         (["nanoworld-chat", "--num", "0"], "--num is 0"),
         (["nanoworld-chat", "--split", "test"], "--split is of the records of nanoworld"),
         (["nanoworld", "--dry-run"], "records of nanoworld have no recipe"),
+        (["nanoworld-chat", "--timeout", "nan"], "--timeout is nan; give seconds, more than 0"),
+        (["nanoworld-chat", "--start-timeout", "-1"], "--start-timeout is -1.0; give seconds"),
+        (["nanoworld-chat", "--dry-run", "--on", "ray"], "says nothing of a cluster; leave out --on"),
+        (["nanoworld-chat", "--source.speech", "much"], "chat.yaml: source 'nanoworld-grammar': speech is 'mu"),
+        (["nanoworld-chat", "--stages.1.gpus", "x"], "nanoworld-chat.yaml, stage 2: gpus is 'x'; give a number"),
+        (["nanoworld-chat", "--num", "3", "--stages.0", "[a]"], "stage 1: ['a'] names no stage"),
         (["speech-instruct"], "data names no file; give a path"),
     ],
 )  # fmt: skip

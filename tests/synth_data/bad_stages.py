@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ class Marks(Stage):
 
     def run(self, item: Item, store: Store) -> Item:
         text = item.dialogue.turns[0].parts[0].text
-        time.sleep(self.seconds)
+        time.sleep(self.seconds * (1 + 7 * (item.index % 5 == 0)))  # those after a slow one are ready before it
         first = self._first(item)
         if ("hang once" in text and first) or "hang always" in text:
             time.sleep(600)
@@ -45,6 +46,8 @@ class Marks(Stage):
             raise Filtered("unwanted", "not this one", share=0.5)
         if "full" in text:
             raise_full(store)
+        if "hang in the middle" in text:
+            store.put(item.dialogue.id, ".png", hang)
         if "program" in text:
             program = subprocess.Popen(["sleep", "600"])
             (Path(self.remember) / "program").write_text(str(program.pid))
@@ -57,7 +60,7 @@ class Marks(Stage):
         def change(i: int, j: int, turn: Any, part: Any) -> Any:
             return part if part.modality != "image" else type(part)(part.modality, part.text, None, media)
 
-        return Item(item.index, item.dialogue.map_parts(change), facts={"index": item.index})
+        return Item(item.index, item.dialogue.map_parts(change), facts={**item.facts, "index": item.index})
 
     def _first(self, item: Item) -> bool:
         """Whether no process has seen this item yet."""
@@ -68,6 +71,63 @@ class Marks(Stage):
         except FileExistsError:
             return False
         return True
+
+
+class Ordered(Stage):
+    """Runs in the parent: counts the letters it has seen, and has a defect or a full disk where asked."""
+
+    name = "ordered"
+    ordered = True
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def setup(self) -> None:
+        self.letters = 0
+
+    def run(self, item: Item, store: Store) -> Item:
+        text = item.dialogue.turns[0].parts[0].text
+        self.letters += len(text)
+        if "defect in order" in text:
+            raise KeyError("nobody foresaw this in order")
+        if "full in order" in text:
+            raise_full(store)
+        return item.with_facts(letters=self.letters)
+
+
+class Later(Stage):
+    """Comes after others, and may ask for another part of a cluster than they."""
+
+    def __init__(self, name: str = "later", cpus: float = 1.0) -> None:
+        self.name, self.cpus = name, cpus  # type: ignore[misc]
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, item: Item, store: Store) -> Item:
+        text = item.dialogue.turns[0].parts[0].text
+        if f"late trouble in {self.name}" in text:
+            raise KeyError("nobody foresaw this later")
+        if f"late death in {self.name}" in text:
+            os._exit(9)
+        if f"late end in {self.name}" in text:
+            raise Filtered("late")
+        return item.with_facts(**{self.name: text})
+
+
+class EndsItsCopy(Stage):
+    """Of a cluster: ends the process that its worker belongs to, where asked."""
+
+    name = "ends-its-copy"
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, item: Item, store: Store) -> Item:
+        if item.dialogue.turns[0].parts[0].text == "worse":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        return item
 
 
 class Noise(Stage):
@@ -103,6 +163,12 @@ class NoEngine(Stage):
         raise AssertionError
 
 
+def hang(path: Path) -> None:
+    """Writes half of a file."""
+    path.write_bytes(b"half")
+    time.sleep(600)
+
+
 def raise_full(store: Store) -> None:
     """What a full disk does to a write in the store."""
 
@@ -111,3 +177,19 @@ def raise_full(store: Store) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     store.put("f" * 32, ".bin", write)
+
+
+class SlowEngine(NoEngine):
+    """Takes long to be set up."""
+
+    def setup(self) -> None:
+        time.sleep(60)
+
+
+class BadEngine(NoEngine):
+    """Has a defect in its setup."""
+
+    name = "bad-engine"
+
+    def setup(self) -> None:
+        raise KeyError("engine")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import multiprocessing
 import os
 import random
 import resource
@@ -11,18 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned workers inherit it
-from bad_stages import Marks, NoEngine, Noise
+from bad_stages import BadEngine, Marks, NoEngine, Noise, Ordered, SlowEngine
 
 from anyglot_synth.dialogue import Dialogue, Part, Turn
+from anyglot_synth.grammar_writer import GrammarWriter
 from anyglot_synth.job import Job, JobError
-from anyglot_synth.run import Summary, dry_run, run
+from anyglot_synth.run import Summary, dry_run, run, start_and_pace
 from anyglot_synth.sources import BadRow, Source
 from anyglot_synth.stages import Item, Stage
 from anyglot_synth.store import Store, StoreError
@@ -66,33 +69,35 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def make(out: Path, texts: Sequence[str | None], stage: Stage | None = None, **options: Any) -> Summary:
-    return run(Texts(texts), [stage or Marks()], out, **{"workers": 2, **options})
+    """With a stage that looks at all items in order before the one that is given."""
+    return run(Texts(texts), [Ordered(), stage or Marks()], out, **{"workers": 2, **options})
 
 
 def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen = tmp_path / "seen"
     seen.mkdir()
     texts = ["good", None, "unwanted", "good", "defect", "broken", "busy once", "busy always", "die once", "die always"]
-    texts += ["hang once", "hang always", "last", "no number"]
+    texts += ["hang once", "hang always", "last", "no number", "defect in order"]
     done = make(tmp_path / "out", texts, Marks(remember=str(seen)), timeout=1.5, attempts=2)
-    assert (done.ok, done.filtered, done.failed) == (5, 2, 7)
+    assert (done.ok, done.filtered, done.failed) == (5, 2, 8)
     samples, rejects, errors = (lines(tmp_path / "out", name) for name in ("samples", "rejects", "errors"))
     assert [line["index"] for line in samples] == [0, 6, 8, 10, 12]
     assert [(line["index"], line["reason"]) for line in rejects] == [(2, "unwanted"), (3, "duplicate")]
-    assert rejects[0]["facts"] == {"share": 0.5} and rejects[0]["stage"] == "marks"
+    assert rejects[0]["facts"] == {"letters": len("goodunwanted"), "share": 0.5} and rejects[0]["stage"] == "marks"
     ended = {line["index"]: (line["reason"], line["retryable"]) for line in errors}
     assert ended == {
         1: ("input", False), 4: ("defect", False), 5: ("backend", False), 7: ("backend", True), 9: ("crash", True),
-        11: ("timeout", True), 13: ("defect", False),
+        11: ("timeout", True), 13: ("defect", False), 14: ("defect", False),
     }  # fmt: skip
     assert {line["index"]: line["facts"]["attempts"] for line in errors if line["retryable"]} == {7: 2, 9: 2, 11: 2}
     assert "nobody foresaw this" in errors[1]["detail"] and "Traceback" in caplog.text
+    assert "foresaw this in order" in errors[-1]["detail"] and "foresaw this in order" in caplog.text
     assert validate(tmp_path / "out").exit_code == 0
 
 
 def test_workers_and_order_change_nothing(tmp_path: Path) -> None:
     for workers in (1, 3):
-        make(tmp_path / str(workers), numbered(60), workers=workers)
+        make(tmp_path / str(workers), numbered(60), Marks(seconds=0.005), workers=workers)
     one = files(tmp_path / "1")
     assert one == files(tmp_path / "3")
     assert sum(name.endswith(".png") for name in one) == 60
@@ -148,6 +153,8 @@ def test_torn_lines_and_leftovers(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(StoreError, match="cannot be written .*free some space"):
         make(out, [*numbered(9), "full", *numbered(20)[9:]], workers=1)
+    with pytest.raises(StoreError, match="cannot be written .*free some space"):
+        make(out, [*numbered(9), "full in order", *numbered(20)[9:]], workers=1)
     assert not list(out.rglob("*.tmp*")) and (out / "journal.jsonl").is_file()
     (out / "journal.jsonl").write_bytes((out / "journal.jsonl").read_bytes()[:-20])
     left = out / "objects" / "ab" / ".abc.0123456789ab.tmp.png"
@@ -162,8 +169,17 @@ def test_more_of_a_finished_job(tmp_path: Path) -> None:
     make(tmp_path / "whole", numbered(30))
     make(tmp_path / "out", numbered(30), num=12)
     assert make(tmp_path / "out", numbered(30), num=12).earlier == 12
+
+    def stop(counts: Mapping[str, int], *_: object) -> None:
+        if sum(counts.values()) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", numbered(30), progress=stop)
+    with pytest.raises(JobError, match="is not finished.*run without --retry"):
+        make(tmp_path / "out", numbered(30), retry=True)
     done = make(tmp_path / "out", numbered(30))
-    assert (done.earlier, done.ok) == (12, 30)
+    assert (done.earlier, done.ok) == (20, 30)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert make(tmp_path / "out", numbered(30), num=50).earlier == 30
 
@@ -213,6 +229,15 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             run(Texts(numbered(6)), [Noise()], tmp_path / "out", workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="journal.jsonl: cannot be written .*free some space"):
+            run(Texts(numbered(60)), [], tmp_path / "lines", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run(Texts(numbered(60)), [], tmp_path / "whole lines", workers=1)
+    run(Texts(numbered(60)), [], tmp_path / "lines", workers=1)
+    assert files(tmp_path / "lines") == files(tmp_path / "whole lines")
     assert not list((tmp_path / "out").rglob("*.flac")) and not (tmp_path / "out" / "errors.jsonl").exists()
     run(Texts(numbered(6)), [Noise()], tmp_path / "out", workers=1)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -234,9 +259,11 @@ def ended(pid: int, seconds: float = 10.0) -> bool:
 
 
 def test_a_program_that_hangs_is_ended_too(tmp_path: Path) -> None:
-    done = make(tmp_path / "out", ["a", "program", "b"], Marks(remember=str(tmp_path)), timeout=1.0, attempts=1)
-    assert (done.ok, done.failed) == (2, 1)
-    assert lines(tmp_path / "out", "errors")[0]["reason"] == "timeout"
+    texts = ["a", "program", "b", "hang in the middle"]
+    done = make(tmp_path / "out", texts, Marks(remember=str(tmp_path)), timeout=1.0, attempts=1)
+    assert (done.ok, done.failed) == (2, 2)
+    assert [line["reason"] for line in lines(tmp_path / "out", "errors")] == ["timeout"] * 2
+    assert not list((tmp_path / "out").rglob("*.tmp*")), "half an object is left"
     assert ended(int((tmp_path / "program").read_text()))
 
 
@@ -284,8 +311,21 @@ def test_refusals(tmp_path: Path) -> None:
         make(tmp_path / "full", numbered(1))
     with pytest.raises(WorkerError, match="not here; install it"):
         make(tmp_path / "no", numbered(1), NoEngine())
+    with pytest.raises(WorkerError, match="stage 'bad-engine' was not set up: KeyError: 'engine'; see the log"):
+        make(tmp_path / "bad", numbered(1), BadEngine())
     with pytest.raises(ManifestError, match="use processes or ray"):
         make(tmp_path / "on", numbered(1), on="fire")
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ManifestError, match="timeout is .*give seconds"):
+            make(tmp_path / "on", numbered(1), timeout=seconds)
+    with pytest.raises(ManifestError, match="never ends; say how many"):
+        run(GrammarWriter(), [], tmp_path / "endless", workers=1)
+    with pytest.raises(WorkerError, match=r"not set up within 0.2 s.*--start-timeout"):
+        make(tmp_path / "slow", numbered(1), SlowEngine(), start_timeout=0.2)
+    left = [child for child in multiprocessing.active_children() if child.is_alive()]
+    with pytest.raises(AttributeError, match="local object|lambda"):
+        make(tmp_path / "pickle", numbered(1), Marks(remember=lambda: ""))  # type: ignore[arg-type]
+    assert multiprocessing.active_children() == left, "a worker is left"
 
 
 def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
@@ -295,3 +335,14 @@ def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
     half = dry_run(Texts(["a", "unwanted", "b", "broken"]), [Marks()], workers=1)
     assert (half.ok, half.filtered, half.failed) == (0.5, 0.25, 0.25)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ManifestError, match="says nothing of a cluster"):
+        dry_run(Texts(["a"]), [Marks()], on="ray")
+
+
+def test_the_pace_of_many_workers() -> None:
+    """64 workers that load for ten seconds and take two for an item: 32 a second, though 64 come at once."""
+    ended = [10.0 + 2 * (1 + number // 64) for number in range(256)]
+    assert start_and_pace(ended, 64) == pytest.approx((10.0, 2 / 64))
+    assert start_and_pace([12.0] * 20, 64) == (0.0, 0.6), "less than one wave: all of the time counts"
+    assert start_and_pace([3.0, 4.0, 5.0], 1) == (2.0, 1.0)
+    assert start_and_pace([], 2) == (0.0, 0.0)

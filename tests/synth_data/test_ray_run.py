@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_stages import Marks
+from bad_stages import EndsItsCopy, Later, Marks, Ordered
 from test_pipeline import Texts, files, lines, numbered
 
-from anyglot_synth.ray_run import read_item, write_item
+from anyglot_synth.ray_run import groups_of, read_item, write_item
 from anyglot_synth.run import run
 from anyglot_synth.sources import BadRow
+from anyglot_synth.stages import Stage
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -30,16 +33,59 @@ def test_items_travel_as_one_line(tmp_path: Path) -> None:
     assert isinstance(next(iter(Texts([None]).read(Store(tmp_path)))), BadRow)
 
 
-@pytest.mark.slow
-def test_a_killed_node_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'anyglot[cluster]'")
-    import ray
+TROUBLE = ["unwanted", "defect", "die always", "broken", None, "number 3", "defect in order", "late trouble in b"]
+TROUBLE += ["late trouble in c", "late death in b", "late end in b", "late end in c"]
+
+
+def several(marks: Marks) -> list[Stage]:
+    """Four groups: two stages of one core, one of a half, one of one, one of a quarter; and one that runs in order."""
+    return [Ordered(), marks, Later("a"), Later("b", cpus=0.5), Later("c"), Later("d", cpus=0.25)]
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The modules of Ray, with an environment in which its processes find the stages of these tests."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'anyglot[cluster]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    texts = [*numbered(160), "unwanted", "defect", "die always", "broken", None, "number 3"]
-    run(Texts(texts), [Marks()], tmp_path / "processes", workers=1, attempts=2)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # of a busy machine they get their part
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    return ray, Cluster
+
+
+def test_neighbours_that_ask_for_the_same_are_one_group() -> None:
+    names = [[stage.name for stage in group] for group in groups_of(several(Marks())[1:])]
+    assert names == [["marks", "a"], ["b"], ["c"], ["d"]]
+
+
+@pytest.mark.slow
+def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One core for four groups: they take turns, and nothing hangs."""
+    ray, Cluster = cluster_of(monkeypatch)
+    texts = [*numbered(30), *TROUBLE]
+    run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        run(Texts(texts), several(Marks()), tmp_path / "ray", on="ray", attempts=2)
+        assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
+        with pytest.raises(AnyglotError, match=r"no node of the cluster has room for wide \(cpus: 2, gpus: 0\); set"):
+            run(Texts(texts), [Later("wide", cpus=2)], tmp_path / "wide", on="ray")
+        run(Texts(["a", "worse", "b"]), [EndsItsCopy()], tmp_path / "ends", on="ray")
+        assert [line["index"] for line in lines(tmp_path / "ends", "samples")] == [0, 2]
+        assert [line["reason"] for line in lines(tmp_path / "ends", "errors")] == ["crash"]
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_killed_node_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray, Cluster = cluster_of(monkeypatch)
+    texts = [*numbered(160), *TROUBLE]
+    run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
     try:
         second = cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
@@ -55,13 +101,32 @@ def test_a_killed_node_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        done = run(Texts(texts), [Marks(seconds=0.05)], tmp_path / "ray", on="ray", attempts=2)
+        done = run(Texts(texts), several(Marks(seconds=0.02)), tmp_path / "ray", on="ray", attempts=2)
         killer.join(20)
         assert killed and killed[0] < 160, "it was over before the node was killed"
-        assert (done.ok, done.filtered, done.failed) == (160, 2, 4)
+        assert (done.ok, done.filtered, done.failed) == (160, 4, 8)
+        assert "foresaw this later" in caplog.text and "Traceback" in caplog.text, "of a defect on a node"
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
         with pytest.raises(AnyglotError, match="cannot be written"):
             run(Texts(["full"]), [Marks()], tmp_path / "full", on="ray")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_room_in_pieces_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes have a quarter of a core left each, which a copy of a half fits on neither of."""
+    ray, Cluster = cluster_of(monkeypatch)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        marks = Marks(seconds=0.1)
+        marks.cpus = 0.75
+        done = run(Texts(numbered(60)), [marks, Later("half", cpus=0.5)], tmp_path / "ray", on="ray")
+        assert done.ok == 60
     finally:
         ray.shutdown()
         cluster.shutdown()

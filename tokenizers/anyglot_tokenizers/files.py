@@ -1,11 +1,12 @@
-"""`atomic_write`: a file is either the old one or complete, whenever the process is killed."""
+"""`atomic_write` and `atomic_create`: a file is either not there (or the old one) or complete, whoever is killed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,9 +17,44 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Safe against a kill at any moment, not against loss of power (no fsync).
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
+    temporary = _temporary(target)
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_create(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_write`, but a `path` that has come meanwhile stays as it is: of several processes the first one wins.
+
+    Where the file system has no hard links, a lock on the folder keeps the processes of one machine apart.
+    """
+    target = Path(path)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return
+        except OSError:  # exFAT, some mounted clouds; what else is wrong is said again by the renaming
+            _rename_first(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_first(temporary: Path, target: Path) -> None:
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # no locks either: then only the moment between looking and renaming is open
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not target.exists():
+            os.rename(temporary, target)
+    finally:
+        os.close(folder)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")

@@ -1,0 +1,32 @@
+"""The store: two that make the same object leave one, and both records are true."""
+
+from __future__ import annotations
+
+import errno
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from anyglot_synth.store import Store
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_two_makers_wins(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that never gives the same bytes twice, in two processes at once."""
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    store, records = Store(tmp_path), []
+
+    def second(path: Path) -> None:
+        records.append(store.put("ab" * 16, ".bin", lambda other: other.write_bytes(b"first") and None))
+        path.write_bytes(b"second")
+
+    records.append(store.put("ab" * 16, ".bin", second))
+    assert records == [(f"objects/ab/{'ab' * 16}.bin", sha256(b"first").hexdigest())] * 2
+    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [b"first"], "and nothing beside it"
