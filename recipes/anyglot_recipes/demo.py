@@ -21,7 +21,7 @@ from torch import Tensor
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.evaluate import Checkers, Graded, evaluate, truth
 from anyglot_recipes.nano import test_items
-from anyglot_recipes.tasks import TASKS, prompt
+from anyglot_recipes.tasks import TASKS, prompt, right_words
 from anyglot_synth.nanoworld.language import describe
 from anyglot_tokenizers.audio import mel_filters
 from anyglot_tokenizers.files import atomic_write
@@ -119,7 +119,7 @@ def _section(model: UnifiedModel, folder: Path, task: str, graded: list[Graded],
             _medium(folder, f"{name}-out{position}", output.modality, output.content, model, "")
             for position, output in enumerate(g.outputs)
         ]
-        wanted = g.item.answer if task == "image+speech->speech" else describe(truth(g.item, task), None, "spoken")
+        wanted = right_words(g.item, task) or describe(truth(g.item, task), None, "spoken")
         kind = "good" if g.score > 0.999 else "part" if g.score >= 0.5 else "bad"
         heard = "<br>".join(html.escape(h) or "<i>nothing</i>" for h in g.heard)
         parts.append(

@@ -20,9 +20,9 @@ from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.tasks import PAIRS, TASKS, Item, prompt, split_task
+from anyglot_recipes.tasks import CHAT, PAIRS, SHOTS, TASKS, Item, prompt, right_words, split_task
 from anyglot_synth.nanoworld.judge import SpeechJudge
-from anyglot_synth.nanoworld.language import describe, parse, same_answer
+from anyglot_synth.nanoworld.language import describe, parse, same_answer, words
 from anyglot_synth.nanoworld.listen import listen
 from anyglot_synth.nanoworld.scene import Scene, score
 from anyglot_synth.nanoworld.see import see
@@ -97,17 +97,32 @@ def grade(items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]],
         media = [next((o.content for o in g.outputs if o.modality == modality), None) for g in graded]
         for g, (heard, scene) in zip(graded, checkers.read(modality, media), strict=True):
             g.heard.append(heard)
-            if task == "image+speech->speech":
-                g.score += float(same_answer(heard, g.item.answer))
+            wanted = right_words(g.item, task)
+            if wanted is not None:
+                g.score += float(same_words(task, heard, wanted)) / len(targets)
             else:
                 g.score += score(truth(g.item, task), scene) / len(targets)
     return graded
 
 
+def same_words(task: str, said: str, wanted: str) -> bool:
+    """Whether an answer in words is right. The rules of `SHOTS` are about order, so there words must stand in place."""
+    return words(said) == words(wanted) if task == SHOTS else same_answer(said, wanted)
+
+
 def chance(items: Sequence[Item], task: str) -> float:
-    """Mean score of giving each item the right answer of another one (every other one, exactly); 0 without another."""
-    if task == "image+speech->speech":
-        pairs = [float(same_answer(a.answer, b.answer)) for a in items for b in items if a is not b]
+    """Mean score of giving each item the right answer of another one (every other one, exactly); 0 without another.
+
+    For `SHOTS` that is another one of the same rule.
+    """
+    wanted = [right_words(item, task) or "" for item in items]
+    if any(wanted):
+        pairs = [
+            float(same_words(task, wanted[i], wanted[j]))
+            for i, a in enumerate(items)
+            for j, b in enumerate(items)
+            if i != j and (task != SHOTS or a.rule == b.rule)
+        ]
     else:
         pairs = [score(truth(a, task), truth(b, task)) for a in items for b in items if a is not b]
     return float(np.mean(pairs)) if pairs else 0.0
@@ -128,10 +143,11 @@ def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], c
     plain = {m: float(np.mean(media_score(m, [i.codes[stored[m]] for i in items], scenes))) for m in asked}
     result = {}
     for task in tasks:
-        if task == "image+speech->speech":
-            answers = [_used(model, "speech", i.answer_speech) for i in items if i.answer_speech is not None]
-            heard = checkers.read("speech", model.decode_media("speech", answers))
-            result[task] = float(np.mean([same_answer(h, i.answer) for (h, _), i in zip(heard, items, strict=True)]))
+        wanted = [right_words(item, task) for item in items]
+        if "speech" in split_task(task)[1] and None not in wanted:
+            said = [item.second_answer_speech if task == CHAT else item.answer_speech for item in items]
+            heard = checkers.read("speech", model.decode_media("speech", [_used(model, "speech", s) for s in said]))
+            result[task] = float(np.mean([same_answer(h, w or "") for (h, _), w in zip(heard, wanted, strict=True)]))
         elif task == "text+image->image":
             edited = media_score("image", [i.edited_image for i in items], [truth(i, task) for i in items])
             result[task] = float(np.mean(edited))
