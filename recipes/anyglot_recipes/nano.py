@@ -248,8 +248,13 @@ def _another_question(scene: Scene, first: str, rng: np.random.Generator) -> tup
             return second
 
 
-def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
-    """`n` held-out items with codes made by the model's own tokenizers."""
+def world_seed(seed: int, split: Split) -> int:
+    """The seed of the records that a benchmark of this seed is about. Those of "train" are none of a training's."""
+    return seed_of(seed, "test" if split == "test" else "fresh") % 2**31
+
+
+def test_items(model: UnifiedModel, n: int, seed: int = 0, split: Split = "test") -> list[Item]:
+    """`n` items with codes made by the model's own tokenizers; held-out ones, or fresh ones of the training split."""
     missing = [m for m in ("image", "speech", "music") if m not in model.tokenizers]
     if missing:
         raise ManifestError(
@@ -257,7 +262,7 @@ def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
             f"{', '.join(model.vocabulary.modalities)}"
         )
     cache = SpeechCache(default_cache_dir())
-    return make_items("test", n, seed_of(seed, "test") % 2**31, dict(model.tokenizers), cache, 1)
+    return make_items(split, n, world_seed(seed, split), dict(model.tokenizers), cache, 1)
 
 
 def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:

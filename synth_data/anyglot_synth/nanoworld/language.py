@@ -95,6 +95,11 @@ def words(text: str) -> list[str]:
     return [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
+def content_words(text: str) -> list[str]:
+    """`words` without those that say nothing about a scene ("a", "there", "is", ...)."""
+    return [word for word in words(text) if word not in _FILLERS]
+
+
 def thing_words(thing: Thing) -> str:
     """For example ``"large red circle"``."""
     return f"{thing.size} {thing.color} {thing.shape}"
@@ -166,7 +171,7 @@ def parse(text: str) -> Scene | None:
     place. Words outside the grammar, missing or doubled attributes, two things at one place and more than
     three things all give ``None``.
     """
-    tokens = [word for word in words(text) if word not in _FILLERS]
+    tokens = content_words(text)
     if not tokens or any(token not in _KINDS for token in tokens):
         return None
     parts: list[dict[str, str]] = []
