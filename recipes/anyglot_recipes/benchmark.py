@@ -29,6 +29,8 @@ from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.metrics import interval
 
 Row = dict[str, Any]
+CHANGE = ("change", "change_low", "change_high")
+"""Entries of a row that is compared with another one, named in `against`."""
 Keep = Callable[[str, list[Graded]], None]
 
 
@@ -77,16 +79,16 @@ class Bench:
 
 
 def change_of(differences: Sequence[float]) -> dict[str, float]:
-    """The mean of paired differences with its 95 % bootstrap interval."""
-    return dict(zip(("change", "change_low", "change_high"), interval(list(differences)), strict=True))
+    """The mean of paired differences with its 95 % bootstrap interval, as entries of a row."""
+    return dict(zip(CHANGE, interval(list(differences)), strict=True))
 
 
-def gap(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """(difference of the means, low, high) of scores about different items: both are drawn anew for the interval."""
+def gap_of(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """As `change_of`, of the means of scores about different items: both are drawn anew for the interval."""
     rng = np.random.default_rng(seed)
     a, b = (rng.choice(scores, size=(2000, len(scores))).mean(axis=1) for scores in (first, second))
     low, high = np.quantile(a - b, (0.025, 0.975))
-    return float(np.mean(first) - np.mean(second)), float(low), float(high)
+    return dict(zip(CHANGE, (float(np.mean(first) - np.mean(second)), float(low), float(high)), strict=True))
 
 
 def directions(bench: Bench) -> list[Row]:
@@ -111,16 +113,12 @@ def composition(bench: Bench) -> list[Row]:
         graded, held_out = bench.ask(items, task), bench.graded(task)
         seen.append([g.score for g in graded])
         unseen.append([g.score for g in held_out])
-        lost = dict(zip(("change", "change_low", "change_high"), gap(seen[-1], unseen[-1]), strict=True))
-        more = {"chance": luck, "ceiling": limits[task], "against": "held-out combinations", **lost}
-        rows.append(bench.row("composition", "combinations of training", graded, **more))
+        more: Row = {"chance": luck, "against": "held-out combinations", **gap_of(seen[-1], unseen[-1])}
+        rows.append(bench.row("composition", "combinations of training", graded, ceiling=limits[task], **more))
     # An item's mean over the pairs: the interval then knows that all pairs are about the same scenes.
     means_of = [np.mean(np.array(scores), axis=0).tolist() for scores in (seen, unseen)]
-    lost = dict(zip(("change", "change_low", "change_high"), gap(*means_of), strict=True))
-    more = {"chance": luck, "against": "held-out combinations", **lost}
-    rows.append(
-        row_of("the 12 pairs", means_of[0], section="composition", condition="combinations of training", **more)
-    )
+    more = {"section": "composition", "condition": "combinations of training", **more, **gap_of(*means_of)}
+    rows.append(row_of("the 12 pairs", means_of[0], **more))
     return rows
 
 
@@ -142,9 +140,7 @@ def hallucination(bench: Bench) -> list[Row]:
             graded = bench.ask(given, WRITTEN)
             yes = float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
             name = ("hard" if hard else "random") + " negatives" + condition
-            more: dict[str, Any] = (
-                {"chance": 0.5, "yes": yes} if condition else {"chance": 0.5, "ceiling": 1.0, "yes": yes}
-            )
+            more: Row = {"chance": 0.5, "yes": yes} if condition else {"chance": 0.5, "ceiling": 1.0, "yes": yes}
             rows.append(bench.row("hallucination", name, graded, **more))
             bench.keep(f"presence, {name}", graded)
     return rows
@@ -163,7 +159,7 @@ def attributes(bench: Bench) -> list[Row]:
         graded = bench.graded(task)
         parts = [attributes_of(truth(g.item, task), g.scenes[0]) for g in graded]
         for name in parts[0]:
-            more = {"section": "attributes", "condition": name, "chance": lucks[about].get(name, 0.0)}
+            more: Row = {"section": "attributes", "condition": name, "chance": lucks[about].get(name, 0.0)}
             rows.append(row_of(task, [part[name] for part in parts], **more))
         bench.progress(f"attributes: {task}: " + ", ".join(f"{r['condition']} {r['score']:.3f}" for r in rows[-5:]))
     return rows
@@ -175,7 +171,7 @@ def chains(bench: Bench) -> list[Row]:
         return [_skipped("chains", CHAINED, f"its template is version {bench.model.template.version}; chains need 2")]
     graded, direct = bench.graded(CHAINED), bench.graded(SPOKEN)
     limits = ceilings(bench.model, bench.items, [SPOKEN], bench.checkers)
-    more = {"chance": chance(bench.items, SPOKEN), "ceiling": limits[SPOKEN]}
+    more: Row = {"chance": chance(bench.items, SPOKEN), "ceiling": limits[SPOKEN]}
     rows = [
         bench.row("chains", "answered directly", direct, **more),
         bench.row("chains", "by way of text", graded, direct, against="answered directly", **more),
@@ -210,7 +206,7 @@ def chat(bench: Bench) -> list[Row]:
         for item in bench.items
     ]
     graded, single = bench.graded(CHAT), bench.ask(alone, SPOKEN)
-    more = {
+    more: Row = {
         "chance": chance(bench.items, CHAT),
         "ceiling": ceilings(bench.model, bench.items, [CHAT], bench.checkers)[CHAT],
     }

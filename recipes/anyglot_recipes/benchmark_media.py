@@ -177,7 +177,7 @@ def robustness(bench: Bench) -> list[Row]:
     for number, (modality, ways) in enumerate(WAYS.items()):
         task = f"{modality}->text"
         clean = bench.graded(task)
-        more = {"chance": luck, "ceiling": _readable(bench, modality, [getattr(r, modality) for r in records])}
+        more: Row = {"chance": luck, "ceiling": _readable(bench, modality, [getattr(r, modality) for r in records])}
         rows.append(bench.row("robustness", "clean", clean, **more))
         for way, spoil in ways.items():
             media = [spoil(r, np.random.default_rng([seed, 89, number, r.index])) for r in records]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from anyglot_recipes.evaluate import GROUPS
 from anyglot_recipes.tasks import PAIRS
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.metrics import interval
@@ -61,7 +62,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def tables(rows: Sequence[Row]) -> list[Table]:
     """A table for each group of the directions and for each other section."""
     found: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: GROUPS.index(row["group"]) if "group" in row else len(GROUPS)):
         section = row.get("section", "directions")
         title = row["group"] if section == "directions" else section
         title += f" ({row['measure']}, less is better)" if "measure" in row else ""

@@ -203,8 +203,12 @@ def answer(
     return model.respond(prompts, requests, sampling=sampling, seed=seed)
 
 
+GROUPS = ("understanding", "generation", "cross-modal understanding", "cross-modal generation")
+"""Kinds of ability: one medium into text, text into one medium, several inputs into text, everything else."""
+
+
 def group_of(task: str) -> str:
-    """What kind of ability a task of `TASKS` is about."""
+    """Which of `GROUPS` a task of `TASKS` belongs to."""
     sources, targets = split_task(task)
     if targets == ("text",):
         return "understanding" if len(sources) == 1 else "cross-modal understanding"
@@ -269,7 +273,7 @@ def evaluate(
         about = "the scene" if task in PAIRS else task  # all pairs have the same truth
         if about not in lucks:
             lucks[about] = chance(items, task)
-        found = {
+        found: dict[str, Any] = {
             "chance": lucks[about],
             "ceiling": limits[task],
             "missing": float(np.mean([g.missing for g in graded])),
@@ -283,10 +287,8 @@ def evaluate(
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`mean` over the 12 pairs (None without any) and `groups`, name of a group -> mean of its tasks."""
     pairs = [row["score"] for row in rows if row["task"] in PAIRS]
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row["score"])
+    groups = {name: [row["score"] for row in rows if row["group"] == name] for name in GROUPS}
     return {
         "mean": round(float(np.mean(pairs)), 4) if pairs else None,
-        "groups": {name: round(float(np.mean(scores)), 4) for name, scores in groups.items()},
+        "groups": {name: round(float(np.mean(scores)), 4) for name, scores in groups.items() if scores},
     }

@@ -13,11 +13,11 @@ import torch
 
 from anyglot_lm.segments import Template
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.benchmark import SECTIONS, change_of, gap, presence_items, read_sections
+from anyglot_recipes.benchmark import SECTIONS, change_of, gap_of, presence_items, read_sections
 from anyglot_recipes.benchmark_media import WAYS, error_row, spoken_form
 from anyglot_recipes.benchmark_report import as_html, as_markdown, as_text, compare, comparison_table, tables
 from anyglot_recipes.cli import main
-from anyglot_recipes.evaluate import Checkers, grade, group_of, means, row_of
+from anyglot_recipes.evaluate import GROUPS, Checkers, grade, group_of, means, row_of
 from anyglot_recipes.nano import ASSISTANT_VOICE, written_questions
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, TASKS, WRITTEN, Item
@@ -55,9 +55,9 @@ def test_a_row_by_hand() -> None:
 
 def test_differences_by_hand() -> None:
     assert change_of([0.25] * 8) == {"change": 0.25, "change_low": 0.25, "change_high": 0.25}
-    found, low, high = gap([1.0, 0.0] * 100, [0.0] * 50)
+    found, low, high = gap_of([1.0, 0.0] * 100, [0.0] * 50).values()
     assert found == 0.5 and low == pytest.approx(0.5 - 1.96 / 2 / np.sqrt(200), abs=0.01) and high > 0.55
-    assert gap([1.0] * 5, [0.5] * 3) == (0.5, 0.5, 0.5)
+    assert gap_of([1.0] * 5, [0.5] * 3) == change_of([0.5] * 4)
 
 
 def test_groups_and_means() -> None:
@@ -69,6 +69,7 @@ def test_groups_and_means() -> None:
     assert groups["cross-modal understanding"] == ["image+text->text", "image+speech->text"]
     assert len(groups["cross-modal generation"]) == 9
     rows = [{"task": t, "score": s, "group": group_of(t)} for t, s in ((PAIRS[0], 1.0), (PAIRS[1], 0.5), (WRITTEN, 0))]
+    assert set(groups) == set(GROUPS)
     assert means(rows) == {"mean": 0.75, "groups": {"generation": 0.75, "cross-modal understanding": 0}}
 
 
