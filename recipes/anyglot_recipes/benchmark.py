@@ -19,7 +19,19 @@ import torch
 
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.benchmark_media import robustness, speech
-from anyglot_recipes.evaluate import Checkers, Graded, answer, ceilings, chance, evaluate, grade, means, row_of, truth
+from anyglot_recipes.evaluate import (
+    Checkers,
+    Graded,
+    answer,
+    ceilings,
+    chance,
+    evaluate,
+    grade,
+    means,
+    row_of,
+    shares,
+    truth,
+)
 from anyglot_recipes.nano import test_items
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, WRITTEN, Item
@@ -66,14 +78,21 @@ class Bench:
         return grade(items, task, answer(self.model, items, task), self.checkers)
 
     def row(
-        self, section: str, condition: str, graded: Sequence[Graded], base: Sequence[Graded] = (), **more: Any
+        self,
+        section: str,
+        condition: str,
+        graded: list[Graded],
+        base: Sequence[Graded] = (),
+        show: bool = True,
+        **more: Any,
     ) -> Row:
-        """A row with `missing`, and with `change` and its interval where there are answers to compare item by item."""
+        """A row with `shares`, and with `change` and its interval where there are answers to compare item by item."""
+        if show:
+            self.keep(f"{section}: {condition}", graded)
         scores = [g.score for g in graded]
-        missing = float(np.mean([g.missing for g in graded]))
         if base:
             more.update(change_of([a - b.score for a, b in zip(scores, base, strict=True)]))
-        row = row_of(graded[0].task, scores, section=section, condition=condition, missing=missing, **more)
+        row = row_of(graded[0].task, scores, section=section, condition=condition, **shares(graded), **more)
         self.progress(f"{section}: {row['task']}, {condition}: {row['score']:.3f}")
         return row
 
@@ -114,7 +133,9 @@ def composition(bench: Bench) -> list[Row]:
         seen.append([g.score for g in graded])
         unseen.append([g.score for g in held_out])
         more: Row = {"chance": luck, "against": "held-out combinations", **gap_of(seen[-1], unseen[-1])}
-        rows.append(bench.row("composition", "combinations of training", graded, ceiling=limits[task], **more))
+        rows.append(
+            bench.row("composition", "combinations of training", graded, show=False, ceiling=limits[task], **more)
+        )
     # An item's mean over the pairs: the interval then knows that all pairs are about the same scenes.
     means_of = [np.mean(np.array(scores), axis=0).tolist() for scores in (seen, unseen)]
     more = {"section": "composition", "condition": "combinations of training", **more, **gap_of(*means_of)}
@@ -142,7 +163,6 @@ def hallucination(bench: Bench) -> list[Row]:
             name = ("hard" if hard else "random") + " negatives" + condition
             more: Row = {"chance": 0.5, "yes": yes} if condition else {"chance": 0.5, "ceiling": 1.0, "yes": yes}
             rows.append(bench.row("hallucination", name, graded, **more))
-            bench.keep(f"presence, {name}", graded)
     return rows
 
 
@@ -173,10 +193,9 @@ def chains(bench: Bench) -> list[Row]:
     limits = ceilings(bench.model, bench.items, [SPOKEN], bench.checkers)
     more: Row = {"chance": chance(bench.items, SPOKEN), "ceiling": limits[SPOKEN]}
     rows = [
-        bench.row("chains", "answered directly", direct, **more),
+        bench.row("chains", "answered directly", direct, show=False, **more),
         bench.row("chains", "by way of text", graded, direct, against="answered directly", **more),
     ]
-    bench.keep("a spoken question by way of text", graded)
     texts = [[o.text or "" for o in g.outputs if o.modality == "text"] + ["", ""] for g in graded]
     steps = {
         "the question in writing is what was asked": [
@@ -210,7 +229,6 @@ def chat(bench: Bench) -> list[Row]:
         "chance": chance(bench.items, CHAT),
         "ceiling": ceilings(bench.model, bench.items, [CHAT], bench.checkers)[CHAT],
     }
-    bench.keep(CHAT, graded)
     return [
         bench.row("chat", "asked alone", single, **more),
         bench.row("chat", "after another question", graded, single, against="asked alone", **more),
@@ -231,7 +249,6 @@ def shots(bench: Bench) -> list[Row]:
         ]
         graded = bench.ask(items, SHOTS)
         rows.append(bench.row("shots", condition, graded, chance=chance(items, SHOTS), ceiling=1.0))
-        bench.keep(f"shots, {condition}", graded)
     return rows
 
 

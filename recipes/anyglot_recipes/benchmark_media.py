@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 
 from anyglot_recipes.chain import encode_audio, encode_images
-from anyglot_recipes.evaluate import Recogniser, chance, row_of
+from anyglot_recipes.evaluate import Recogniser, chance, row_of, shares
 from anyglot_recipes.nano import ASSISTANT_VOICE, world_seed
 from anyglot_recipes.tasks import Item
 from anyglot_synth.augment import augment
@@ -77,7 +77,7 @@ def _by_voice(bench: Bench) -> list[Row]:
         judged = error_row("", "", texts, judge.transcribe(clips))
         more = {
             "ceiling": judged["score"],
-            "missing": float(np.mean([g.missing for g in graded])),
+            **shares(graded),
             "accuracy": float(np.mean([g.score for g in graded])),
         }
         kind = "never heard" if voice in others else "of training"
@@ -178,12 +178,12 @@ def robustness(bench: Bench) -> list[Row]:
         task = f"{modality}->text"
         clean = bench.graded(task)
         more: Row = {"chance": luck, "ceiling": _readable(bench, modality, [getattr(r, modality) for r in records])}
-        rows.append(bench.row("robustness", "clean", clean, **more))
+        rows.append(bench.row("robustness", f"{modality}: clean", clean, show=False, **more))
         for way, spoil in ways.items():
             media = [spoil(r, np.random.default_rng([seed, 89, number, r.index])) for r in records]
             graded = bench.ask(_given(bench, modality, media), task)
             more["ceiling"] = _readable(bench, modality, media)
-            rows.append(bench.row("robustness", way, graded, clean, against="clean", **more))
+            rows.append(bench.row("robustness", f"{modality}: {way}", graded, clean, against="clean", **more))
     return rows
 
 

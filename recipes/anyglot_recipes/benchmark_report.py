@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "accuracy": _number("accuracy"),
     "yes": _number("yes"),
     "missing": _number("missing"),
+    "unreadable": _number("unreadable"),
     "change (* is significant)": _change,
     "against": lambda row: row.get("against", ""),
 }
@@ -109,12 +111,23 @@ def as_markdown(shown: Sequence[Table]) -> str:
     return "".join(parts)
 
 
-def as_html(shown: Sequence[Table]) -> str:
-    """For a page."""
+def anchor(title: str) -> str:
+    """The id of a part of a page, fit for names of files."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("->", "-to-").replace("+", "-and-")).strip("-")
+
+
+def as_html(shown: Sequence[Table], titles: Collection[str] = ()) -> str:
+    """For a page. Cells lead to its part of that title, or of the table's title and theirs."""
+
+    def cell(table: Table, content: str) -> str:
+        text = html.escape(content)
+        title = next((title for title in (content, f"{table.title}: {content}") if title in titles), None)
+        return f"<td>{text}</td>" if title is None else f"<td><a href='#{anchor(title)}'>{text}</a></td>"
+
     parts = []
     for table in shown:
         head = "".join(f"<th>{html.escape(c)}</th>" for c in table.columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in table.rows)
+        body = "".join("<tr>" + "".join(cell(table, c) for c in line) + "</tr>" for line in table.rows)
         parts.append(f"<h3>{html.escape(table.title)}</h3><table><tr>{head}</tr>{body}</table>")
     return "".join(parts)
 

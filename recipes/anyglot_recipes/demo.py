@@ -57,7 +57,7 @@ def demo(
         f"This page took {report['seconds']} s."
     )
     with atomic_write(folder / "index.html") as path:
-        shown_tables = as_html(tables(report["rows"]))
+        shown_tables = as_html(tables(report["rows"]), galleries)
         path.write_text(page("Anyglot: any modality in, any modality out", intro, shown_tables, sections), "utf-8")
     with atomic_write(folder / "report.json") as path:
         path.write_text(json.dumps(report, indent=1))

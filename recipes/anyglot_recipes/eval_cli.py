@@ -103,7 +103,7 @@ def _write(folder: Path, report: dict[str, Any], model: Any, samples: dict[str, 
     from anyglot_tokenizers.files import atomic_write
 
     shown = tables(report["rows"])
-    title = f"Nanoworld benchmark: {report['model']}"
+    title = f"Nanoworld benchmark: {Path(report['model']).resolve().name}"
     line = f"{report['num']} held-out scenes, seed {report['seed']}, speech heard by judge {report['judge']}."
     parts = [
         section(model, folder, name, f"the first {SHOWN}, then the worst of the others", graded)
@@ -113,7 +113,7 @@ def _write(folder: Path, report: dict[str, Any], model: Any, samples: dict[str, 
     files = {
         "report.json": json.dumps(report, indent=1),
         "report.md": f"# {title}\n\n{line}\n\n{as_markdown(shown)}{summary(report)}\n",
-        "index.html": page(title, intro, as_html(shown), parts),
+        "index.html": page(title, intro, as_html(shown, samples), parts),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

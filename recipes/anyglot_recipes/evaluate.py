@@ -2,8 +2,9 @@
 
 Each row holds `n`, `score` with its 95 % bootstrap interval `low` to `high`, `chance` (the ground truth of another
 sample given as the answer), `ceiling` (the ground truth through the tokenizers, what no language model can beat),
-`corrected` (the score where chance is 0), `missing` (share of answers that lack what was asked; they count as wrong)
-and the `scores` of the items. Sections beyond the tasks are `benchmark.py`'s. This file trains nothing.
+`corrected` (the score where chance is 0), `missing` (share of answers that lack what was asked), `unreadable` (share in
+which a checker saw no scene; both count as wrong) and the `scores` of the items. Sections beyond the tasks are
+`benchmark.py`'s. This file trains nothing.
 """
 
 from __future__ import annotations
@@ -276,12 +277,20 @@ def evaluate(
         found: dict[str, Any] = {
             "chance": lucks[about],
             "ceiling": limits[task],
-            "missing": float(np.mean([g.missing for g in graded])),
+            **shares(graded),
             "group": group_of(task),
         }
         rows.append(row_of(task, [g.score for g in graded], **found))
         progress("{task:24s} score {score:.3f}  chance {chance:.3f}  ceiling {ceiling:.3f}".format(**rows[-1]))
     return {**means(rows), "rows": rows, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def shares(graded: Sequence[Graded]) -> dict[str, float]:
+    """`missing`, and where the answers should hold scenes, `unreadable`: the share in which a checker saw none."""
+    found = {"missing": float(np.mean([g.missing for g in graded]))}
+    if right_words(graded[0].item, graded[0].task) is None:
+        found["unreadable"] = float(np.mean([None in g.scenes for g in graded]))
+    return found
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

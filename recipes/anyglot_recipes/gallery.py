@@ -7,7 +7,6 @@ caller's choice.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.benchmark_report import anchor
 from anyglot_recipes.evaluate import Graded, truth
 from anyglot_recipes.tasks import CHAINED, CHAT, HEARD, SPOKEN, Item, prompt, right_words
 from anyglot_synth.nanoworld.language import describe
@@ -52,11 +52,6 @@ def page(title: str, intro: str, tables: str, sections: Sequence[str]) -> str:
 {"".join(sections)}
 </body></html>
 """
-
-
-def anchor(title: str) -> str:
-    """The id of a section, and the start of its files' names."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("->", "-to-").replace("+", "-and-")).strip("-")
 
 
 def section(model: UnifiedModel, folder: Path, title: str, line: str, graded: Sequence[Graded]) -> str:
