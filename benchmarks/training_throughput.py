@@ -115,7 +115,7 @@ def write_documents(folder: Path) -> None:
     """Shards of the training documents, and of those for the last loss."""
     from anyglot_lm.unified import UnifiedModel
     from anyglot_recipes.nano import make_items
-    from anyglot_recipes.tasks import TASKS, sample
+    from anyglot_recipes.tasks import COMBINED, PAIRS, sample
     from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 
     nano = UnifiedModel.from_pretrained(NANO)
@@ -126,7 +126,7 @@ def write_documents(folder: Path) -> None:
     for name, part in (("train", items[:SCENES]), ("held_out", items[SCENES:])):
         with ShardWriter(folder / name, nano.vocabulary, nano.template, text=nano.text) as writer:
             for item in part:
-                for task in TASKS:
+                for task in PAIRS + COMBINED:
                     made = sample(item, task, rng)
                     writer.add(*nano.template.render(made, nano.vocabulary, nano.text), task, made)
 

@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes import chat_cli, dataset_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
+from anyglot_recipes import (
+    chat_cli,
+    dataset_cli,
+    eval_cli,
+    expand,
+    export_cli,
+    plan_cli,
+    serve_cli,
+    synth_cli,
+    tokenizer_cli,
+)
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -116,16 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, align, ...) or the path of a YAML file")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="run a benchmark")
-    evaluate.add_argument("benchmark", choices=["nanoworld"])
-    evaluate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="default: the shipped model")
-    evaluate.add_argument("--num", type=_positive, default=200, help="held-out samples per direction (default 200)")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument(
-        "--judge", choices=["own", "sphinx"], default="own", help="who hears speech (sphinx: pocketsphinx, slower)"
-    )
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    evaluate.set_defaults(run=_eval)
+    eval_cli.add_parser(commands, str(NANO_MODEL))
 
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
     prepare.add_argument(
@@ -224,26 +225,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.train import run_recipe
 
     return run_recipe(arguments.recipe, arguments.rest)
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from anyglot_lm.unified import UnifiedModel
-    from anyglot_recipes.evaluate import Checkers, evaluate
-    from anyglot_recipes.nano import test_items
-    from anyglot_synth.nanoworld.sphinx import SphinxJudge
-
-    _no_loading_bars()
-    model = UnifiedModel.from_pretrained(arguments.model)
-    checkers = Checkers(SphinxJudge() if arguments.judge == "sphinx" else None)
-    report = evaluate(model, test_items(model, arguments.num, arguments.seed), checkers=checkers, progress=_log)
-    if arguments.json:
-        _print_json(report)
-    else:
-        print(f"{'task':24s}     n  score chance ceiling")
-        for row in report["rows"]:
-            print(f"{row['task']:24s} {row['n']:5d}  {row['score']:.3f}  {row['chance']:.3f}   {row['ceiling']:.3f}")
-        print(f"mean over the 12 pairs   {report['mean']}")
-    return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

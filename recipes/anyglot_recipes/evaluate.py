@@ -1,8 +1,10 @@
 """The nanoworld benchmark: every task of `tasks.py` on held-out scenes, graded by checkers that never see the model.
 
-Each row holds `n`, `score`, `chance` (the ground truth of another sample given as the answer) and `ceiling` (the ground
-truth through the tokenizers, what no language model can beat). A missing output counts as wrong. This file trains
-nothing; other benchmarks live beside it.
+Each row holds `n`, `score` with its 95 % bootstrap interval `low` to `high`, `chance` (the ground truth of another
+sample given as the answer), `ceiling` (the ground truth through the tokenizers, what no language model can beat),
+`corrected` (the score where chance is 0), `missing` (share of answers that lack what was asked), `unreadable` (share in
+which a checker saw no scene; both count as wrong) and the `scores` of the items. Sections beyond the tasks are
+`benchmark.py`'s. This file trains nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.tasks import PAIRS, TASKS, Item, prompt, split_task
+from anyglot_recipes.tasks import CHAINS, CHAT, PAIRS, SHOTS, TASKS, Item, prompt, right_words, split_task
 from anyglot_synth.nanoworld.judge import SpeechJudge
-from anyglot_synth.nanoworld.language import describe, parse, same_answer
+from anyglot_synth.nanoworld.language import describe, parse, same_answer, words
 from anyglot_synth.nanoworld.listen import listen
 from anyglot_synth.nanoworld.scene import Scene, score
 from anyglot_synth.nanoworld.see import see
+from anyglot_tokenizers.metrics import interval
 
 SAMPLING = {
     "text": Sampling(temperature=0.0),
@@ -38,13 +41,17 @@ SAMPLING = {
 
 @dataclass
 class Graded:
-    """One sample of one task: what came out, what the checker read in it, and the verdict in 0..1."""
+    """One sample of one task: what came out, what the checker read in it (in words, and as a scene), and the verdict in
+    0..1. An answer is `missing` when it lacks a modality that was asked for, or has it without any content.
+    """
 
     task: str
     item: Item
     outputs: list[Output]
     heard: list[str] = field(default_factory=list)
+    scenes: list[Scene | None] = field(default_factory=list)
     score: float = 0.0
+    missing: bool = False
 
 
 class Recogniser(Protocol):
@@ -90,24 +97,54 @@ def truth(item: Item, task: str) -> Scene:
 
 
 def grade(items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]], checkers: Checkers) -> list[Graded]:
-    """Grade the answers of one task. An answer's score is the mean over the modalities the task asks for."""
+    """Grade the answers of one task. An answer's score is the mean over the modalities the task asks for; a chain is
+    graded by its end.
+    """
     graded = [Graded(task, item, list(out)) for item, out in zip(items, outputs, strict=True)]
-    targets = split_task(task)[1]
+    for g in graded:
+        full = [o.modality for o in g.outputs if not _empty(o.content)]
+        g.missing = any(full.count(m) < split_task(task)[1].count(m) for m in split_task(task)[1])
+    targets = _graded_modalities(task)
     for modality in targets:
         media = [next((o.content for o in g.outputs if o.modality == modality), None) for g in graded]
         for g, (heard, scene) in zip(graded, checkers.read(modality, media), strict=True):
             g.heard.append(heard)
-            if task == "image+speech->speech":
-                g.score += float(same_answer(heard, g.item.answer))
+            g.scenes.append(scene)
+            wanted = right_words(g.item, task)
+            if wanted is not None:
+                g.score += float(same_words(task, heard, wanted)) / len(targets)
             else:
                 g.score += score(truth(g.item, task), scene) / len(targets)
     return graded
 
 
+def _empty(content: str | Tensor | None) -> bool:
+    return content is None or (not content.strip() if isinstance(content, str) else content.numel() == 0)
+
+
+def _graded_modalities(task: str) -> tuple[str, ...]:
+    targets = split_task(task)[1]
+    return targets[-1:] if task in CHAINS else targets
+
+
+def same_words(task: str, said: str, wanted: str) -> bool:
+    """Whether an answer in words is right. The rules of `SHOTS` are about order, so there words must stand in place."""
+    return words(said) == words(wanted) if task == SHOTS else same_answer(said, wanted)
+
+
 def chance(items: Sequence[Item], task: str) -> float:
-    """Mean score of giving each item the right answer of another one (every other one, exactly); 0 without another."""
-    if task == "image+speech->speech":
-        pairs = [float(same_answer(a.answer, b.answer)) for a in items for b in items if a is not b]
+    """Mean score of giving each item the right answer of another one (every other one, exactly); 0 without another.
+
+    For `SHOTS` that is another one of the same rule.
+    """
+    wanted = [right_words(item, task) or "" for item in items]
+    if any(wanted):
+        pairs = [
+            float(same_words(task, wanted[i], wanted[j]))
+            for i, a in enumerate(items)
+            for j, b in enumerate(items)
+            if i != j and (task != SHOTS or a.rule == b.rule)
+        ]
     else:
         pairs = [score(truth(a, task), truth(b, task)) for a in items for b in items if a is not b]
     return float(np.mean(pairs)) if pairs else 0.0
@@ -124,14 +161,15 @@ def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], c
 
     scenes = [item.scene for item in items]
     stored = {"text": "image", "image": "image", "speech": "reply", "music": "music"}
-    asked = {target for task in tasks for target in split_task(task)[1]}  # a model may lack the others
+    asked = {target for task in tasks for target in _graded_modalities(task)}  # a model may lack the others
     plain = {m: float(np.mean(media_score(m, [i.codes[stored[m]] for i in items], scenes))) for m in asked}
     result = {}
     for task in tasks:
-        if task == "image+speech->speech":
-            answers = [_used(model, "speech", i.answer_speech) for i in items if i.answer_speech is not None]
-            heard = checkers.read("speech", model.decode_media("speech", answers))
-            result[task] = float(np.mean([same_answer(h, i.answer) for (h, _), i in zip(heard, items, strict=True)]))
+        wanted = [right_words(item, task) for item in items]
+        if "speech" in split_task(task)[1] and None not in wanted:
+            said = [item.second_answer_speech if task == CHAT else item.answer_speech for item in items]
+            heard = checkers.read("speech", model.decode_media("speech", [_used(model, "speech", s) for s in said]))
+            result[task] = float(np.mean([same_answer(h, w or "") for (h, _), w in zip(heard, wanted, strict=True)]))
         elif task == "text+image->image":
             edited = media_score("image", [i.edited_image for i in items], [truth(i, task) for i in items])
             result[task] = float(np.mean(edited))
@@ -166,6 +204,42 @@ def answer(
     return model.respond(prompts, requests, sampling=sampling, seed=seed)
 
 
+GROUPS = ("understanding", "generation", "cross-modal understanding", "cross-modal generation")
+"""Kinds of ability: one medium into text, text into one medium, several inputs into text, everything else."""
+
+
+def group_of(task: str) -> str:
+    """Which of `GROUPS` a task of `TASKS` belongs to."""
+    sources, targets = split_task(task)
+    if targets == ("text",):
+        return "understanding" if len(sources) == 1 else "cross-modal understanding"
+    return "generation" if sources == ("text",) and len(targets) == 1 else "cross-modal generation"
+
+
+def row_of(
+    task: str, scores: Sequence[float], *, chance: float | None = None, ceiling: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """A row of the report.
+
+    Args:
+        task: what was asked.
+        scores: one for each item.
+        chance: see the top of this file; None where it says nothing.
+        ceiling: likewise.
+        **more: further entries. `weights` are those of the items in the mean.
+    """
+    mean, low, high = interval(list(scores), more.get("weights"))
+    row = {"task": task, "n": len(scores), "score": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
+    if chance is not None:
+        row["chance"] = round(chance, 4)
+    if ceiling is not None:
+        row["ceiling"] = round(ceiling, 4)
+    if chance is not None:
+        row["corrected"] = round((mean - chance) / (1 - chance), 4) if chance < 1 else 0.0
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in more.items()}
+    return {**row, **rounded, "scores": [round(float(score), 4) for score in scores]}
+
+
 @torch.inference_mode()
 def evaluate(
     model: UnifiedModel,
@@ -176,7 +250,9 @@ def evaluate(
     keep: Callable[[list[Graded]], None] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The benchmark's report: `{"rows": [...], "mean": ..., "seconds": ...}`, `mean` over the 12 pairs.
+    """The benchmark's report: `{"rows": [...], "mean": ..., "groups": ..., "seconds": ...}`.
+
+    `mean` is over the 12 pairs, `groups` has the mean of each kind of ability.
 
     Args:
         model: the unified model.
@@ -190,22 +266,38 @@ def evaluate(
     checkers = checkers or Checkers()
     limits = ceilings(model, items, tasks, checkers)
     rows: list[dict[str, Any]] = []
+    lucks: dict[str, float] = {}
     for task in tasks:
         graded = grade(items, task, answer(model, items, task), checkers)
         if keep is not None:
             keep(graded)
-        luck = chance(items, task)
-        mean = float(np.mean([g.score for g in graded]))
-        row = {
-            "task": task,
-            "n": len(graded),
-            "score": round(mean, 4),
-            "chance": round(luck, 4),
-            "ceiling": round(limits[task], 4),
-            "corrected": round((mean - luck) / (1 - luck), 4) if luck < 1 else 0.0,
+        about = "the scene" if task in PAIRS else task  # all pairs have the same truth
+        if about not in lucks:
+            lucks[about] = chance(items, task)
+        found: dict[str, Any] = {
+            "chance": lucks[about],
+            "ceiling": limits[task],
+            **shares(graded),
+            "group": group_of(task),
         }
-        rows.append(row)
-        progress(f"{task:24s} score {mean:.3f}  chance {luck:.3f}  ceiling {limits[task]:.3f}")
+        rows.append(row_of(task, [g.score for g in graded], **found))
+        progress("{task:24s} score {score:.3f}  chance {chance:.3f}  ceiling {ceiling:.3f}".format(**rows[-1]))
+    return {**means(rows), "rows": rows, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def shares(graded: Sequence[Graded]) -> dict[str, float]:
+    """`missing`, and where the answers should hold scenes, `unreadable`: the share in which a checker saw none."""
+    found = {"missing": float(np.mean([g.missing for g in graded]))}
+    if right_words(graded[0].item, graded[0].task) is None:
+        found["unreadable"] = float(np.mean([None in g.scenes for g in graded]))
+    return found
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`mean` over the 12 pairs (None without any) and `groups`, name of a group -> mean of its tasks."""
     pairs = [row["score"] for row in rows if row["task"] in PAIRS]
-    overall = round(float(np.mean(pairs)), 4) if pairs else None
-    return {"rows": rows, "mean": overall, "seconds": round(time.perf_counter() - started, 1)}
+    groups = {name: [row["score"] for row in rows if row["group"] == name] for name in GROUPS}
+    return {
+        "mean": round(float(np.mean(pairs)), 4) if pairs else None,
+        "groups": {name: round(float(np.mean(scores)), 4) for name, scores in groups.items() if scores},
+    }

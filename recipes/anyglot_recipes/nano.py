@@ -30,11 +30,12 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.shots import RULES, Picture
 from anyglot_recipes.tasks import TASKS, Item, sample
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import generate, spoken_sentences
-from anyglot_synth.nanoworld.scene import sample_scene
+from anyglot_synth.nanoworld.scene import Scene, Split, Thing, sample_scene
 from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -163,13 +164,36 @@ def _train_text(folder: Path, vocab_size: int, seed: int) -> None:
     for _ in range(4000):
         scene = sample_scene(rng, "train")
         lines += [language.describe(scene, rng), *language.question(scene, rng), language.edit(scene, rng)[0]]
+        lines += language.presence(scene, rng, present=bool(rng.integers(2)))
     TextTokenizer.train(lines, folder / "text.model", vocab_size=vocab_size)
 
 
+def pictures(split: Split, num: int, seed: int, tokenizer: Tokenizer) -> list[Picture]:
+    """`num` pictures of one thing each."""
+    rng = np.random.default_rng([seed, 83])
+    things: list[Thing] = []
+    while len(things) < num:
+        scene = sample_scene(rng, split)
+        things += scene.things if len(scene) == 1 else ()
+    codes = encode_images(tokenizer, np.stack([draw(Scene((thing,)), rng, IMAGE_SIZE) for thing in things]))
+    return list(zip(things, codes, strict=True))
+
+
+def written_questions(scenes: list[Scene], rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A question and its answer for each scene: every other one about presence, yes and no alike, half of them hard."""
+    return [
+        language.presence(scene, rng, present=i % 4 == 1, hard=i % 8 > 3) if i % 2 else language.question(scene, rng)
+        for i, scene in enumerate(scenes)
+    ]
+
+
 def make_items(
-    split: Any, num: int, seed: int, tokenizers: dict[str, Tokenizer], cache: SpeechCache, workers: int
+    split: Split, num: int, seed: int, tokenizers: dict[str, Tokenizer], cache: SpeechCache, workers: int
 ) -> list[Item]:
-    """`num` scenes with all their media as codes, questions, answers and edits included."""
+    """`num` scenes with all their media as codes, questions, answers, edits and few-shot pictures included.
+
+    Examples of few-shot documents are of the training split, and their rules are those of training.
+    """
     records = list(generate(split, num, seed, workers=workers))
     rng = np.random.default_rng([seed, 77])
     asked = [language.question(record.scene, rng) for record in records]
@@ -181,13 +205,22 @@ def make_items(
     questions = encode_audio(speech, [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)])
     answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in asked])
     music = encode_audio(tokenizers["music"], [record.music for record in records])
-    pictures = encode_images(tokenizers["image"], np.stack([record.image for record in records]))
+    drawn = encode_images(tokenizers["image"], np.stack([record.image for record in records]))
     edited = encode_images(tokenizers["image"], np.stack([draw(scene, rng, IMAGE_SIZE) for _, scene in edits]))
+    more = np.random.default_rng([seed, 85])  # what came later must not change what was drawn before
+    written = written_questions([record.scene for record in records], more)
+    seconds = [_another_question(record.scene, q, more) for record, (q, _) in zip(records, asked, strict=True)]
+    clips = [(q, r.voice) for (q, _), r in zip(seconds, records, strict=True)]
+    clips += [(a, ASSISTANT_VOICE) for _, a in seconds]
+    known = list(dict.fromkeys(clips))
+    spoken = dict(zip(known, encode_audio(speech, [cache.say(*clip) for clip in known]), strict=True))
+    examples = pictures("train", num + 1, seed, tokenizers["image"])  # two at least
+    shown = pictures(split, num, seed + 1, tokenizers["image"])
     return [
         Item(
             scene=record.scene,
             text=record.text,
-            codes={"image": pictures[i], "speech": heard[i], "reply": replies[i], "music": music[i]},
+            codes={"image": drawn[i], "speech": heard[i], "reply": replies[i], "music": music[i]},
             question=asked[i][0],
             answer=asked[i][1],
             question_speech=questions[i],
@@ -195,13 +228,33 @@ def make_items(
             instruction=edits[i][0],
             edited=edits[i][1],
             edited_image=edited[i],
+            written_question=written[i][0],
+            written_answer=written[i][1],
+            second_question=seconds[i][0],
+            second_answer=seconds[i][1],
+            second_question_speech=spoken[clips[i]],
+            second_answer_speech=spoken[clips[num + i]],
+            shown=[*(examples[j] for j in more.choice(num + 1, size=2, replace=False)), shown[i]],
+            rule=RULES[int(more.integers(len(RULES)))],
         )
         for i, record in enumerate(records)
     ]
 
 
-def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
-    """`n` held-out items with codes made by the model's own tokenizers."""
+def _another_question(scene: Scene, first: str, rng: np.random.Generator) -> tuple[str, str]:
+    while True:
+        second = language.question(scene, rng)
+        if second[0] != first:
+            return second
+
+
+def world_seed(seed: int, split: Split) -> int:
+    """The seed of the records that a benchmark of this seed is about. Those of "train" are none of a training's."""
+    return seed_of(seed, "test" if split == "test" else "fresh") % 2**31
+
+
+def test_items(model: UnifiedModel, n: int, seed: int = 0, split: Split = "test") -> list[Item]:
+    """`n` items with codes made by the model's own tokenizers; held-out ones, or fresh ones of the training split."""
     missing = [m for m in ("image", "speech", "music") if m not in model.tokenizers]
     if missing:
         raise ManifestError(
@@ -209,7 +262,7 @@ def test_items(model: UnifiedModel, n: int, seed: int = 0) -> list[Item]:
             f"{', '.join(model.vocabulary.modalities)}"
         )
     cache = SpeechCache(default_cache_dir())
-    return make_items("test", n, seed_of(seed, "test") % 2**31, dict(model.tokenizers), cache, 1)
+    return make_items(split, n, world_seed(seed, split), dict(model.tokenizers), cache, 1)
 
 
 def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:

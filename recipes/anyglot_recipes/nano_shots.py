@@ -12,38 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anyglot_lm.grammar import Request
-from anyglot_lm.segments import Sample, Segment, with_examples
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.chain import LMConfig, Run, check_lm, encode_images, seed_of, train_lm, write_shards
-from anyglot_recipes.nano import IMAGE_SIZE
-from anyglot_synth.nanoworld.draw import draw
-from anyglot_synth.nanoworld.language import place_words, words
-from anyglot_synth.nanoworld.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Split, Thing, sample_scene
+from anyglot_recipes.chain import LMConfig, Run, check_lm, seed_of, train_lm, write_shards
+from anyglot_recipes.nano import pictures
+from anyglot_recipes.shots import HELD_OUT, KINDS, RULES, Picture, Rule, document, say
+from anyglot_synth.nanoworld.language import words
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent / "weights" / "nano"
-Rule = tuple[str, ...]
-NAMES = ("color", "shape", "size", "place")
-HELD_OUT: tuple[Rule, ...] = (("shape", "color"), ("place", "shape"), ("size", "place"))
-"""Rules of no training document."""
-RULES: tuple[Rule, ...] = tuple(rule for count in (1, 2) for rule in permutations(NAMES, count) if rule not in HELD_OUT)
-"""Rules of the training: one attribute, or two in an order."""
-Picture = tuple[Thing, np.ndarray]
-"""What is alone in a picture, and the picture's codes int64 [K, h, w]."""
-KINDS = {
-    word: name
-    for name, values in zip(NAMES, (COLORS, SHAPES, SIZES, (*ROWS, *COLUMNS)), strict=True)
-    for word in values
-}
 
 
 @dataclass
@@ -128,31 +111,6 @@ def nano_shots(config: NanoShotsConfig) -> dict[str, Any]:
     with atomic_write(run.dir / "report.json") as path:
         path.write_text(json.dumps(report, indent=1))
     return report
-
-
-def pictures(split: Split, num: int, seed: int, tokenizer: Tokenizer) -> list[Picture]:
-    """`num` pictures of one thing each."""
-    rng = np.random.default_rng([seed, 83])
-    things: list[Thing] = []
-    while len(things) < num:
-        scene = sample_scene(rng, split)
-        things += scene.things if len(scene) == 1 else ()
-    codes = encode_images(tokenizer, np.stack([draw(Scene((thing,)), rng, IMAGE_SIZE) for thing in things]))
-    return list(zip(things, codes, strict=True))
-
-
-def say(thing: Thing, rule: Rule) -> str:
-    """What a rule has one say: `("place", "color")` gives "top left red"."""
-    return " ".join(place_words(thing) if name == "place" else getattr(thing, name) for name in rule)
-
-
-def document(shown: Sequence[Picture], rule: Rule) -> Sample:
-    """Turns of a picture and its answer; all answers are learnt, the first of which nothing tells the rule of."""
-    turns = [
-        Sample([Segment("image", codes, "user"), Segment("text", say(thing, rule), "assistant")])
-        for thing, codes in shown
-    ]
-    return with_examples(turns[:-1], turns[-1])
 
 
 def grade(

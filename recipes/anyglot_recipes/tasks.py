@@ -1,29 +1,44 @@
-"""Nanoworld's tasks: which media a sample gives, which it asks for, and how the answer is graded.
+"""Nanoworld's tasks: which media a sample gives, which it asks for, and what the right answer is.
 
-`Item` is one record with its media as codes; `samples` turns an item into training `Sample`s of every task: the 12
-ordered pairs of text, image, speech and music, and three that combine inputs. The same functions build evaluation
-prompts. Nothing here runs a model.
+`Item` is one record with its media as codes; `sample` turns an item into a training `Sample` of any task: the 12
+ordered pairs of text, image, speech and music, three that combine media, two that ask in words about a picture, and
+the longer forms of `EXTRA`. The same functions build evaluation prompts. Nothing here runs a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 
 from anyglot_lm.segments import Role, Sample, Segment
+from anyglot_recipes.shots import Picture, Rule, document, say
 from anyglot_synth.nanoworld.language import describe
 from anyglot_synth.nanoworld.scene import Scene
 
+_Parts = list[tuple[str, str | np.ndarray | None]]
 MODALITIES = ("text", "image", "speech", "music")
 PAIRS: tuple[str, ...] = tuple(f"{a}->{b}" for a, b in permutations(MODALITIES, 2))
 COMBINED: tuple[str, ...] = ("image+speech->speech", "speech->image+speech", "text+image->image")
-TASKS: tuple[str, ...] = PAIRS + COMBINED
 SPOKEN = "image+speech->speech"
 """A spoken question about a picture, answered directly."""
+WRITTEN = "image+text->text"
+"""A written question about a picture, half of the time whether something is there, answered in writing."""
+HEARD = "image+speech->text"
+"""The spoken question of `SPOKEN`, answered in writing."""
+TASKS: tuple[str, ...] = (*PAIRS, *COMBINED, WRITTEN, HEARD)
 CHAINED = "image+speech->text+text+speech"
-"""The same by way of text (`grammar.CHAIN`): the question in writing, the answer in writing, the answer spoken."""
+"""`SPOKEN` by way of text (`grammar.CHAIN`): the question in writing, the answer in writing, the answer spoken."""
+CHAINS: tuple[str, ...] = (CHAINED,)
+"""Tasks that need version 2 of the template."""
+CHAT = "chat"
+"""`SPOKEN`, and then a second spoken question about the same picture, answered aloud. The second answer is graded."""
+SHOTS = "shots"
+"""Pictures with answers by a rule that nothing names, and a last picture (`shots.document`). The last is graded."""
+EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS)
+"""Longer forms, not part of `TASKS`."""
 
 
 @dataclass
@@ -31,8 +46,9 @@ class Item:
     """A record with its media as codes int64[K, *grid].
 
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
-    and "music" of the scene. The combined tasks need more: a spoken question and its spoken answer, and an edit with
-    the codes of the edited picture.
+    and "music" of the scene. Other tasks need more: a spoken question and its spoken answer, and a second of both; an
+    edit with the codes of the edited picture; a written question and its answer; pictures of single things, the last of
+    which is asked about, with the rule of their answers.
     """
 
     scene: Scene
@@ -45,12 +61,28 @@ class Item:
     instruction: str = ""
     edited: Scene | None = None
     edited_image: np.ndarray | None = None
+    written_question: str = ""
+    written_answer: str = ""
+    second_question: str = ""
+    second_answer: str = ""
+    second_question_speech: np.ndarray | None = None
+    second_answer_speech: np.ndarray | None = None
+    shown: Sequence[Picture] = ()
+    rule: Rule = ()
 
 
 def split_task(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """`"text+image->speech"` -> (("text", "image"), ("speech",))."""
-    source, _, target = task.partition("->")
+    """`"text+image->speech"` -> (("text", "image"), ("speech",)). Of longer forms: what a turn gives and asks."""
+    source, _, target = {CHAT: SPOKEN, SHOTS: "image->text"}.get(task, task).partition("->")
     return tuple(source.split("+")), tuple(target.split("+"))
+
+
+def right_words(item: Item, task: str) -> str | None:
+    """The words that answer a question; None where the answer is a scene."""
+    if task == SHOTS:
+        return say(item.shown[-1][0], item.rule)
+    answers = {WRITTEN: item.written_answer, CHAT: item.second_answer}
+    return answers.get(task, item.answer if task in (SPOKEN, HEARD, *CHAINS) else None)
 
 
 def _given(item: Item, modality: str, rng: np.random.Generator | None) -> str | np.ndarray:
@@ -66,17 +98,23 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
 
     Args:
         item: record with codes.
-        task: one of `TASKS`, or `CHAINED` (template version 2).
+        task: one of `TASKS` or `EXTRA`.
         rng: chooses the wording of written descriptions; None takes the first.
     """
-    if task in (SPOKEN, CHAINED):
-        given: list[tuple[str, str | np.ndarray | None]] = [
-            ("image", item.codes["image"]),
-            ("speech", item.question_speech),
-        ]
-        asked: list[tuple[str, str | np.ndarray | None]] = [("speech", item.answer_speech)]
-        if task == CHAINED:
-            asked = [("text", item.question), ("text", item.answer), *asked]
+    if task == SHOTS:
+        return document(item.shown, item.rule)
+    if task == CHAT:
+        second = _turn(task, [("speech", item.second_question_speech)], [("speech", item.second_answer_speech)])
+        return Sample([*sample(item, SPOKEN).segments, *second])
+    given: _Parts = [("image", item.codes["image"])]
+    if task == WRITTEN:
+        given.append(("text", item.written_question))
+        asked: _Parts = [("text", item.written_answer)]
+    elif task in (SPOKEN, HEARD, CHAINED):
+        given.append(("speech", item.question_speech))
+        text: _Parts = [("text", item.question), ("text", item.answer)]
+        speech: _Parts = [("speech", item.answer_speech)]
+        asked = {SPOKEN: speech, HEARD: text[1:], CHAINED: text + speech}[task]
     elif task == "text+image->image":
         given = [("text", item.instruction), ("image", item.codes["image"])]
         asked = [("image", item.edited_image)]
@@ -84,15 +122,22 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         sources, targets = split_task(task)
         given = [(m, _given(item, m, rng)) for m in sources]
         asked = [(m, _asked(item, m, rng)) for m in targets]
+    return Sample(_turn(task, given, asked))
+
+
+def _turn(task: str, given: _Parts, asked: _Parts) -> list[Segment]:
     segments = []
-    turns: tuple[tuple[Role, list[tuple[str, str | np.ndarray | None]]], ...] = (("user", given), ("assistant", asked))
+    turns: tuple[tuple[Role, _Parts], ...] = (("user", given), ("assistant", asked))
     for role, parts in turns:
         for modality, content in parts:
             assert content is not None, f"{task} needs {modality}, which this item lacks"
             segments.append(Segment(modality, content, role, loss=role == "assistant"))
-    return Sample(segments)
+    return segments
 
 
 def prompt(item: Item, task: str, rng: np.random.Generator | None = None) -> Sample:
-    """The user side of `sample`."""
-    return Sample([s for s in sample(item, task, rng).segments if s.role == "user"])
+    """`sample` without what the assistant says last."""
+    segments = list(sample(item, task, rng).segments)
+    while segments[-1].role == "assistant":
+        segments.pop()
+    return Sample(segments)

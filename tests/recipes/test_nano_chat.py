@@ -23,19 +23,10 @@ from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
-from anyglot_recipes.nano import ASSISTANT_VOICE
+from anyglot_recipes.nano import ASSISTANT_VOICE, pictures
 from anyglot_recipes.nano_chat import NanoChatConfig, nano_chat
-from anyglot_recipes.nano_shots import (
-    HELD_OUT,
-    NAMES,
-    RULES,
-    SHIPPED,
-    NanoShotsConfig,
-    document,
-    nano_shots,
-    pictures,
-    say,
-)
+from anyglot_recipes.nano_shots import SHIPPED, NanoShotsConfig, nano_shots
+from anyglot_recipes.shots import HELD_OUT, NAMES, RULES, document, say
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_tokenizers.errors import ManifestError

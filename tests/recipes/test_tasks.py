@@ -1,14 +1,39 @@
-"""All fifteen tasks: what is given has no loss, what is asked has, and both are what the task's name says."""
+"""All tasks: what is given has no loss, what is asked has, and both are what the task's name says."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anyglot_recipes.tasks import COMBINED, PAIRS, TASKS, Item, prompt, sample, split_task
-from anyglot_synth.nanoworld.language import parse
+from anyglot_lm.segments import Sample
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.nano import ASSISTANT_VOICE, make_items
+from anyglot_recipes.shots import HELD_OUT, RULES
+from anyglot_recipes.tasks import (
+    CHAINED,
+    CHAT,
+    COMBINED,
+    EXTRA,
+    HEARD,
+    PAIRS,
+    SHOTS,
+    TASKS,
+    WRITTEN,
+    Item,
+    prompt,
+    right_words,
+    sample,
+    split_task,
+)
+from anyglot_synth.nanoworld.language import answer, parse
 from anyglot_synth.nanoworld.scene import Scene, Thing
+from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir, installed_voices
 
+needs_voices = pytest.mark.skipif(
+    ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
+)
 SCENE = Scene((Thing("circle", "red", "large", "top", "left"),))
 EDITED = Scene((Thing("circle", "blue", "large", "top", "left"),))
 
@@ -30,11 +55,19 @@ def item() -> Item:
         instruction="make the circle blue",
         edited=EDITED,
         edited_image=codes(7, 4, 4),
+        written_question="is there a blue thing?",
+        written_answer="no",
+        second_question="where is the circle?",
+        second_answer="top left",
+        second_question_speech=codes(8, 6),
+        second_answer_speech=codes(9, 3),
+        shown=[(SCENE.things[0], codes(10 + i, 4, 4)) for i in range(3)],
+        rule=("place", "color"),
     )
 
 
-def test_there_are_twelve_pairs_and_three_combinations() -> None:
-    assert len(PAIRS) == 12 and len(COMBINED) == 3 and len(set(TASKS)) == 15
+def test_the_tasks() -> None:
+    assert len(PAIRS) == 12 and len(COMBINED) == 3 and len(set(TASKS)) == 17 and not set(EXTRA) & set(TASKS)
     assert split_task("text+image->speech") == (("text", "image"), ("speech",))
 
 
@@ -63,6 +96,63 @@ def test_contents_show_the_scene(item: Item, task: str) -> None:
 def test_spoken_question_about_a_picture(item: Item) -> None:
     contents = [np.asarray(s.content).flat[0] for s in sample(item, "image+speech->speech").segments]
     assert contents == [1, 5, 6]
+
+
+def contents(made: Sample) -> list[object]:
+    return [s.content if isinstance(s.content, str) else int(s.content.flat[0]) for s in made.segments]
+
+
+def test_questions_answered_in_writing(item: Item) -> None:
+    assert contents(sample(item, WRITTEN)) == [1, "is there a blue thing?", "no"]
+    assert contents(sample(item, HEARD)) == [1, 5, "red"]
+    assert contents(sample(item, CHAINED)) == [1, 5, "what color is the circle?", "red", 6]
+
+
+def test_longer_forms_are_asked_up_to_the_last_answer(item: Item) -> None:
+    assert contents(sample(item, CHAT)) == [1, 5, 6, 8, 9] and contents(prompt(item, CHAT)) == [1, 5, 6, 8]
+    said = "top left red"
+    assert contents(sample(item, SHOTS)) == [10, said, 11, said, 12, said]
+    assert contents(prompt(item, SHOTS)) == [10, said, 11, said, 12]
+    for task in EXTRA:
+        made = sample(item, task).segments
+        assert all(s.loss == (s.role == "assistant") for s in made)
+        assert made[-1].modality == split_task(task)[1][-1]
+
+
+def test_the_words_of_an_answer(item: Item) -> None:
+    found = {task: right_words(item, task) for task in (*TASKS, *EXTRA)}
+    assert {task: said for task, said in found.items() if said is not None} == {
+        "image+speech->speech": "red",
+        "image+text->text": "no",
+        "image+speech->text": "red",
+        CHAINED: "red",
+        CHAT: "top left",
+        SHOTS: "top left red",
+    }
+
+
+@needs_voices
+def test_items_have_what_every_task_needs(
+    tiny_model: UnifiedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYGLOT_CACHE", str(tmp_path))
+    tokenizers, cache = dict(tiny_model.tokenizers), SpeechCache(default_cache_dir())
+    items = make_items("train", 8, 3, tokenizers, cache, 1)
+    again = make_items("train", 8, 3, tokenizers, cache, 1)
+    asked = [(item.written_question, item.written_answer) for item in items if "is there" in item.written_question]
+    assert [reply for _, reply in asked] == ["yes", "no"] * 2
+    for item, same in zip(items, again, strict=True):
+        for task in (*TASKS, *EXTRA):
+            assert sample(item, task) == sample(same, task)
+        for q, a in ((item.question, item.answer), (item.second_question, item.second_answer)):
+            assert answer(item.scene, q) == a
+        assert item.question != item.second_question
+        assert len(item.shown) == 3 and item.rule in RULES
+        assert not any(Scene((thing,)).has_held_out for thing, _ in item.shown)
+    held_out = make_items("test", 4, 3, tokenizers, cache, 1)
+    for item in held_out:
+        assert [Scene((thing,)).has_held_out for thing, _ in item.shown] == [False, False, True]
+        assert item.rule not in HELD_OUT
 
 
 def test_edit(item: Item) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyglot_synth.nanoworld import language
-from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene
+from anyglot_synth.nanoworld.scene import HELD_OUT, Scene, Thing, sample_scene
 
 seeds = st.integers(0, 2**32 - 1)
 styles = st.sampled_from(["text", "spoken"])
@@ -124,6 +124,48 @@ def test_ambiguous_references_are_not_used() -> None:
     assert asked["where is the blue circle?"] == "top right"
     assert language.answer(scene, "where is the circle?") is None
     assert language.apply_edit(scene, "remove the circle") is None
+
+
+def shared(scene: Scene, question: str) -> tuple[int, int]:
+    """How many attributes a question of presence names, and how many of them the thing that fits best has."""
+    said = set(language.words(question)) - {"is", "there", "a", "thing"}
+    return len(said), max(len(said & {t.size, t.color, t.shape}) for t in scene.things)
+
+
+@given(seeds)
+def test_presence_is_true_and_absence_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng, "test" if seed % 2 else "train")
+    for hard in (False, True):
+        question, reply = language.presence(scene, rng, True, hard)
+        named, found = shared(scene, question)
+        assert reply == "yes" and found == named >= 1 + hard
+        question, reply = language.presence(scene, rng, False, hard)
+        named, found = shared(scene, question)
+        assert reply == "no" and found < named
+        if hard:
+            assert found == named - 1 >= 1, "one attribute differs from a thing that is there"
+
+
+@given(seeds)
+def test_training_scenes_do_not_tell_what_is_held_out(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng, "train")
+    for present in (False, True):
+        said = language.words(language.presence(scene, rng, present, hard=bool(seed % 2))[0])[3:]
+        assert len(said) < 3 or (said[2], said[1], said[0]) not in HELD_OUT
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_what_a_question_names_does_not_tell_the_answer(hard: bool) -> None:
+    rng = np.random.default_rng(0)
+    counts = {}
+    for present in (True, False):
+        asked = [language.presence(sample_scene(rng), rng, present, hard)[0] for _ in range(3000)]
+        kinds = [tuple(language._KINDS.get(w, w) for w in language.words(q)[3:]) for q in asked]
+        counts[present] = {kind: kinds.count(kind) / len(kinds) for kind in kinds}
+    assert counts[True].keys() == counts[False].keys() and len(counts[True]) == (4 if hard else 7)
+    assert all(abs(counts[True][kind] - counts[False][kind]) < 0.04 for kind in counts[True])
 
 
 def test_same_answer() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anyglot_synth.nanoworld.scene import (
+    ATTRIBUTES,
     COLORS,
     COLUMNS,
     HELD_OUT,
@@ -16,6 +17,7 @@ from anyglot_synth.nanoworld.scene import (
     SIZES,
     Scene,
     Thing,
+    attributes,
     sample_scene,
     score,
 )
@@ -93,3 +95,21 @@ def test_score_is_symmetric_and_bounded(a: int, b: int) -> None:
     first, second = (sample_scene(np.random.default_rng(seed)) for seed in (a, b))
     assert 0 <= score(first, second) == score(second, first) <= 1
     assert (score(first, second) == 1) == (first == second)
+
+
+def test_attributes_by_hand() -> None:
+    one, two = a_thing(), a_thing(shape="square", color="blue", column="right")
+    assert attributes(Scene((one,)), Scene((one,))) == dict.fromkeys((*ATTRIBUTES, "count"), 1.0)
+    # Matched to the circle, the guess has its color wrong; the square is missing from it.
+    guess = Scene((a_thing(color="green"),))
+    found = attributes(Scene((one, two)), guess)
+    assert found == {"shape": 0.5, "color": 0, "size": 0.5, "place": 0.5, "count": 0}
+    assert attributes(Scene((one,)), None) == dict.fromkeys(found, 0.0)
+
+
+@given(seeds, seeds)
+def test_attributes_are_the_parts_of_the_score(a: int, b: int) -> None:
+    first, second = (sample_scene(np.random.default_rng(seed)) for seed in (a, b))
+    parts = attributes(first, second)
+    assert np.mean([parts[name] for name in ATTRIBUTES]) == pytest.approx(score(first, second))
+    assert parts["count"] == (len(first) == len(second))

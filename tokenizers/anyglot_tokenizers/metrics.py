@@ -437,9 +437,10 @@ def interval(
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     rng = np.random.default_rng(0)
-    means = []
-    for _ in range(rounds):
-        drawn = rng.integers(0, len(x), len(x))
-        means.append((x[drawn] * w[drawn]).sum() / w[drawn].sum())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means: list[Array] = []
+    block = max(1, 1_000_000 // len(x))  # rounds that are drawn at once
+    for start in range(0, rounds, block):
+        drawn = rng.integers(0, len(x), (min(block, rounds - start), len(x)))
+        means.append((x * w)[drawn].sum(axis=1) / w[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float((x * w).sum() / w.sum()), float(low), float(high)

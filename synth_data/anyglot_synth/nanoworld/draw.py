@@ -73,13 +73,22 @@ def mask(shape: str, size: str, step_x: int = 0, step_y: int = 0, scale: float =
     return coverage
 
 
-def draw(scene: Scene, rng: np.random.Generator | None = None, size: int = SIZE) -> NDArray[np.uint8]:
+def draw(
+    scene: Scene,
+    rng: np.random.Generator | None = None,
+    size: int = SIZE,
+    *,
+    background: tuple[int, int, int] = BACKGROUND,
+    offset: tuple[float, float] = (0.0, 0.0),
+) -> NDArray[np.uint8]:
     """Draw a scene.
 
     Args:
         scene: what to draw.
-        rng: moves every thing by -1, 0 or 1 pixels (of the standard size) each way; ``None`` puts it dead
-        centre. size: side of the picture in pixels.
+        rng: moves every thing by -1, 0 or 1 pixels (of the standard size) each way; ``None`` puts it dead centre.
+        size: side of the picture in pixels.
+        background: RGB, 0..255.
+        offset: (right, down) by which everything is moved, in pixels of the standard size; quarters are kept.
 
     Returns:
         uint8 array [size, size, 3].
@@ -92,10 +101,12 @@ def draw(scene: Scene, rng: np.random.Generator | None = None, size: int = SIZE)
     scale = size / SIZE
     pad = int(np.ceil(6 * scale)) + 3
     canvas = np.empty((size + 2 * pad, size + 2 * pad, 3), np.float32)
-    canvas[:] = BACKGROUND
+    canvas[:] = background
     for thing in scene.things:
         jitter = rng.integers(-1, 2, 2) if rng is not None else np.zeros(2)
-        center = (np.array([CENTERS[COLUMNS.index(thing.column)], CENTERS[ROWS.index(thing.row)]]) + jitter) * scale
+        center = (
+            np.array([CENTERS[COLUMNS.index(thing.column)], CENTERS[ROWS.index(thing.row)]]) + jitter + offset
+        ) * scale
         whole = np.floor(center).astype(int)
         step_x, step_y = np.floor((center - whole) * STEPS).astype(int).tolist()
         coverage = mask(thing.shape, thing.size, step_x, step_y, scale)

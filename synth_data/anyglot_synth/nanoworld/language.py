@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
@@ -95,6 +95,11 @@ def words(text: str) -> list[str]:
     return [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9]+", text.lower())]
 
 
+def content_words(text: str) -> list[str]:
+    """`words` without those that say nothing about a scene ("a", "there", "is", ...)."""
+    return [word for word in words(text) if word not in _FILLERS]
+
+
 def thing_words(thing: Thing) -> str:
     """For example ``"large red circle"``."""
     return f"{thing.size} {thing.color} {thing.shape}"
@@ -166,7 +171,7 @@ def parse(text: str) -> Scene | None:
     place. Words outside the grammar, missing or doubled attributes, two things at one place and more than
     three things all give ``None``.
     """
-    tokens = [word for word in words(text) if word not in _FILLERS]
+    tokens = content_words(text)
     if not tokens or any(token not in _KINDS for token in tokens):
         return None
     parts: list[dict[str, str]] = []
@@ -238,6 +243,50 @@ def question(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     kinds = _question_kinds(scene)
     kind = kinds[int(rng.integers(len(kinds)))]
     return kind[int(rng.integers(len(kind)))]
+
+
+_NAMED: tuple[tuple[str, ...], ...] = tuple(
+    names for count in (1, 2, 3) for names in combinations(("size", "color", "shape"), count)
+)
+"""What a question of presence can name of a thing, in the order it is said."""
+
+
+def _phrases(scene: Scene, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """All values of these attributes. Held-out triples only where the scene has some: else a training scene would tell
+    that they never are.
+    """
+    found = product(*({"size": SIZES, "color": COLORS, "shape": SHAPES}[name] for name in names))
+    if len(names) < 3 or scene.has_held_out:
+        return list(found)
+    return [(size, color, shape) for size, color, shape in found if (shape, color, size) not in HELD_OUT]
+
+
+def presence(scene: Scene, rng: np.random.Generator, present: bool, hard: bool = False) -> tuple[str, str]:
+    """A question whether something is in a scene, such as ``("is there a large red circle?", "yes")``.
+
+    One to three of size, color and shape are named. How many, and which, does not depend on the answer.
+
+    Args:
+        scene: what is asked about.
+        rng: draws the question.
+        present: whether the answer is ``yes``.
+        hard: name two attributes at least. An absent thing then differs from one that is there in a single one of
+            them, as the adversarial negatives of POPE do (Li et al. 2023); else it is any that is absent.
+    """
+    here = {names: [tuple(getattr(thing, n) for n in names) for thing in scene.things] for names in _NAMED}
+    absent = {names: [values for values in _phrases(scene, names) if values not in here[names]] for names in _NAMED}
+    if hard:
+        for names in _NAMED:
+            absent[names] = [
+                values
+                for values in absent[names]
+                if any(sum(a != b for a, b in zip(values, there, strict=True)) == 1 for there in here[names])
+            ]
+    kinds = [names for names in _NAMED if absent[names] and len(names) > hard]
+    names = kinds[int(rng.integers(len(kinds)))]
+    values = (here if present else absent)[names]
+    said = " ".join(values[int(rng.integers(len(values)))])
+    return f"is there a {said}{'' if 'shape' in names else ' thing'}?", "yes" if present else "no"
 
 
 def answer(scene: Scene, text: str) -> str | None:

@@ -116,7 +116,7 @@ class _Outline:
     voice: Voice
 
     def rng(self, stream: str) -> np.random.Generator:
-        return _rng(self.split, self.seed, self.index, stream)
+        return stream_of(self.split, self.seed, self.index, stream)
 
     def id(self, parts: Collection[str]) -> str:
         """Content address. The engine counts only where there is speech: the rest needs no engine."""
@@ -136,13 +136,13 @@ class _Outline:
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-def _rng(split: Split, seed: int, index: int, stream: str) -> np.random.Generator:
+def stream_of(split: Split, seed: int, index: int, stream: str) -> np.random.Generator:
     """One stream of randomness per record and purpose: a change to one purpose leaves the others as they were."""
     return np.random.default_rng([seed, _SPLITS.index(split), index, _STREAMS.index(stream)])
 
 
 def _outline(split: Split, seed: int, index: int) -> _Outline:
-    rng = partial(_rng, split, seed, index)
+    rng = partial(stream_of, split, seed, index)
     scene = sample_scene(rng("scene"), split)
     return _Outline(
         split,

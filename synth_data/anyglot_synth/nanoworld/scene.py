@@ -151,9 +151,22 @@ def sample_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
     )
 
 
-def _pair_score(truth: Thing, guess: Thing) -> float:
-    right = (truth.shape == guess.shape) + (truth.color == guess.color) + (truth.size == guess.size)
-    return (right + (truth.place == guess.place)) / 4
+ATTRIBUTES = ("shape", "color", "size", "place")
+"""What `score` counts of a matched pair of things."""
+
+
+def _right(truth: Thing, guess: Thing) -> list[bool]:
+    return [getattr(truth, name) == getattr(guess, name) for name in ATTRIBUTES]
+
+
+def _matched(truth: Scene, guess: Scene) -> list[list[bool]]:
+    """For each pair of the assignment that is best for the guess, what is right of `ATTRIBUTES`."""
+    short, long = sorted((truth.things, guess.things), key=len)
+    orders = permutations(long, len(short))
+    return max(
+        ([_right(a, b) for a, b in zip(short, order, strict=True)] for order in orders),
+        key=lambda pairs: sum(map(sum, pairs)),
+    )
 
 
 def score(truth: Scene, guess: Scene | None) -> float:
@@ -165,8 +178,17 @@ def score(truth: Scene, guess: Scene | None) -> float:
     """
     if guess is None:
         return 0.0
-    short, long = sorted((truth.things, guess.things), key=len)
-    best = max(
-        sum(_pair_score(a, b) for a, b in zip(short, order, strict=True)) for order in permutations(long, len(short))
-    )
-    return best / len(long)
+    right = sum(map(sum, _matched(truth, guess)))
+    return right / len(ATTRIBUTES) / max(len(truth), len(guess))
+
+
+def attributes(truth: Scene, guess: Scene | None) -> dict[str, float]:
+    """`score` in parts: for each of `ATTRIBUTES` the share that a guess gets right, 0..1; their mean is the score.
+
+    Also ``count``: 1 where the number of things is right.
+    """
+    if guess is None:
+        return dict.fromkeys((*ATTRIBUTES, "count"), 0.0)
+    pairs, most = _matched(truth, guess), max(len(truth), len(guess))
+    found = {name: sum(pair[i] for pair in pairs) / most for i, name in enumerate(ATTRIBUTES)}
+    return {**found, "count": float(len(truth) == len(guess))}

@@ -1,0 +1,320 @@
+"""`anyglot eval nanoworld`: the sections of the benchmark, each a list of rows; docs/benchmark.md explains every row.
+
+`directions` is `evaluate.py`'s, the rest asks what a mean over directions hides. All of it is about the same held-out
+scenes, unless a row says otherwise, and graded by the same checkers. This file makes no media that the items lack
+(`benchmark_media.py` does) and prints nothing (`benchmark_report.py` does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.benchmark_media import robustness, speech
+from anyglot_recipes.evaluate import (
+    Checkers,
+    Graded,
+    answer,
+    ceilings,
+    chance,
+    evaluate,
+    grade,
+    means,
+    row_of,
+    shares,
+    truth,
+)
+from anyglot_recipes.nano import test_items
+from anyglot_recipes.shots import HELD_OUT, RULES
+from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, WRITTEN, Item
+from anyglot_synth.nanoworld.language import presence, same_answer, words
+from anyglot_synth.nanoworld.scene import attributes as attributes_of
+from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.metrics import interval
+
+Row = dict[str, Any]
+CHANGE = ("change", "change_low", "change_high")
+"""Entries of a row that is compared with another one, named in `against`."""
+Keep = Callable[[str, list[Graded]], None]
+
+
+@dataclass
+class Bench:
+    """What all sections share.
+
+    Args:
+        model: who answers.
+        items: held-out items.
+        seed: of the items, and of what sections draw.
+        checkers: who grades.
+        keep: called with a title and the graded samples of a row (for galleries).
+        progress: called with one line per finished row.
+    """
+
+    model: UnifiedModel
+    items: list[Item]
+    seed: int
+    checkers: Checkers
+    keep: Keep = lambda title, graded: None
+    progress: Callable[[str], None] = lambda line: None
+    found: dict[str, list[Graded]] = field(default_factory=dict)
+
+    def graded(self, task: str) -> list[Graded]:
+        """The answers about the held-out items, given once."""
+        if task not in self.found:
+            self.found[task] = self.ask(self.items, task)
+        return self.found[task]
+
+    def ask(self, items: Sequence[Item], task: str) -> list[Graded]:
+        """The graded answers about some items."""
+        return grade(items, task, answer(self.model, items, task), self.checkers)
+
+    def row(
+        self,
+        section: str,
+        condition: str,
+        graded: list[Graded],
+        base: Sequence[Graded] = (),
+        show: bool = True,
+        **more: Any,
+    ) -> Row:
+        """A row with `shares`, and with `change` and its interval where there are answers to compare item by item."""
+        if show:
+            self.keep(f"{section}: {condition}", graded)
+        scores = [g.score for g in graded]
+        if base:
+            more.update(change_of([a - b.score for a, b in zip(scores, base, strict=True)]))
+        row = row_of(graded[0].task, scores, section=section, condition=condition, **shares(graded), **more)
+        self.progress(f"{section}: {row['task']}, {condition}: {row['score']:.3f}")
+        return row
+
+
+def change_of(differences: Sequence[float]) -> dict[str, float]:
+    """The mean of paired differences with its 95 % bootstrap interval, as entries of a row."""
+    return dict(zip(CHANGE, interval(list(differences)), strict=True))
+
+
+def gap_of(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """As `change_of`, of the means of scores about different items: both are drawn anew for the interval."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.choice(scores, size=(2000, len(scores))).mean(axis=1) for scores in (first, second))
+    low, high = np.quantile(a - b, (0.025, 0.975))
+    return dict(zip(CHANGE, (float(np.mean(first) - np.mean(second)), float(low), float(high)), strict=True))
+
+
+def directions(bench: Bench) -> list[Row]:
+    """Every task of `TASKS`."""
+
+    def keep(graded: list[Graded]) -> None:
+        bench.found[graded[0].task] = graded
+        bench.keep(graded[0].task, graded)
+
+    how: dict[str, Any] = {"checkers": bench.checkers, "keep": keep, "progress": bench.progress}
+    rows = evaluate(bench.model, bench.items, tasks=TASKS, **how)["rows"]
+    return [{"section": "directions", "condition": "", **row} for row in rows]
+
+
+def composition(bench: Bench) -> list[Row]:
+    """The 12 pairs on fresh scenes of combinations that training has, and how much better they are (`change`)."""
+    items = test_items(bench.model, len(bench.items), bench.seed, "train")
+    luck = chance(items, PAIRS[0])
+    limits = ceilings(bench.model, items, PAIRS, bench.checkers)
+    rows, seen, unseen = [], [], []
+    for task in PAIRS:
+        graded, held_out = bench.ask(items, task), bench.graded(task)
+        seen.append([g.score for g in graded])
+        unseen.append([g.score for g in held_out])
+        more: Row = {"chance": luck, "against": "held-out combinations", **gap_of(seen[-1], unseen[-1])}
+        rows.append(
+            bench.row("composition", "combinations of training", graded, show=False, ceiling=limits[task], **more)
+        )
+    # An item's mean over the pairs: the interval then knows that all pairs are about the same scenes.
+    means_of = [np.mean(np.array(scores), axis=0).tolist() for scores in (seen, unseen)]
+    more = {"section": "composition", "condition": "combinations of training", **more, **gap_of(*means_of)}
+    rows.append(row_of("the 12 pairs", means_of[0], **more))
+    return rows
+
+
+def presence_items(items: Sequence[Item], hard: bool, seed: int) -> list[Item]:
+    """The items with a question each whether something is there, every other answer yes."""
+    rng = np.random.default_rng([seed, 88, hard])
+    asked = [presence(item.scene, rng, present=i % 2 == 0, hard=hard) for i, item in enumerate(items)]
+    return [replace(item, written_question=q, written_answer=a) for item, (q, a) in zip(items, asked, strict=True)]
+
+
+def hallucination(bench: Bench) -> list[Row]:
+    """Questions of presence, and as a control the same ones about the picture of another scene."""
+    rows = []
+    for hard in (False, True):
+        items = presence_items(bench.items, hard, bench.seed)
+        others = [*items[1:], items[0]]
+        blind = [replace(item, codes=other.codes) for item, other in zip(items, others, strict=True)]
+        for condition, given in (("", items), (", another picture", blind)):
+            graded = bench.ask(given, WRITTEN)
+            yes = float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
+            name = ("hard" if hard else "random") + " negatives" + condition
+            more: Row = {"chance": 0.5, "yes": yes} if condition else {"chance": 0.5, "ceiling": 1.0, "yes": yes}
+            rows.append(bench.row("hallucination", name, graded, **more))
+    return rows
+
+
+def attributes(bench: Bench) -> list[Row]:
+    """What of a scene is right, for each task that answers with one scene."""
+    rows = []
+    lucks: dict[str, dict[str, float]] = {}
+    for task in (*PAIRS, "text+image->image"):
+        about = "the scene" if task in PAIRS else task
+        if about not in lucks:
+            truths = [truth(item, task) for item in bench.items]
+            pairs = [attributes_of(a, b) for i, a in enumerate(truths) for j, b in enumerate(truths) if i != j]
+            lucks[about] = {name: float(np.mean([p[name] for p in pairs])) for name in pairs[0]} if pairs else {}
+        graded = bench.graded(task)
+        parts = [attributes_of(truth(g.item, task), g.scenes[0]) for g in graded]
+        for name in parts[0]:
+            more: Row = {"section": "attributes", "condition": name, "chance": lucks[about].get(name, 0.0)}
+            rows.append(row_of(task, [part[name] for part in parts], **more))
+        bench.progress(f"attributes: {task}: " + ", ".join(f"{r['condition']} {r['score']:.3f}" for r in rows[-5:]))
+    return rows
+
+
+def chains(bench: Bench) -> list[Row]:
+    """Spoken questions answered by way of text, beside the direct answers, and what is right on the way."""
+    if not bench.model.template.tells_texts_apart:
+        return [_skipped("chains", CHAINED, f"its template is version {bench.model.template.version}; chains need 2")]
+    graded, direct = bench.graded(CHAINED), bench.graded(SPOKEN)
+    limits = ceilings(bench.model, bench.items, [SPOKEN], bench.checkers)
+    more: Row = {"chance": chance(bench.items, SPOKEN), "ceiling": limits[SPOKEN]}
+    rows = [
+        bench.row("chains", "answered directly", direct, show=False, **more),
+        bench.row("chains", "by way of text", graded, direct, against="answered directly", **more),
+    ]
+    texts = [[o.text or "" for o in g.outputs if o.modality == "text"] + ["", ""] for g in graded]
+    steps = {
+        "the question in writing is what was asked": [
+            words(text[0]) == words(g.item.question) for text, g in zip(texts, graded, strict=True)
+        ],
+        "the answer in writing is right": [
+            same_answer(text[1], g.item.answer) for text, g in zip(texts, graded, strict=True)
+        ],
+        "the spoken answer is the written one": [
+            same_answer(text[1], g.heard[0]) for text, g in zip(texts, graded, strict=True)
+        ],
+    }
+    rows += [row_of(CHAINED, marks, section="chains", condition=name) for name, marks in steps.items()]
+    return rows
+
+
+def chat(bench: Bench) -> list[Row]:
+    """The second answer of a dialogue about a picture, and the same question asked alone."""
+    alone = [
+        replace(
+            item,
+            question=item.second_question,
+            answer=item.second_answer,
+            question_speech=item.second_question_speech,
+            answer_speech=item.second_answer_speech,
+        )
+        for item in bench.items
+    ]
+    graded, single = bench.graded(CHAT), bench.ask(alone, SPOKEN)
+    more: Row = {
+        "chance": chance(bench.items, CHAT),
+        "ceiling": ceilings(bench.model, bench.items, [CHAT], bench.checkers)[CHAT],
+    }
+    return [
+        bench.row("chat", "asked alone", single, **more),
+        bench.row("chat", "after another question", graded, single, against="asked alone", **more),
+    ]
+
+
+def shots(bench: Bench) -> list[Row]:
+    """Held-out pictures after two examples of a rule, of training and not, and without examples."""
+    rows = []
+    for condition, rules, given in (
+        ("no examples, rules of training", RULES, 0),
+        ("2 examples, rules of training", RULES, 2),
+        ("2 examples, rules never seen", HELD_OUT, 2),
+    ):
+        items = [
+            replace(item, shown=item.shown[2 - given :], rule=rules[i % len(rules)])
+            for i, item in enumerate(bench.items)
+        ]
+        graded = bench.ask(items, SHOTS)
+        rows.append(bench.row("shots", condition, graded, chance=chance(items, SHOTS), ceiling=1.0))
+    return rows
+
+
+def _skipped(section: str, task: str, why: str, condition: str = "") -> Row:
+    return {"section": section, "task": task, "condition": condition, "skipped": why}
+
+
+SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
+    "directions": directions,
+    "composition": composition,
+    "hallucination": hallucination,
+    "attributes": attributes,
+    "speech": speech,
+    "robustness": robustness,
+    "chains": chains,
+    "chat": chat,
+    "shots": shots,
+}
+
+
+def read_sections(names: str) -> list[str]:
+    """Names joined by commas, or "all", in the order of `SECTIONS`. Raises `ManifestError`."""
+    given = set(SECTIONS) if names == "all" else {name.strip() for name in names.split(",")}
+    if given - set(SECTIONS):
+        raise ManifestError(
+            f"no section {', '.join(sorted(given - set(SECTIONS)))}; choose of {', '.join(SECTIONS)}, or all"
+        )
+    return [name for name in SECTIONS if name in given]
+
+
+@torch.inference_mode()
+def run(
+    model: UnifiedModel,
+    *,
+    num: int,
+    seed: int = 0,
+    sections: Sequence[str] = ("directions",),
+    checkers: Checkers | None = None,
+    keep: Keep = lambda title, graded: None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The report: `rows`, each with its `section` and `condition`; `mean` and `groups` of the directions; `scenes`, a
+    digest of the scenes asked about, by which reports are known to be of the same ones; `num`, `seed`, `seconds`.
+
+    Args:
+        model: who answers.
+        num: held-out scenes.
+        seed: of the scenes, and of what sections draw.
+        sections: names of `SECTIONS`.
+        checkers: who grades, default the shipped ones.
+        keep: see `Bench`.
+        progress: see `Bench`.
+
+    Raises:
+        ManifestError: the model lacks a modality.
+    """
+    started = time.perf_counter()
+    bench = Bench(model, test_items(model, num, seed), seed, checkers or Checkers(), keep, progress)
+    rows = [row for name in sections for row in SECTIONS[name](bench)]
+    scenes = json.dumps([item.scene.to_dict() for item in bench.items], sort_keys=True)
+    return {
+        "benchmark": "nanoworld",
+        "num": num,
+        "seed": seed,
+        "scenes": hashlib.sha256(scenes.encode()).hexdigest()[:16],
+        **means([row for row in rows if row["section"] == "directions"]),
+        "rows": rows,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
