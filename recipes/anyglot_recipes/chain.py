@@ -8,11 +8,12 @@ checkpoint and continue bit for bit. `Run` holds the folder and refuses one that
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,8 @@ from anyglot_lm.hf_text import AnyText
 from anyglot_lm.segments import CHAT, Sample, Template
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import load
-from anyglot_tokenizers.audio import AudioCodec
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.image import ImageVQ
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +38,8 @@ class TokenizerConfig:
     """How one tokenizer is built and trained.
 
     Args:
-        model: arguments of `ImageVQ` or `AudioCodec`.
+        tokenizer: its class as module:Class; by default `ImageVQ` for images, else `AudioCodec`.
+        model: arguments of that class.
         num: training examples made for it.
         max_steps: optimizer steps.
         batch_size: items per step.
@@ -48,6 +48,7 @@ class TokenizerConfig:
         precision: "32-true", "bf16-mixed" or "auto"; the quantizer is float32 in any case.
     """
 
+    tokenizer: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     num: int = 3000
     max_steps: int = 1000
@@ -86,6 +87,7 @@ class LMConfig:
         num_heads: attention heads.
         tied: one matrix for input rows and output head.
         codebook_rows: start the input rows of codes from their codebook entries, else at random (for `tied: false`).
+        factored: rows of codes are sums of a row for each digit and of their entry's projection (`factored.py`).
         seq_len: ids per pack; longer documents are left out (and counted).
         batch_size: packs per step.
         max_steps: optimizer steps.
@@ -109,6 +111,7 @@ class LMConfig:
     num_heads: int = 4
     tied: bool = True
     codebook_rows: bool = False
+    factored: bool = False
     seq_len: int = 384
     batch_size: int = 16
     max_steps: int = 2000
@@ -212,7 +215,7 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
 
     Args:
         run: the run.
-        name: modality; "image" makes an ImageVQ, anything else an AudioCodec.
+        name: modality.
         config: model and schedule.
         data: called when training is needed: uint8 array [N, H, W, 3], or a list of float32 arrays.
         seed: of weights and batches.
@@ -223,14 +226,9 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
     from anyglot_tokenizers.train import fit_tokenizer
 
     def make(folder: Path) -> None:
-        tokenizer: Tokenizer
-        try:
-            if name == "image":
-                tokenizer = ImageVQ(**{"seed": seed, **config.model})
-            else:
-                tokenizer = AudioCodec(**{"seed": seed, "modality": name, **config.model})
-        except (TypeError, ValueError) as error:
-            raise ManifestError(f"{name}.model: {error}; its keys are the arguments of {_kind(name)}") from error
+        named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
+        own = {} if name == "image" else {"modality": name}
+        tokenizer = build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
         trained = fit_tokenizer(
             tokenizer,
             data(),
@@ -248,8 +246,25 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
     return load(run.once(f"tokenizers/{name}", make))
 
 
-def _kind(name: str) -> str:
-    return "ImageVQ" if name == "image" else "AudioCodec"
+def build_tokenizer(named: str, options: Mapping[str, Any], where: str = "") -> Tokenizer:
+    """A new tokenizer of the class `module:Class`.
+
+    Raises:
+        ManifestError: no such class, or options it does not have; `where` begins the names of the settings.
+    """
+    module, _, name = named.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        if not issubclass(found, Tokenizer):
+            raise ManifestError(f"{where}tokenizer: {named} is no tokenizer")
+        tokenizer: Tokenizer = found(**options)
+    except (ImportError, AttributeError) as error:
+        raise ManifestError(
+            f"{where}tokenizer: {error}; give module:Class, such as anyglot_tokenizers.image:ImageVQ"
+        ) from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ManifestError(f"{where}model: {error}; its keys are the arguments of {named}") from error
+    return tokenizer
 
 
 @torch.inference_mode()
@@ -350,6 +365,7 @@ def train_lm(
         The model folder and the last training loss, which the folder keeps in `training.json`.
     """
     from anyglot_lm.data import TokenDataModule
+    from anyglot_lm.factored import factor_rows, unfactor_rows
     from anyglot_lm.model import new_llama, start_from_codebooks
     from anyglot_lm.plan import build_plan
     from anyglot_lm.train import LitUnified, fit_lm
@@ -366,9 +382,12 @@ def train_lm(
             tied=config.tied,
             seed=seed,
         )
+        entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
         if config.codebook_rows:
-            entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
             start_from_codebooks(model, vocabulary, entries, seed=seed)
+        if config.factored:
+            factors = {name: t.factors for name, t in tokenizers.items() if t.factors is not None}
+            factor_rows(model, vocabulary, entries, factors, seed=seed)
         return model
 
     def make(folder: Path) -> None:
@@ -405,7 +424,8 @@ def train_lm(
             checkpoint_every=config.checkpoint_every,
         )
         run.say(f"final training loss {loss!r}")
-        UnifiedModel(module.model.bfloat16(), vocabulary, template, text, tokenizers).save_pretrained(folder)
+        model = unfactor_rows(module.model).bfloat16()
+        UnifiedModel(model, vocabulary, template, text, tokenizers).save_pretrained(folder)
         (folder / "training.json").write_text(
             json.dumps({"loss": loss, "steps": config.max_steps, "plan": plan.fingerprint})
         )

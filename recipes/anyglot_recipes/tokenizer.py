@@ -7,7 +7,6 @@ goes on where it was. Nothing here knows a language model.
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from anyglot_recipes.chain import Run
+from anyglot_recipes.chain import Run, build_tokenizer
 from anyglot_tokenizers.batches import Augment, StepBatches, held_out_batches
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -202,19 +201,7 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
 
 
 def _build(config: TokenizerRecipe, **more: Any) -> Tokenizer:
-    module, _, name = config.tokenizer.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-        if not issubclass(found, Tokenizer):
-            raise ManifestError(f"tokenizer: {config.tokenizer} is no tokenizer")
-        tokenizer: Tokenizer = found(**{"seed": config.seed, **config.model, **more})
-    except (ImportError, AttributeError) as error:
-        raise ManifestError(
-            f"tokenizer: {error}; give module:Class, such as anyglot_tokenizers.image:ImageVQ"
-        ) from error
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ManifestError(f"model: {error}; its keys are the arguments of {config.tokenizer}") from error
-    return tokenizer
+    return build_tokenizer(config.tokenizer, {"seed": config.seed, **config.model, **more})
 
 
 def _read(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.train import StepBatches as StepBatches
     from anyglot_tokenizers.train import TokenizerDataModule as TokenizerDataModule
     from anyglot_tokenizers.train import fit_tokenizer as fit_tokenizer
+    from anyglot_tokenizers.two_tone import TwoToneVQ as TwoToneVQ
 
 _HOMES = {
     "audio": ("AudioCodec",),
@@ -66,6 +67,7 @@ _HOMES = {
     "spec": ("CodeSpec",),
     "tokenizer": ("Tokenizer", "load"),
     "train": ("LitTokenizer", "StepBatches", "TokenizerDataModule", "fit_tokenizer"),
+    "two_tone": ("TwoToneVQ",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # noqa: PLE0605

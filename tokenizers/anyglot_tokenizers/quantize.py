@@ -81,6 +81,11 @@ class Quantizer(nn.Module, ABC):
         return (self.codebook_size,) * self.num_quantizers
 
     @property
+    def factors(self) -> tuple[int, ...]:
+        """Sizes of the digits of an id, the fastest first: C alone, or its factors where ids are combinations."""
+        return (self.codebook_size,)
+
+    @property
     def codebooks(self) -> Tensor:
         """All entries, float32 `[K, C, d]`."""
         return torch.stack([self._entries(index) for index in range(self.num_quantizers)])

@@ -105,6 +105,10 @@ class FiniteScalarQuantizer(Quantizer):
             layer = FSQ(levels, preserve_symmetry=True, bound_hard_clamp=True)
         self.layer = layer.to(torch.empty(0).device)
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return tuple(int(level) for level in self.levels)
+
     def _quantize(
         self, x_Md: Tensor, item_M: Tensor, batch: int, num_used: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -132,6 +132,14 @@ class Tokenizer(nn.Module, ABC):
         return entries if isinstance(entries, Tensor) and entries.ndim == 3 else None
 
     @property
+    def factors(self) -> tuple[int, ...] | None:
+        """Sizes of the digits that an id of any codebook is made of, the fastest first; None where ids are no numbers
+        with digits: then an id means nothing to its neighbours.
+        """
+        factors: tuple[int, ...] = getattr(getattr(self, "quantizer", None), "factors", ())
+        return factors if len(factors) > 1 else None
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are; encode and decode move their input here."""
         return next(self.parameters()).device

@@ -102,13 +102,8 @@ def _signed_sums(known_VD: Tensor, picked_NS: Tensor) -> Tensor:
     return embedding_bag(picked_NS.to(known_VD.device), known_VD, per_sample_weights=weights_NS, mode="sum")
 
 
-def projected(
-    block: Block, codebook_KCd: Tensor, width: int, generator: torch.Generator
-) -> Iterator[tuple[int, int, Tensor]]:
-    """`(first id, one past the last, rows [C, D])` per codebook of a block, rows of about unit variance.
-
-    An entry, centred and scaled over its codebook, is projected by a random matrix (one per modality, so that the
-    entries of residual quantizers keep their geometry).
+def standard_entries(block: Block, codebook_KCd: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """`(first id, one past the last, entries [C, d])` per codebook of a block, centred and of unit mean square.
 
     Raises:
         AnyglotError: a codebook has fewer quantizers or another size than its block.
@@ -119,13 +114,23 @@ def projected(
             f"{block.modality}: the tokenizer has codebooks {list(entries_KCd.shape[:2])}, the vocabulary needs "
             f"[{block.num_quantizers}, {block.codebook_size}]; take the tokenizer that made the vocabulary"
         )
-    projection_dD = torch.randn(entries_KCd.shape[2], width, generator=generator) / entries_KCd.shape[2] ** 0.5
     for index in range(block.num_quantizers):
         entry_Cd = entries_KCd[index] - entries_KCd[index].mean(0)
-        yield (
-            *block.codebook_slice(index),
-            entry_Cd / entry_Cd.square().mean().sqrt().clamp(min=1e-8) @ projection_dD,
-        )
+        yield (*block.codebook_slice(index), entry_Cd / entry_Cd.square().mean().sqrt().clamp(min=1e-8))
+
+
+def projected(
+    block: Block, codebook_KCd: Tensor, width: int, generator: torch.Generator
+) -> Iterator[tuple[int, int, Tensor]]:
+    """`(first id, one past the last, rows [C, D])` per codebook of a block, rows of about unit variance.
+
+    An entry (see `standard_entries`) is projected by a random matrix, one per modality, so that the entries of residual
+    quantizers keep their geometry.
+    """
+    dims = codebook_KCd.shape[2]
+    projection_dD = torch.randn(dims, width, generator=generator) / dims**0.5
+    for first, last, entry_Cd in standard_entries(block, codebook_KCd):
+        yield first, last, entry_Cd @ projection_dD
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
