@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from anyglot_tokenizers.metrics import interval
 Row = dict[str, Any]
 CHANGE = ("change", "change_low", "change_high")
 """Entries of a row that is compared with another one, named in `against`."""
+TRAINED = "combinations of training"
 Keep = Callable[[str, list[Graded]], None]
 
 
@@ -66,6 +68,11 @@ class Bench:
     keep: Keep = lambda title, graded: None
     progress: Callable[[str], None] = lambda line: None
     found: dict[str, list[Graded]] = field(default_factory=dict)
+
+    @cached_property
+    def seen(self) -> list[Item]:
+        """As many items of fresh scenes whose combinations training has."""
+        return test_items(self.model, len(self.items), self.seed, "train")
 
     def graded(self, task: str) -> list[Graded]:
         """The answers about the held-out items, given once."""
@@ -124,22 +131,20 @@ def directions(bench: Bench) -> list[Row]:
 
 def composition(bench: Bench) -> list[Row]:
     """The 12 pairs on fresh scenes of combinations that training has, and how much better they are (`change`)."""
-    items = test_items(bench.model, len(bench.items), bench.seed, "train")
-    luck = chance(items, PAIRS[0])
+    items, condition = bench.seen, TRAINED
     limits = ceilings(bench.model, items, PAIRS, bench.checkers)
+    more: Row = {"chance": chance(items, PAIRS[0]), "against": "held-out combinations"}
     rows, seen, unseen = [], [], []
     for task in PAIRS:
         graded, held_out = bench.ask(items, task), bench.graded(task)
         seen.append([g.score for g in graded])
         unseen.append([g.score for g in held_out])
-        more: Row = {"chance": luck, "against": "held-out combinations", **gap_of(seen[-1], unseen[-1])}
-        rows.append(
-            bench.row("composition", "combinations of training", graded, show=False, ceiling=limits[task], **more)
-        )
+        lost: Row = gap_of(seen[-1], unseen[-1])
+        rows.append(bench.row("composition", condition, graded, show=False, ceiling=limits[task], **more, **lost))
     # An item's mean over the pairs: the interval then knows that all pairs are about the same scenes.
     means_of = [np.mean(np.array(scores), axis=0).tolist() for scores in (seen, unseen)]
-    more = {"section": "composition", "condition": "combinations of training", **more, **gap_of(*means_of)}
-    rows.append(row_of("the 12 pairs", means_of[0], **more))
+    lost = gap_of(*means_of)
+    rows.append(row_of("the 12 pairs", means_of[0], section="composition", condition=condition, **more, **lost))
     return rows
 
 
@@ -153,16 +158,17 @@ def presence_items(items: Sequence[Item], hard: bool, seed: int) -> list[Item]:
 def hallucination(bench: Bench) -> list[Row]:
     """Questions of presence, and as a control the same ones about the picture of another scene."""
     rows = []
-    for hard in (False, True):
-        items = presence_items(bench.items, hard, bench.seed)
-        others = [*items[1:], items[0]]
-        blind = [replace(item, codes=other.codes) for item, other in zip(items, others, strict=True)]
-        for condition, given in (("", items), (", another picture", blind)):
-            graded = bench.ask(given, WRITTEN)
-            yes = float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
-            name = ("hard" if hard else "random") + " negatives" + condition
-            more: Row = {"chance": 0.5, "yes": yes} if condition else {"chance": 0.5, "ceiling": 1.0, "yes": yes}
-            rows.append(bench.row("hallucination", name, graded, **more))
+    for where, of in (("", bench.items), (f", {TRAINED}", bench.seen)):
+        for hard in (False, True):
+            items = presence_items(of, hard, bench.seed)
+            others = [*items[1:], items[0]]
+            blind = [replace(item, codes=other.codes) for item, other in zip(items, others, strict=True)]
+            for control, given in (("", items), (", another picture", blind)):
+                graded = bench.ask(given, WRITTEN)
+                yes = float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
+                name = ("hard" if hard else "random") + " negatives" + where + control
+                best = None if control else 1.0
+                rows.append(bench.row("hallucination", name, graded, chance=0.5, ceiling=best, yes=yes))
     return rows
 
 
@@ -237,18 +243,23 @@ def chat(bench: Bench) -> list[Row]:
 
 def shots(bench: Bench) -> list[Row]:
     """Held-out pictures after two examples of a rule, of training and not, and without examples."""
-    rows = []
+    rows: list[Row] = []
+    graded: list[Graded] = []
     for condition, rules, given in (
         ("no examples, rules of training", RULES, 0),
         ("2 examples, rules of training", RULES, 2),
+        ("no examples, rules never seen", HELD_OUT, 0),
         ("2 examples, rules never seen", HELD_OUT, 2),
     ):
         items = [
             replace(item, shown=item.shown[2 - given :], rule=rules[i % len(rules)])
             for i, item in enumerate(bench.items)
         ]
-        graded = bench.ask(items, SHOTS)
-        rows.append(bench.row("shots", condition, graded, chance=chance(items, SHOTS), ceiling=1.0))
+        before, graded = graded, bench.ask(items, SHOTS)
+        more: Row = {"chance": chance(items, SHOTS), "ceiling": 1.0}
+        if given:
+            more.update(base=before, against="no examples")
+        rows.append(bench.row("shots", condition, graded, **more))
     return rows
 
 

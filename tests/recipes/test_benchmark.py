@@ -263,8 +263,8 @@ def test_everything_with_an_untrained_model(
         return
     counts = {name: sum(row["section"] == name for row in rows) for name in SECTIONS}
     assert counts["directions"] == 17 and counts["composition"] == 13 and counts["attributes"] == 13 * 5
-    assert counts["hallucination"] == 4 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
-    assert (counts["chains"], counts["chat"], counts["shots"]) == (5, 2, 3) and counts["speech"] >= 8
+    assert counts["hallucination"] == 8 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
+    assert (counts["chains"], counts["chat"], counts["shots"]) == (5, 2, 4) and counts["speech"] >= 8
     real = [row for row in rows if row["condition"] == "real, heard by own judge"]
     assert real[0]["score"] == 0 and real[0]["measure"] == "word errors"
     clean = {row["task"]: row["scores"] for row in rows if row["condition"].endswith(": clean")}

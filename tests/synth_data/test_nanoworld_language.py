@@ -168,6 +168,17 @@ def test_what_a_question_names_does_not_tell_the_answer(hard: bool) -> None:
     assert all(abs(counts[True][kind] - counts[False][kind]) < 0.04 for kind in counts[True])
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_questions_of_presence_cannot_be_answered_without_looking(hard: bool) -> None:
+    rng = np.random.default_rng(1)
+    asked = [language.presence(sample_scene(rng), rng, i % 2 == 0, hard) for i in range(6000)]
+    answers: dict[str, list[str]] = {}
+    for question, reply in asked[:4000]:
+        answers.setdefault(question, []).append(reply)
+    usual = {question: max(("yes", "no"), key=found.count) for question, found in answers.items()}
+    assert np.mean([usual.get(question) == reply for question, reply in asked[4000:]]) < 0.57
+
+
 def test_same_answer() -> None:
     assert language.same_answer("Top left.", "at the left top")
     assert language.same_answer("2", "two")
