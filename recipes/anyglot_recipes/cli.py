@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anyglot_recipes import chat_cli, dataset_cli, expand, export_cli, plan_cli, serve_cli, synth_cli, tokenizer_cli
+from anyglot_recipes.data_eval import cli as data_eval_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -116,8 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, align, ...) or the path of a YAML file")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("eval", help="run a benchmark")
-    evaluate.add_argument("benchmark", choices=["nanoworld"])
+    benchmarks = commands.add_parser("eval", help="run a benchmark").add_subparsers(
+        dest="benchmark", required=True, metavar="BENCHMARK"
+    )
+    data_eval_cli.add_parser(benchmarks, str(NANO_MODEL), _positive)
+    evaluate = benchmarks.add_parser("nanoworld", help="every direction of nanoworld, graded by programs")
     evaluate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="default: the shipped model")
     evaluate.add_argument("--num", type=_positive, default=200, help="held-out samples per direction (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
