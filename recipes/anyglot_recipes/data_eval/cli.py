@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from anyglot_tokenizers.errors import ManifestError
+
 
 def add_parser(benchmarks: Any, model: str, positive: Callable[[str], int]) -> None:
     """Add `data` to the benchmarks of `anyglot eval`; `model` is the default folder."""
@@ -61,10 +63,16 @@ def data_command(arguments: argparse.Namespace) -> int:
     from anyglot_tokenizers.plugs import speaker_encoder
 
     logging.disable_progress_bar()
+    if arguments.out:
+        source = Path(arguments.source).resolve()
+        if Path(arguments.out).resolve() == (source if source.is_dir() else source.parent):
+            raise ManifestError(f"--out {arguments.out}: is the folder of the source; write to a folder of its own")
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows now
     judges = Judges(
         clip=Clip(arguments.clip, device=arguments.device) if arguments.clip else None,
         clap=Clap(arguments.clap, device=arguments.device) if arguments.clap else None,
         speaker=speaker_encoder(arguments.xvector) if arguments.xvector else None,
+        speaker_name=arguments.xvector or "none",
         recogniser=open_recogniser(arguments.recogniser) if arguments.recogniser else None,
         language=arguments.language,
     )

@@ -38,11 +38,12 @@ VOICE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks and listens. None where it was not given."""
+    """What looks and listens, None where it was not given, and the language of texts (see `scoring.normal`)."""
 
     clip: JointSpace | None = None
     clap: JointSpace | None = None
     speaker: SpeakerOf | None = None
+    speaker_name: str = "given"
     recogniser: Recogniser | None = None
     language: str = "en"
 

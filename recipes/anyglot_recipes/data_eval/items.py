@@ -86,6 +86,8 @@ def read_task(text: str, model: UnifiedModel, where: str) -> Task:
     for modality in (*task.given, asked):
         if modality not in known:
             raise ManifestError(f"--task {text}: the model {where} has no {modality!r}, only {', '.join(known)}")
+        if modality != TEXT and modality not in model.tokenizers:
+            raise ManifestError(f"--task {text}: the model {where} was made without a tokenizer for {modality!r}")
     if len({*task.given, asked}) <= len(task.given):
         raise ManifestError(f"--task {text}: names a modality twice; a row holds one of each")
     return task

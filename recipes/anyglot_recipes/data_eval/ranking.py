@@ -16,25 +16,19 @@ from anyglot_recipes.data_eval.evidence import Evidence
 from anyglot_recipes.data_eval.items import Item, key_of, prompt_of
 from anyglot_recipes.data_eval.scores import Result, Score
 from anyglot_recipes.metrics.likelihood import first_place, log_likelihoods
-from anyglot_tokenizers.errors import ManifestError
 
 
 def ranking(evidence: Evidence, candidates: int, rng: np.random.Generator) -> list[Result]:
-    """Rows `ranking` and `ranking_given`; chance is one over the number of candidates.
+    """Rows `ranking` and `ranking_given`, or none if there is nothing to rank; chance is 1 / number of candidates.
 
     Args:
         evidence: items with right answers, of which the first counts.
         candidates: most of an item, its own among them.
         rng: draws the others, from items without a right answer in common, and no two with the same.
-
-    Raises:
-        ManifestError: there is nothing to rank.
     """
     task, items, asked = evidence.task, evidence.items, evidence.task.asked
     answers = {i: key_of(item.contents[asked][0]) for i, item in enumerate(items) if item.has(asked)}
     others = {i: _others(i, answers, items, candidates - 1, rng) for i in answers}
-    if not any(others.values()):
-        raise ManifestError(f"ranking needs 2 items with different right answers, of {len(answers)}; raise --num")
     pairs = sorted({pair for i in answers for j in others[i] for pair in ((i, i), (i, j), (j, i))})
     samples = [Sample([*prompt_of(items[i], task).segments, items[j].segment(asked, "assistant")]) for i, j in pairs]
     logp = dict(zip(pairs, log_likelihoods(evidence.model, samples), strict=True))
@@ -51,7 +45,7 @@ def ranking(evidence: Evidence, candidates: int, rng: np.random.Generator) -> li
                 missing += right is None
         if chances:
             note = (
-                f"the right one of up to {candidates} {what} is the likeliest, by log-likelihood per id of the answer"
+                f"the likeliest of up to {candidates} {what} is the right one, by log-likelihood per id of the answer"
             )
             results.append(Result(name, "higher", scores, missing, float(np.mean(chances)), None, note))
     return results

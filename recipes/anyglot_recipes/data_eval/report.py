@@ -36,13 +36,9 @@ def markdown(report: dict[str, Any]) -> str:
         n = f"{row['n']}" + (f" ({row['missing']} missing)" if row["missing"] else "")
         cells = [row["metric"], n, _number(row["value"]), between, _number(row["chance"]), _number(row["ceiling"])]
         lines.append(f"| {' | '.join([*cells, row['better'], row['note']])} |")
-    if report["left_out"]:
-        lines += [
-            "",
-            "Left out:",
-            "",
-            *(f"- {number} x {_plain(reason)}" for reason, number in report["left_out"].items()),
-        ]
+    if report["left_out"]["rows"]:
+        lines += ["", f"{report['left_out']['rows']} rows or media were left out:", ""]
+        lines += [f"- {number} x {_plain(reason)}" for reason, number in report["left_out"]["reasons"].items()]
     lines += ["", "## Examples", ""]
     for item in report["items"][:SHOWN]:
         lines.append(f"- **{_plain(item['item'])}**: {_content(item['given'], item.get('files', {}))}")
@@ -60,7 +56,8 @@ def markdown(report: dict[str, Any]) -> str:
 def write_folder(report: dict[str, Any], evidence: Evidence, out: str | Path) -> None:
     """Write `report.json`, `report.md`, and every medium that the model wrote as `media/NUMBER-MODALITY`.
 
-    Items of the report get `files`: what was written, and for the first ones what was given, below `out`.
+    Items of the report get `files`: what was written, and for the first ones what was given (as the model's tokenizer
+    keeps it), below `out`.
     """
     folder = Path(out)
     (folder / "media").mkdir(parents=True, exist_ok=True)

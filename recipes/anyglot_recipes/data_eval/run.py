@@ -25,6 +25,8 @@ from anyglot_tokenizers.errors import CodesError, ManifestError
 FORMAT, VERSION = "anyglot.data_eval", "1"
 CHUNK = 256
 """Items answered between two lines of progress."""
+REASONS = 20
+"""Most reasons of rows left out in the report."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def evaluate_data(
 
     Returns:
         The report: `rows` (see `Result.row`), `items` (name, given, output or `why` there is none, references and
-        `scores`), `left_out` (reason -> rows), `settings`, `judges`, `seconds`. And what it was made from.
+        `scores`), `left_out` (`rows`, and `reasons` -> rows), `settings`, `judges`, `seconds`. And the evidence.
 
     Raises:
         ManifestError: a task, metric or source that does not go with the others; before anything is generated.
@@ -104,6 +106,10 @@ def evaluate_data(
         rng = np.random.default_rng([settings.seed, 2])  # its own: a row does not depend on the other metrics
         results += ranking(evidence, settings.candidates, rng) if run is None else run(evidence)
         progress(f"{name}: done")
+    if not results:
+        raise ManifestError(
+            f"{source}: all of {len(items)} items have a right answer in common, there is nothing to rank"
+        )
     report = {
         "format": FORMAT,
         "version": VERSION,
@@ -114,7 +120,7 @@ def evaluate_data(
         "judges": _judges(judges),
         "rows": [result.row() for result in results],
         "items": [_item(i, evidence, results, why) for i in range(len(items))],
-        "left_out": dict(left_out.most_common(20)),
+        "left_out": {"rows": left_out.total(), "reasons": dict(left_out.most_common(REASONS))},
         "seconds": round(time.perf_counter() - started, 1),
     }
     return report, evidence
@@ -176,5 +182,5 @@ def _judges(judges: Judges) -> dict[str, Any]:
     """What the judges were."""
     found: dict[str, Any] = {name: space.name for name in ("clip", "clap") if (space := getattr(judges, name))}
     if judges.speaker is not None:
-        found["speaker"] = str(getattr(judges.speaker, "name", "given"))
+        found["speaker"] = judges.speaker_name
     return found | ({"recogniser": judges.recogniser.identity()} if judges.recogniser is not None else {})

@@ -21,7 +21,6 @@ from anyglot_recipes.metrics.captions import CiderD, same_words
 from anyglot_recipes.metrics.joint import clip_score, cosine
 from anyglot_recipes.metrics.joint import retrieval as first_of
 from anyglot_recipes.metrics.speech import error_rate
-from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.metrics import interval
 
 T = TypeVar("T")
@@ -122,8 +121,6 @@ def exact(evidence: Evidence) -> list[Result]:
 def cider(evidence: Evidence) -> list[Result]:
     """CIDEr-D of captions."""
     places = {i: place for place, i in enumerate(i for i, item in enumerate(evidence.items) if item.texts())}
-    if len(places) < 2:
-        raise ManifestError(f"cider needs 2 items with captions at least, here are {len(places)}; raise --num")
     measure = CiderD([evidence.items[i].texts() for i in places])
 
     def compare(text: str, i: int) -> Score | None:
@@ -211,8 +208,6 @@ def retrieval(evidence: Evidence) -> list[Result]:
     space = CLIP if medium_of(evidence.task, evidence.rate, CLIP) else CLAP
     outputs, others, right = _joint(evidence, space)
     there = [i for i, other in enumerate(others) if other is not None]
-    if len(there) < 2:
-        raise ManifestError(f"retrieval needs 2 items at least to choose from, here are {len(there)}; raise --num")
     keys_ND = stack([other for other in others if other is not None])
     items = evidence.items
     own = {i: np.array([i == j or bool(items[i].keys & items[j].keys) for j in there]) for i in there}

@@ -24,6 +24,7 @@ class Measure:
         judge: the option with the judge that it needs for a task, or nothing.
         compares: the modality that items must hold.
         usual: whether it is taken where no metrics are named.
+        least: fewest items that hold it.
     """
 
     fits: Callable[[Task, Rate], bool]
@@ -32,6 +33,7 @@ class Measure:
     judge: Callable[[Task, Rate], str] = lambda task, rate: ""
     compares: Callable[[Task, Rate], str] = lambda task, rate: task.asked
     usual: Callable[[Task], bool] = lambda task: True
+    least: int = 1
 
 
 def _writes(task: Task, rate: Rate) -> bool:
@@ -73,7 +75,7 @@ def _errors(letters: bool) -> Measure:
 
 MEASURES: dict[str, Measure] = {
     "exact": Measure(_writes, "text", scores.exact),
-    "cider": Measure(_writes, "text", scores.cider),
+    "cider": Measure(_writes, "text", scores.cider, least=2),
     "wer": _errors(letters=False),
     "cer": _errors(letters=True),
     "clip": Measure(
@@ -102,6 +104,7 @@ MEASURES: dict[str, Measure] = {
         scores.retrieval,
         lambda task, rate: "clip" if _looks(task, rate) else "clap",
         _partner(CLIP, CLAP),
+        least=2,
     ),
     "speaker": Measure(
         _sounds,
@@ -109,7 +112,7 @@ MEASURES: dict[str, Measure] = {
         scores.speaker,
         lambda task, rate: "xvector",
     ),
-    "ranking": Measure(lambda task, rate: True, "anything", None),
+    "ranking": Measure(lambda task, rate: True, "anything", None, least=2),
 }
 JUDGES = {"clip": "clip", "clap": "clap", "xvector": "speaker", "recogniser": "recogniser"}
 """Option -> attribute of `Judges`."""
@@ -144,19 +147,25 @@ def choose_metrics(named: Sequence[str], task: Task, rate: Rate, judges: Judges)
 
 
 def check_references(names: Sequence[str], task: Task, rate: Rate, items: Sequence[Item], strict: bool) -> list[str]:
-    """The metrics for which at least one item holds what they compare with.
+    """The metrics for which items hold what they compare with.
 
     Args:
-        strict: raise where there is none.
+        strict: raise where they do not.
 
     Raises:
-        ManifestError: there is none, and `strict`.
+        ManifestError: they do not, and `strict`.
     """
     kept = []
     for name in names:
-        modality = MEASURES[name].compares(task, rate)
-        if any(item.has(modality) for item in items):
+        measure = MEASURES[name]
+        modality = measure.compares(task, rate)
+        there = [item for item in items if item.has(modality)]
+        if len(there) >= measure.least:
             kept.append(name)
+        elif strict and there:
+            raise ManifestError(
+                f"--metrics {name}: needs {measure.least} items with {modality} at least, has {len(there)}; raise --num"
+            )
         elif strict:
             raise ManifestError(
                 f"--metrics {name}: none of {len(items)} items has {modality} to compare with; say what a column "

@@ -2,8 +2,8 @@
 
 The tokenizer, stated because every n-gram score depends on it: Unicode NFKC, lower case, typographic apostrophes made
 plain; English clitics are split off (`dog's` is `dog 's`, `don't` is `do n't`, as the Penn Treebank does); a word is a
-run of letters and digits, with hyphens inside; everything else is left out. Languages written without spaces come out
-as one word a phrase, and need spaces put in before.
+run of letters and digits with hyphens or apostrophes inside, or a number with points; everything else is left out.
+Languages written without spaces come out as one word a phrase, and need spaces put in before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FACTOR = 10.0
 Ngram = tuple[str, ...]
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
-_WORD = re.compile(r"(?<!\S)(?:n't|'(?:s|m|d|re|ve|ll))(?!\S)|[^\W_]+(?:-[^\W_]+)*")
+_WORD = re.compile(r"(?<!\S)(?:n't|'(?:s|m|d|re|ve|ll))(?!\S)|\d+(?:[.,]\d+)+|[^\W_]+(?:[-'][^\W_]+)*")
 
 
 def words(text: str) -> list[str]:

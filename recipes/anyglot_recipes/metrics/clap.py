@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyglot_recipes.metrics.joint import open_published, tensor_of
+from anyglot_recipes.metrics.published import load_model, opened, tensor_of
 
 BATCH = 32
 
@@ -34,12 +34,9 @@ class Clap:
     def __init__(self, name: str, *, device: str | torch.device = "cpu") -> None:
         import transformers
 
-        def load() -> None:
-            self.model = transformers.ClapModel.from_pretrained(name, use_safetensors=True).to(device).eval()
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            self.extractor = transformers.AutoFeatureExtractor.from_pretrained(name)
-
-        open_published(name, "CLAP", load)
+        self.model = load_model(name, "clap", device)
+        self.tokenizer = opened(name, "clap", lambda: transformers.AutoTokenizer.from_pretrained(name))
+        self.extractor = opened(name, "clap", lambda: transformers.AutoFeatureExtractor.from_pretrained(name))
         self.name, self.device = name, device
         self.sample_rate = int(self.extractor.sampling_rate)
         self.longest = int(self.extractor.nb_max_samples)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyglot_recipes.metrics.joint import open_published, tensor_of
+from anyglot_recipes.metrics.published import load_model, opened, tensor_of
 
 BATCH = 32
 
@@ -33,13 +33,10 @@ class Clip:
     def __init__(self, name: str, *, prefix: str = "A photo depicts ", device: str | torch.device = "cpu") -> None:
         import transformers
 
-        def load() -> None:
-            model = transformers.CLIPModel.from_pretrained(name, use_safetensors=True)
-            self.model = model.to(device).eval()
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            self.processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
-
-        open_published(name, "CLIP", load)
+        auto = transformers.AutoImageProcessor
+        self.model = load_model(name, "clip", device)
+        self.tokenizer = opened(name, "clip", lambda: transformers.AutoTokenizer.from_pretrained(name))
+        self.processor = opened(name, "clip", lambda: auto.from_pretrained(name, backend="pil"))
         self.name, self.prefix, self.device = name, prefix, device
         self.longest = int(self.model.config.text_config.max_position_embeddings)
 

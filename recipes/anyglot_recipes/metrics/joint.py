@@ -8,13 +8,11 @@ Shapes: N items, D dimensions of the space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-from anyglot_tokenizers.errors import AnyglotError
 
 CLIP_FACTOR = 2.5
 
@@ -51,20 +49,3 @@ def retrieval(query_D: Tensor, keys_ND: Tensor, right_N: NDArray[np.bool_]) -> f
     near_N = (keys_ND @ query_D).numpy()
     nearest_N = near_N >= near_N.max() - 1e-6
     return float((nearest_N & right_N).sum() / nearest_N.sum())
-
-
-def open_published(name: str, what: str, load: Any) -> Any:
-    """`load()`; what goes wrong with weights or configuration becomes an `AnyglotError` that names them."""
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise AnyglotError(
-            f"{name}: cannot be loaded as {what} of transformers ({error}); give a folder that save_pretrained wrote, "
-            "or a hub id, with weights as safetensors"
-        ) from error
-
-
-def tensor_of(output: Any) -> Tensor:
-    """What `get_image_features` and its like return: a tensor, or in newer versions an output that holds it."""
-    found: Tensor = getattr(output, "pooler_output", output)
-    return found
