@@ -15,7 +15,7 @@ import torch
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.cli import NANO_MODEL, main
 from anyglot_recipes.data_eval.evidence import Evidence, Judges
-from anyglot_recipes.data_eval.items import Item, Task, choose, read_task, strangers
+from anyglot_recipes.data_eval.items import Item, Task, choose, codes_of, read_task, strangers
 from anyglot_recipes.data_eval.report import markdown
 from anyglot_recipes.data_eval.run import Settings, evaluate_data
 from anyglot_recipes.data_eval.scores import clip, retrieval
@@ -217,6 +217,13 @@ def test_strangers_share_no_right_answer() -> None:
     assert strangers(alike, np.random.default_rng(0), 5) == [[], [], []]
 
 
+def test_a_medium_that_the_tokenizer_refuses_does_not_end_the_run(tiny_model: UnifiedModel) -> None:
+    good, bad = torch.rand(3, 64, 64), torch.full((3, 64, 64), torch.nan)
+    first, second, third = codes_of(tiny_model, "image", [good, bad, good])
+    assert isinstance(first, np.ndarray) and isinstance(second, AnyglotError)
+    assert np.array_equal(first, third) and first.shape == (1, 4, 4)  # type: ignore[arg-type]
+
+
 # Scores
 
 
@@ -348,9 +355,7 @@ def test_a_prompt_that_leaves_no_room_is_a_missing_answer(tiny_model: UnifiedMod
     judges = Judges(clip=Flags())
     report, _ = evaluate_data(tiny_model, tmp_path, "text->image", metrics=["clip"], judges=judges)
     assert (report["rows"][0]["n"], report["rows"][0]["missing"]) == (2, 1)
-    assert "of the model's 1024 positions" in report["items"][1]["why"] and report["items"][1]["scores"] == {
-        "clip": 0.0
-    }
+    assert "leaves 0 of 1024 positions" in report["items"][1]["why"] and report["items"][1]["scores"] == {"clip": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def add_parser(benchmarks: Any, model: str, positive: Callable[[str], int]) -> N
     parser.add_argument("--candidates", type=positive, default=10, metavar="K", help="of ranking (default 10)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the answers (default 0: the likeliest)")
     parser.add_argument("--seed", type=int, default=0, help="of items, answers and candidates (default 0)")
+    parser.add_argument("--batch_size", type=positive, default=32, metavar="N", help="answers at once (default 32)")
     parser.add_argument("--device", default="cpu", help="of the model, CLIP and CLAP (default cpu)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model")
     parser.add_argument("--out", metavar="DIR", help="write report.json, report.md and what the model wrote")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=data_command)
@@ -50,6 +52,7 @@ def add_parser(benchmarks: Any, model: str, positive: Callable[[str], int]) -> N
 
 def data_command(arguments: argparse.Namespace) -> int:
     """Run `evaluate_data`; the exit code."""
+    import torch
     from transformers.utils import logging
 
     from anyglot_lm.unified import UnifiedModel
@@ -76,13 +79,16 @@ def data_command(arguments: argparse.Namespace) -> int:
         recogniser=open_recogniser(arguments.recogniser) if arguments.recogniser else None,
         language=arguments.language,
     )
+    dtype = getattr(torch, arguments.dtype)
     report, evidence = evaluate_data(
-        UnifiedModel.from_pretrained(arguments.model, device=arguments.device),
+        UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=arguments.device),
         arguments.source,
         arguments.task,
         metrics=[name for name in arguments.metrics.replace(" ", "").split(",") if name],
         judges=judges,
-        settings=Settings(arguments.num, arguments.candidates, arguments.temperature, arguments.seed),
+        settings=Settings(
+            arguments.num, arguments.candidates, arguments.temperature, arguments.seed, arguments.batch_size
+        ),
         columns=columns_of(arguments.column),
         images=Path(arguments.images) if arguments.images else None,
         where=arguments.model,

@@ -136,7 +136,7 @@ class Evidence:
             if modality == TEXT:
                 written = self.texts if side == "output" else [next(iter(item.texts()), None) for item in self.items]
                 there = [text for text in written if text]
-                vectors = iter(space.texts(there) if there else [])
+                vectors = iter(list(space.texts(there)) if there else [])
                 self._seen[key] = [next(vectors) if text else None for text in written]
             else:
                 own, wanted = self.rate(modality), space.sample_rate

@@ -176,9 +176,12 @@ def encode(model: UnifiedModel, items: Sequence[Item], task: Task, left_out: Cou
                     left_out[f"bad {modality}: {error}"] += 1
                     del contents[0]
             if len(waiting) == READ or number == len(items):
-                codes = model.encode_media(modality, [medium for _, medium in waiting])
+                codes = codes_of(model, modality, [medium for _, medium in waiting])
                 for (item, _), found in zip(waiting, codes, strict=True):
-                    item.codes[modality] = found.numpy()
+                    if isinstance(found, AnyglotError):
+                        left_out[f"bad {modality}: {found}"] += 1
+                    else:
+                        item.codes[modality] = found
                 waiting = []
     good = [item for item in items if all(item.has(modality) for modality in task.given)]
     if not good:
@@ -187,6 +190,16 @@ def encode(model: UnifiedModel, items: Sequence[Item], task: Task, left_out: Cou
     for item in good:
         item.keys = frozenset(key_of(content) for content in item.contents.get(task.asked, ()))
     return good
+
+
+def codes_of(model: UnifiedModel, modality: str, media: Sequence[Tensor]) -> list[np.ndarray | AnyglotError]:
+    """Codes int64 `[K, *grid]` of each medium, or the error that the tokenizer has with this very one."""
+    try:
+        return [codes.numpy() for codes in model.encode_media(modality, media)] if media else []
+    except AnyglotError as error:
+        if len(media) == 1:
+            return [error]
+        return [codes for medium in media for codes in codes_of(model, modality, [medium])]
 
 
 def key_of(content: Content) -> str:

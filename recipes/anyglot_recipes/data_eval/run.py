@@ -38,12 +38,14 @@ class Settings:
         candidates: of `ranking`, the right one among them.
         temperature: of the answers; 0 is greedy.
         seed: of the choice of items, the answers, and what stands for chance.
+        batch_size: answers in flight at once; changes nothing in float32.
     """
 
     num: int | None = None
     candidates: int = 10
     temperature: float = 0.0
     seed: int = 0
+    batch_size: int = 32
 
 
 @torch.inference_mode()
@@ -144,14 +146,15 @@ def answer(
                 why[i] = str(error)
                 continue
             if room < least:
-                why[i] = (
-                    f"the prompt leaves {room} of the model's {model.max_length} positions, an answer needs {least}"
-                )
+                why[i] = f"the prompt leaves {max(room, 0)} of {model.max_length} positions, an answer needs {least}"
                 continue
             group.append(i)
             requests.append(Request(order=(task.asked,), max_ids=room, max_length={TEXT: min(MAX_TEXT, room)}))
-        prompts = [prompt_of(items[i], task) for i in group]
-        answers = model.respond(prompts, requests, sampling, [seeds[i] for i in group], decode=False) if group else []
+        answers: list[list[Output]] = []
+        if group:
+            prompts = [prompt_of(items[i], task) for i in group]
+            how: dict[str, Any] = {"seed": [seeds[i] for i in group], "batch_size": settings.batch_size}
+            answers = model.respond(prompts, requests, sampling, decode=False, **how)
         for i, spans in zip(group, answers, strict=True):
             span = next((span for span in spans if span.modality == task.asked), None)
             if span is not None and (span.codes is not None or (span.text or "").strip()):

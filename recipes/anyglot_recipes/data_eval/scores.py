@@ -55,11 +55,12 @@ class Result:
         """JSON-able form."""
         known = _known(self.scores)
         value, low, high = interval([v for v, _ in known], [w for _, w in known]) if known else (None, None, None)
-        numbers = {"value": value} | ({"low": low, "high": high} if len(known) > 1 else {"low": None, "high": None})
-        numbers |= {"chance": self.chance, "ceiling": self.ceiling}
+        if len(known) < 2:
+            low = high = None
+        numbers = {"value": value, "low": low, "high": high, "chance": self.chance, "ceiling": self.ceiling}
         shown = {name: None if number is None else round(number, 4) for name, number in numbers.items()}
-        facts = {"metric": self.name, "better": self.better, "n": len(known), "missing": self.missing}
-        return {**facts, **shown, "note": self.note}
+        row: dict[str, str | int | float | None] = {"metric": self.name, "better": self.better, "n": len(known)}
+        return row | {"missing": self.missing, **shown, "note": self.note}
 
 
 def _known(scores: Sequence[Score | None]) -> list[Score]:
