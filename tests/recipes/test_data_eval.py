@@ -288,6 +288,10 @@ def test_captions(source: Path, clip_folder: Path, tmp_path: Path, capsys: pytes
     assert rows["ranking_given"]["value"] >= 0.75 and rows["retrieval"]["chance"] == 0.25
     assert report["left_out"]["rows"] == 1 and "broken.png" in next(iter(report["left_out"]["reasons"]))
     assert all(len(item["references"]) == 2 and item["output"] for item in report["items"])
+    for name in ("ranking", "ranking_given"):
+        assert all((item["scores"][name] == 1) == (item[f"{name}_rank"] == 1) for item in report["items"])
+        ranks = [item[f"{name}_rank"] for item in report["items"]]
+        assert all(1 <= rank <= 4 for rank in ranks) and f"mean rank {np.mean(ranks):.2f}" in rows[name]["note"]
     for name, row in rows.items():
         assert row["value"] == pytest.approx(np.mean([item["scores"][name] for item in report["items"]]), abs=1e-3)
     written = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -309,6 +313,9 @@ def test_pictures(source: Path, clip_folder: Path, tmp_path: Path, capsys: pytes
     assert sorted(path.name for path in (tmp_path / "media").iterdir()) == [
         f"{i:05d}-output-image.png" for i in range(3)
     ]
+    assert "not kept, name a folder" not in markdown(report), "it shows the files"
+    del report["items"][0]["files"]["output"]
+    assert "not kept, name a folder" in markdown(report).replace("\\", "")
     assert report["settings"]["num"] == 3 and report["judges"] == {"clip": str(clip_folder)}
 
 

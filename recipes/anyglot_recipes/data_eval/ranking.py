@@ -35,19 +35,21 @@ def ranking(evidence: Evidence, candidates: int, rng: np.random.Generator) -> li
     results = []
     for name, what, given in (("ranking", "answers", False), ("ranking_given", "inputs", True)):
         scores: list[Score | None] = [None] * len(items)
+        ranks: list[int | None] = [None] * len(items)
         chances, missing = [], 0
         for i in answers:
             right = logp.get((i, i))
             rivals = [v for j in others[i] if (v := logp[(j, i) if given else (i, j)]) is not None]
             if rivals:
                 scores[i] = (0.0 if right is None else first_place(right, rivals), 1.0)
+                ranks[i] = 1 + sum(right is None or v > right for v in rivals)
                 chances.append(1 / (1 + len(rivals)))
                 missing += right is None
         if chances:
-            note = (
-                f"the likeliest of up to {candidates} {what} is the right one, by log-likelihood per id of the answer"
-            )
-            results.append(Result(name, "higher", scores, missing, float(np.mean(chances)), None, note))
+            mean_rank = np.mean([rank for rank in ranks if rank is not None])
+            note = f"the likeliest of up to {candidates} {what} is the right one (mean rank {mean_rank:.2f})"
+            chance = float(np.mean(chances))
+            results.append(Result(name, "higher", scores, missing, chance, None, note, {f"{name}_rank": ranks}))
     return results
 
 

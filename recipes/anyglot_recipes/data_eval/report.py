@@ -43,7 +43,8 @@ def markdown(report: dict[str, Any]) -> str:
     for item in report["items"][:SHOWN]:
         lines.append(f"- **{_plain(item['item'])}**: {_content(item['given'], item.get('files', {}))}")
         wrote = item.get("files", {}).get("output") or item["output"]
-        lines.append(f"  - output: {_shown(wrote) if wrote else 'none: ' + _plain(item.get('why', 'not asked for'))}")
+        none = "not kept, name a folder with --out" if item["answered"] else f"none: {item.get('why', 'not asked for')}"
+        lines.append(f"  - output: {_shown(wrote) if wrote else _plain(none)}")
         if item.get("heard") is not None:
             lines.append(f"  - heard: {_plain(item['heard'])}")
         if item["references"]:

@@ -76,8 +76,9 @@ def evaluate_data(
         progress: called with one line now and then.
 
     Returns:
-        The report: `rows` (see `Result.row`), `items` (name, given, output or `why` there is none, references and
-        `scores`), `left_out` (`rows`, and `reasons` -> rows), `settings`, `judges`, `seconds`. And the evidence.
+        The report: `rows` (see `Result.row`), `items` (name, given, text of the output or `why` there is none,
+        references and `scores`), `left_out` (`rows`, and `reasons` -> rows), `settings`, `judges`, `seconds`. And
+        the evidence.
 
     Raises:
         ManifestError: a task, metric or source that does not go with the others; before anything is generated.
@@ -173,6 +174,7 @@ def _item(i: int, evidence: Evidence, results: Sequence[Result], why: Mapping[in
     return {
         "item": item.name,
         "given": {modality: str(item.contents[modality][0]) for modality in task.given},
+        "answered": evidence.outputs[i] is not None,
         "output": evidence.texts[i],
         "references": [str(content) for content in item.contents.get(task.asked, ())],
         "scores": scores,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, stack
@@ -40,7 +40,10 @@ def medium_of(task: Task, rate: Rate, space: str) -> str | None:
 
 @dataclass
 class Result:
-    """One row: a value for each item (None where it cannot be measured), and what the mean is to be seen beside."""
+    """One row: a value for each item (None where it cannot be measured), and what the mean is to be seen beside.
+
+    `details` are more facts of each item, by name.
+    """
 
     name: str
     better: str
@@ -49,7 +52,7 @@ class Result:
     chance: float | None = None
     ceiling: float | None = None
     note: str = ""
-    details: dict[str, list[str | None]] = field(default_factory=dict)
+    details: dict[str, list[Any]] = field(default_factory=dict)
 
     def row(self) -> dict[str, str | int | float | None]:
         """JSON-able form."""
@@ -157,7 +160,7 @@ def error_rates(evidence: Evidence, *, letters: bool) -> list[Result]:
     result = compared(
         evidence, name, "lower", heard, compare, wrong=lambda i: compare("", i), ceiling=rebuilt, note=note
     )
-    result.details["heard"] = heard
+    result.details["heard"] = list(heard)
     return [result]
 
 

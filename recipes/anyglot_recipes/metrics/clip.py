@@ -21,7 +21,7 @@ class Clip:
 
     Args:
         name: a local folder or a hub id, such as openai/clip-vit-base-patch32; weights are safetensors.
-        prefix: stands before every text, as CLIPScore wants (Hessel et al. 2021, section 3).
+        prefix: stands before every text, as CLIPScore wants (Hessel et al. 2021).
         device: where it runs.
 
     Raises:
@@ -58,13 +58,9 @@ class Clip:
         """Unit vectors float32 `[N, D]` of pictures float32 `[3, H, W]` in [0, 1], of any sizes."""
         found = []
         for start in range(0, len(media), BATCH):
-            bytes_ = [
-                (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-                for image in media[start : start + BATCH]
-            ]
-            pixels = self.processor(images=bytes_, input_data_format="channels_last", return_tensors="pt")[
-                "pixel_values"
-            ]
-            output = self.model.get_image_features(pixel_values=pixels.to(self.device))
+            batch = [(image.clamp(0, 1) * 255).round().byte() for image in media[start : start + BATCH]]
+            images = [image.permute(1, 2, 0).numpy() for image in batch]
+            inputs = self.processor(images=images, input_data_format="channels_last", return_tensors="pt")
+            output = self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device))
             found.append(F.normalize(tensor_of(output).float(), dim=1).cpu())
         return torch.cat(found)
