@@ -24,6 +24,7 @@ from anyglot_recipes import (
     synth_cli,
     tokenizer_cli,
 )
+from anyglot_recipes.data_eval import cli as data_eval_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
@@ -126,7 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", help="a shipped recipe (nano, align, ...) or the path of a YAML file")
     train.set_defaults(run=_train)
 
-    eval_cli.add_parser(commands, str(NANO_MODEL))
+    benchmarks = commands.add_parser("eval", help="run a benchmark, or compare reports of one").add_subparsers(
+        dest="benchmark", required=True, metavar="BENCHMARK"
+    )
+    eval_cli.add_parser(benchmarks, str(NANO_MODEL))
+    data_eval_cli.add_parser(benchmarks, str(NANO_MODEL), _positive)
 
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
     prepare.add_argument(

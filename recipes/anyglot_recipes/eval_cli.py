@@ -12,10 +12,9 @@ SHOWN, FAILURES = 2, 3
 """Samples of a row on the page: the first ones, and the worst of the others that are not wholly right."""
 
 
-def add_parser(commands: Any, default_model: str) -> None:
-    """Add the command to the main parser."""
-    parser = commands.add_parser("eval", help="run a benchmark, or compare reports of one")
-    parser.add_argument("benchmark", choices=["nanoworld"])
+def add_parser(benchmarks: Any, default_model: str) -> None:
+    """Add the command to the parsers of `anyglot eval`."""
+    parser = benchmarks.add_parser("nanoworld", help="every direction of nanoworld, graded by programs")
     parser.add_argument("--model", default=default_model, metavar="DIR", help="default: the shipped model")
     parser.add_argument("--num", type=_positive, default=200, help="held-out samples per direction (default 200)")
     parser.add_argument("--seed", type=int, default=0)

@@ -47,7 +47,7 @@ def prepare_command(arguments: argparse.Namespace) -> int:
         settings |= {"read": read_dialogues, "rows_per_shard": 128}  # a dialogue holds several files
     else:
         images = Path(arguments.images) if arguments.images else None
-        settings |= {"columns": _columns(arguments.column), "images": images}
+        settings |= {"columns": columns_of(arguments.column), "images": images}
 
     def progress(done: int, bad: int) -> None:
         print(f"{done} {kind}, {bad} of them bad", file=sys.stderr, flush=True)
@@ -90,7 +90,8 @@ def _kind(sources: list[Path]) -> str:
     return first[1]
 
 
-def _columns(given: list[str]) -> dict[str, str]:
+def columns_of(given: list[str]) -> dict[str, str]:
+    """`--column NAME=MODALITY` options as column -> modality. Raises ManifestError for anything else."""
     columns = {}
     for pair in given:
         name, _, modality = pair.rpartition("=")

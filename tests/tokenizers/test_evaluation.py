@@ -332,6 +332,9 @@ def test_named_plugs_load_published_folders(tmp_path):
     speaker = plugs.speaker_encoder(str(tmp_path / "wavlm"))
     assert speaker(voice(0.3), RATE).shape == (6,)
     assert torch.equal(speaker(voice(0.3), RATE), speaker(voice(0.3), RATE))
+    transformers.WavLMModel(config).save_pretrained(tmp_path / "headless")
+    with pytest.raises(AnyglotError, match="no weights of an x-vector head"):
+        plugs.speaker_encoder(str(tmp_path / "headless"))
     for plug in (plugs.recogniser, plugs.speaker_encoder, plugs.feature_network):
         with pytest.raises(AnyglotError, match="cannot be loaded"):
             plug(str(tmp_path / "nowhere"))

@@ -35,10 +35,13 @@ def speaker_encoder(name: str) -> Callable[[Tensor, int], Tensor]:
     """Audio `[1, samples]` and its rate to a voice embedding `[D]`: a folder or hub id of an x-vector model, such as
     microsoft/wavlm-base-plus-sv.
 
-    Raises AnyglotError if the package or the model is missing.
+    Raises AnyglotError if the package or the model is missing, or if the model was never trained to tell voices apart.
     """
     auto = _transformers("AutoModelForAudioXVector")
-    model = _opened(lambda: auto.from_pretrained(name), name).eval()
+    model, info = _opened(lambda: auto.from_pretrained(name, output_loading_info=True), name)
+    if any(key.startswith(("projector.", "tdnn.", "feature_extractor.")) for key in info["missing_keys"]):
+        raise AnyglotError(f"{name}: has no weights of an x-vector head; name a model for speaker verification")
+    model.eval()
 
     @torch.no_grad()
     def embed(audio: Tensor, rate: int) -> Tensor:
