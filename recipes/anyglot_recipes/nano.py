@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 
-from anyglot_lm.segments import Sample
+from anyglot_lm.segments import Sample, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import (
@@ -30,19 +32,27 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.reading import TASKS as READINGS
+from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.shots import RULES, Picture
-from anyglot_recipes.tasks import TASKS, Item, sample
+from anyglot_recipes.tasks import EXTRA, TASKS, Item, sample
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import generate, spoken_sentences
 from anyglot_synth.nanoworld.scene import Scene, Split, Thing, sample_scene
-from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
+from anyglot_synth.nanoworld.voices import SAMPLE_RATE, VOICES, SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 ASSISTANT_VOICE = VOICES[-1].name  # slt where flite speaks
 IMAGE_SIZE = 64
+SPEED = 1.18
+"""Most that `another_speed` changes."""
+TEMPLATE = Template(version=2)
+"""Tells transcripts from answers (`tasks.CHAINS`)."""
+EVERYTHING = (*TASKS, *EXTRA, *READINGS)
+"""What a shard holds."""
 
 
 @dataclass
@@ -52,11 +62,15 @@ class WorldConfig:
     Args:
         num_chunks: shards; each is a unit of resuming.
         chunk: scenes per shard. Every scene gives one sample of every task.
+        readings: strings of words per shard, written down and read aloud (`reading.py`).
+        varied: share of the user's recordings, also those the codec learns from, whose speed and pitch are changed.
         workers: processes that make media.
     """
 
     num_chunks: int = 10
     chunk: int = 1000
+    readings: int = 400
+    varied: float = 0.5
     workers: int = 2
 
 
@@ -79,6 +93,8 @@ class NanoConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         world: how much data.
+        shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA` and `reading.TASKS`; 1 where
+            not named.
         image: image tokenizer.
         speech: speech codec.
         music: music codec.
@@ -89,6 +105,7 @@ class NanoConfig:
     run_dir: str = "runs/nano"
     seed: int = 0
     world: WorldConfig = field(default_factory=WorldConfig)
+    shares: dict[str, float] = field(default_factory=dict)
     image: TokenizerConfig = field(default_factory=TokenizerConfig)
     speech: TokenizerConfig = field(default_factory=TokenizerConfig)
     music: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -104,6 +121,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     """
     seed, world, lm = config.seed, config.world, config.lm
     check_lm(lm)
+    unknown = config.shares.keys() - set(EVERYTHING)
+    if unknown:
+        raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)
@@ -112,7 +132,11 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     tokenizers = {
         "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),
         "speech": train_tokenizer(
-            run, "speech", config.speech, lambda: _audio("speech", config.speech.num, seed, world.workers), seed
+            run,
+            "speech",
+            config.speech,
+            lambda: _audio("speech", config.speech.num, seed, world.workers, world.varied),
+            seed,
         ),
         "music": train_tokenizer(
             run, "music", config.music, lambda: _audio("music", config.music.num, seed, world.workers), seed
@@ -128,12 +152,15 @@ def nano(config: NanoConfig) -> dict[str, Any]:
 
         def make(folder: Path, index: int = index) -> None:
             chunk_seed = seed_of(seed, "chunk", index) % 2**31
-            items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, world.workers)
-            skipped = write_shards(folder, _samples(items, chunk_seed), vocabulary, text, lm.seq_len)
+            items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied)
+            read = reading_samples(world.readings, chunk_seed, tokenizers["speech"], cache, VOICES, ASSISTANT_VOICE)
+            samples = chain(_samples(items, chunk_seed), read)
+            skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
 
         shards.append(run.once(f"shards/{index:05d}", make))
-    folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed)
+    shares = {task: config.shares.get(task, 1.0) for task in EVERYTHING}
+    folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, template=TEMPLATE)
     report: dict[str, Any] = {}
     if config.eval.n:
         from anyglot_recipes.evaluate import evaluate
@@ -153,9 +180,21 @@ def images(num: int, seed: int) -> np.ndarray:
     return np.stack([draw(sample_scene(rng, "train"), rng, IMAGE_SIZE) for _ in range(num)])
 
 
-def _audio(part: str, num: int, seed: int, workers: int) -> list[np.ndarray]:
+def _audio(part: str, num: int, seed: int, workers: int, varied: float = 0.0) -> list[np.ndarray]:
     records = generate("train", num, seed_of(seed, part) % 2**31, workers=workers, parts=[part])
-    return [getattr(record, part) for record in records]
+    rng = np.random.default_rng(seed_of(seed, part, "varied"))
+    return [another_speed(getattr(record, part), rng, varied) for record in records]
+
+
+def another_speed(audio: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+    """Speech `[samples]` played slower and lower or faster and higher by up to `SPEED`, for training: more speakers.
+
+    With the chance `share`, else as it is (speed perturbation, Ko et al. 2015).
+    """
+    if rng.random() >= share:
+        return audio
+    changed: np.ndarray = soxr.resample(audio, SAMPLE_RATE * float(rng.uniform(1 / SPEED, SPEED)), SAMPLE_RATE)
+    return changed.astype(np.float32)
 
 
 def _train_text(folder: Path, vocab_size: int, seed: int) -> None:
@@ -188,11 +227,18 @@ def written_questions(scenes: list[Scene], rng: np.random.Generator) -> list[tup
 
 
 def make_items(
-    split: Split, num: int, seed: int, tokenizers: dict[str, Tokenizer], cache: SpeechCache, workers: int
+    split: Split,
+    num: int,
+    seed: int,
+    tokenizers: dict[str, Tokenizer],
+    cache: SpeechCache,
+    workers: int,
+    varied: float = 0.0,
 ) -> list[Item]:
     """`num` scenes with all their media as codes, questions, answers, edits and few-shot pictures included.
 
-    Examples of few-shot documents are of the training split, and their rules are those of training.
+    `varied` is the share of the user's recordings at another speed. Examples of few-shot documents are of the training
+    split, and their rules are those of training.
     """
     records = list(generate(split, num, seed, workers=workers))
     rng = np.random.default_rng([seed, 77])
@@ -200,9 +246,11 @@ def make_items(
     edits = [language.edit(record.scene, rng) for record in records]
     said = [language.describe(record.scene, rng, style="spoken") for record in records]
     speech = tokenizers["speech"]
-    heard = encode_audio(speech, [record.speech for record in records])
+    speeds = np.random.default_rng([seed, 86])
+    heard = encode_audio(speech, [another_speed(record.speech, speeds, varied) for record in records])
     replies = encode_audio(speech, [cache.say(text, ASSISTANT_VOICE) for text in said])
-    questions = encode_audio(speech, [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)])
+    spoken_questions = [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)]
+    questions = encode_audio(speech, [another_speed(audio, speeds, varied) for audio in spoken_questions])
     answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in asked])
     music = encode_audio(tokenizers["music"], [record.music for record in records])
     drawn = encode_images(tokenizers["image"], np.stack([record.image for record in records]))
@@ -268,5 +316,5 @@ def test_items(model: UnifiedModel, n: int, seed: int = 0, split: Split = "test"
 def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:
     rng = np.random.default_rng([seed, 78])
     for item in items:
-        for task in TASKS:
+        for task in (*TASKS, *EXTRA):
             yield task, sample(item, task, rng)

@@ -19,6 +19,7 @@ from anyglot_synth.nanoworld.scene import HELD_OUT
 from anyglot_synth.nanoworld.voices import SpeechCache, Voice
 from anyglot_tokenizers.tokenizer import Tokenizer
 
+TASKS = ("write down", "read aloud")
 MOST_WORDS = 6
 _HELD_OUT = frozenset(frozenset(triple) for triple in HELD_OUT)
 
@@ -42,5 +43,5 @@ def reading_samples(
     heard = encode_audio(speech, [cache.say(text, voice) for text, voice in zip(strings, users, strict=True)])
     said = encode_audio(speech, [cache.say(text, assistant) for text in strings])
     for text, user, reply in zip(strings, heard, said, strict=True):
-        yield "write down", Sample([Segment("speech", user, "user"), Segment("text", text, "assistant")])
-        yield "read aloud", Sample([Segment("text", text, "user"), Segment("speech", reply, "assistant")])
+        yield TASKS[0], Sample([Segment("speech", user, "user"), Segment("text", text, "assistant")])
+        yield TASKS[1], Sample([Segment("text", text, "user"), Segment("speech", reply, "assistant")])
