@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bad_stages import EndsItsCopy, Later, Marks, Ordered
 from test_pipeline import Texts, files, lines, numbered
 
-from anyglot_synth.ray_run import groups_of, read_item, write_item
+from anyglot_synth.ray_plan import groups_of, plan, room_for
+from anyglot_synth.ray_run import read_item, write_item
 from anyglot_synth.run import run
 from anyglot_synth.sources import BadRow
 from anyglot_synth.stages import Stage
 from anyglot_synth.store import Store
+from anyglot_synth.workers import WorkerError
 from anyglot_tokenizers.errors import AnyglotError
 
 
@@ -58,9 +60,26 @@ def test_neighbours_that_ask_for_the_same_are_one_group() -> None:
     assert names == [["marks", "a"], ["b"], ["c"], ["d"]]
 
 
+def test_groups_fit_at_once_or_are_fewer() -> None:
+    """A copy that waits for room which another group holds would hang the run."""
+    stages = several(Marks())[1:]
+    groups = groups_of(stages)  # of 1, 0.5, 1 and 0.25 cores
+    two, gpu = {"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}
+    assert plan(groups, [two, two]) == (groups, [2, 3, 2, 6])
+    assert plan(groups, [two]) == ([stages], [2]), "2.75 cores are wanted"
+    assert room_for(groups, [{"CPU": 0.75}] * 4) is None, "room in pieces is no room"
+    speak = Later("speak")
+    speak.gpus = 1.0
+    groups = [[Later("a")], [speak], [Later("b")], [Later("c", cpus=0.5)]]
+    assert plan(groups, [two, gpu, two]) == (groups, [2, 1, 2, 4])
+    assert plan(groups, [gpu, two]) == ([*groups[:2], [*groups[2], *groups[3]]], [1, 1, 1])
+    with pytest.raises(WorkerError, match=r"one copy each of a .*; speak \(cpus: 1, gpus: 1\); b, c \(cpus: 1"):
+        plan(groups, [two, two])
+
+
 @pytest.mark.slow
 def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One core for four groups: they take turns, and nothing hangs."""
+    """One core for four groups: they become one, and nothing hangs."""
     ray, Cluster = cluster_of(monkeypatch)
     texts = [*numbered(30), *TROUBLE]
     run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
@@ -69,7 +88,7 @@ def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ray.init(address=cluster.address, log_to_driver=False)
         run(Texts(texts), several(Marks()), tmp_path / "ray", on="ray", attempts=2)
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
-        with pytest.raises(AnyglotError, match=r"no node of the cluster has room for wide \(cpus: 2, gpus: 0\); set"):
+        with pytest.raises(AnyglotError, match=r"no room for one copy each of wide \(cpus: 2, gpus: 0\); its"):
             run(Texts(texts), [Later("wide", cpus=2)], tmp_path / "wide", on="ray")
         run(Texts(["a", "worse", "b"]), [EndsItsCopy()], tmp_path / "ends", on="ray")
         assert [line["index"] for line in lines(tmp_path / "ends", "samples")] == [0, 2]
@@ -86,9 +105,9 @@ def test_a_killed_node_loses_nothing(
     ray, Cluster = cluster_of(monkeypatch)
     texts = [*numbered(160), *TROUBLE]
     run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 80 * 2**20})
     try:
-        second = cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+        second = cluster.add_node(num_cpus=3, object_store_memory=80 * 2**20)
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False)
         killed: list[int] = []
@@ -109,24 +128,6 @@ def test_a_killed_node_loses_nothing(
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
         with pytest.raises(AnyglotError, match="cannot be written"):
             run(Texts(["full"]), [Marks()], tmp_path / "full", on="ray")
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-@pytest.mark.slow
-def test_room_in_pieces_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes have a quarter of a core left each, which a copy of a half fits on neither of."""
-    ray, Cluster = cluster_of(monkeypatch)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
-    try:
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False)
-        marks = Marks(seconds=0.1)
-        marks.cpus = 0.75
-        done = run(Texts(numbered(60)), [marks, Later("half", cpus=0.5)], tmp_path / "ray", on="ray")
-        assert done.ok == 60
     finally:
         ray.shutdown()
         cluster.shutdown()
