@@ -15,7 +15,7 @@ from anyglot_synth.workers import WorkerError
 
 Group = list[Stage]
 Node = Mapping[str, float]
-""""CPU" and "GPU" of a node, or of a copy."""
+"""Its "CPU" and "GPU", or those of a copy."""
 
 
 def groups_of(stages: Sequence[Stage]) -> list[Group]:

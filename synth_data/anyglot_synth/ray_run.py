@@ -132,7 +132,7 @@ def run_on_ray(
                 while order:
                     yield done.pop(order.popleft())
             except _NoRoomError:
-                log.info("nodes are lost, and the groups of stages do not fit as they were: they are made again")
+                log.warning("nodes are lost, and the groups of stages do not fit as they were: they are made again")
 
 
 class _NoRoomError(Exception):

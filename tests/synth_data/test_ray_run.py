@@ -1,4 +1,4 @@
-"""The pipeline on a Ray cluster of two nodes, of which one is killed: the same files as on processes."""
+"""The pipeline on Ray clusters, also of nodes that are killed: the same files as on processes."""
 
 from __future__ import annotations
 
@@ -99,30 +99,36 @@ def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_a_killed_node_loses_nothing(
+def test_killed_nodes_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of three nodes one is lost, and the groups still fit; then another, and they do not."""
     ray, Cluster = cluster_of(monkeypatch)
     texts = [*numbered(160), *TROUBLE]
     run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
     try:
-        second = cluster.add_node(num_cpus=3, object_store_memory=80 * 2**20)
+        others = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False)
         killed: list[int] = []
 
+        def made() -> int:
+            return len(list((tmp_path / "ray" / "objects").rglob("*.png")))
+
         def kill() -> None:
-            while len(list((tmp_path / "ray" / "objects").rglob("*.png"))) < 40:
-                time.sleep(0.05)
-            cluster.remove_node(second, allow_graceful=False)
-            killed.append(len(list((tmp_path / "ray" / "objects").rglob("*.png"))))
+            for node, count in zip(others, (20, 50), strict=True):
+                while made() < count:
+                    time.sleep(0.05)
+                cluster.remove_node(node, allow_graceful=False)
+                killed.append(made())
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        done = run(Texts(texts), several(Marks(seconds=0.02)), tmp_path / "ray", on="ray", attempts=2)
+        done = run(Texts(texts), several(Marks(seconds=0.05)), tmp_path / "ray", on="ray", attempts=2)
         killer.join(20)
-        assert killed and killed[0] < 160, "it was over before the node was killed"
+        assert len(killed) == 2 and killed[0] < 160, "it was over before the nodes were killed"
+        assert "do not fit as they were" in caplog.text
         assert (done.ok, done.filtered, done.failed) == (160, 4, 8)
         assert "foresaw this later" in caplog.text and "Traceback" in caplog.text, "of a defect on a node"
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
