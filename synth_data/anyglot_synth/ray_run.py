@@ -213,7 +213,8 @@ def _execute(items: Sequence[Item], stages: Sequence[Stage], folder: str, option
             f"again when there is room ({' '.join(str(error).split())[:200]})"
         ) from error
     except ray.exceptions.RayActorError as error:
-        raise WorkerError(f"copies end while they start: {' '.join(str(error).split())[:300]}") from error
+        why = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"copies end while they start ({why}); install the same on all nodes") from error
 
 
 def write_item(item: Item) -> str:

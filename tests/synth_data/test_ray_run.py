@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_stages import EndsItsCopy, Later, Marks, Ordered
+from bad_stages import EndsItsCopy, Later, Marks, NoEngine, Ordered
 from test_pipeline import Texts, files, lines, numbered
 
 from anyglot_synth.ray_plan import groups_of, plan, room_for
@@ -35,6 +35,7 @@ def test_items_travel_as_one_line(tmp_path: Path) -> None:
     assert isinstance(next(iter(Texts([None]).read(Store(tmp_path)))), BadRow)
 
 
+STORE = {"object_store_memory": 80 * 2**20}
 TROUBLE = ["unwanted", "defect", "die always", "broken", None, "number 3", "defect in order", "late trouble in b"]
 TROUBLE += ["late trouble in c", "late death in b", "late end in b", "late end in c"]
 
@@ -83,13 +84,22 @@ def test_fewer_cores_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ray, Cluster = cluster_of(monkeypatch)
     texts = [*numbered(30), *TROUBLE]
     run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args=STORE | {"num_cpus": 1, "num_gpus": 1})
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         run(Texts(texts), several(Marks()), tmp_path / "ray", on="ray", attempts=2)
         assert files(tmp_path / "ray") == files(tmp_path / "processes"), lines(tmp_path / "ray", "errors")
-        with pytest.raises(AnyglotError, match=r"no room for one copy each of wide \(cpus: 2, gpus: 0\); its"):
+        with pytest.raises(
+            AnyglotError,
+            match=r"copy each of wide \(cpus: 2, gpus: 0\); its nodes have cpus: 1",
+        ):
             run(Texts(texts), [Later("wide", cpus=2)], tmp_path / "wide", on="ray")
+        speak = Later("speak", cpus=0.5)
+        speak.gpus = 1
+        done = run(Texts(numbered(30)), [Later("a", cpus=0.5), speak], tmp_path / "gpu", on="ray")
+        assert done.ok == 30, "two groups that just fit, of which one has the accelerator"
+        with pytest.raises(WorkerError, match="the engine is not here; install it"):
+            run(Texts(["a"]), [NoEngine()], tmp_path / "none", on="ray")
         run(Texts(["a", "worse", "b"]), [EndsItsCopy()], tmp_path / "ends", on="ray")
         assert [line["index"] for line in lines(tmp_path / "ends", "samples")] == [0, 2]
         assert [line["reason"] for line in lines(tmp_path / "ends", "errors")] == ["crash"]
@@ -106,9 +116,9 @@ def test_killed_nodes_lose_nothing(
     ray, Cluster = cluster_of(monkeypatch)
     texts = [*numbered(160), *TROUBLE]
     run(Texts(texts), several(Marks()), tmp_path / "processes", workers=1, attempts=2)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args=STORE | {"num_cpus": 2})
     try:
-        others = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
+        others = [cluster.add_node(num_cpus=1, **STORE) for _ in range(2)]
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False)
         killed: list[int] = []
