@@ -84,8 +84,8 @@ class _Copy:
         before, self.hand = self.hand, item.index
         if ray.get(self.tries.begin.remote(self.number, item.index, before)) <= self.lives:
             return item
-        why = {"reason": "crash", "detail": "its copy on the cluster ended each time", "retryable": True}
-        return replace(item.with_facts(attempts=self.lives), status=FAILED, stage="workers", **why)
+        failed = replace(item.with_facts(attempts=self.lives), status=FAILED, stage="workers", reason="crash")
+        return replace(failed, detail="its copy on the cluster ended each time", retryable=True)
 
 
 def run_on_ray(
@@ -186,7 +186,7 @@ def _execute(items: Sequence[Item], stages: Sequence[Stage], folder: str, option
     context.custom_execution_callback_classes = [_watch(groups, options["start_timeout"])]
     rows = [{"item": write_item(item), "note": ""} for item in items]
     with ray.data.DataContext.current(context):
-        data = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH))  # the driver's: no node takes them
+        data: Any = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH))  # owned by the driver
         for number, (group, copies) in enumerate(zip(groups, most, strict=True)):
             data = data.map_batches(
                 _Copy,
