@@ -1,11 +1,11 @@
 """`run_on_ray`: the same stages on a Ray cluster, with as many cores and accelerators as each asks for.
 
-Neighbouring stages that ask for the same (`cpus`, `gpus`) are one group. A copy of a group is an actor of that size
-with a worker process of `workers.py` in it, so that a GPU loads its model once while other nodes speak. Copies come
-and go with the work that waits for their group; where there is no room for a copy of every group at once, they take
-turns. What a lost node held is given to another copy. The folder of the dataset must be one that all nodes share: media
-are written there by content address, so what a node wrote before it died is found and not made again. The caller notes
-what ended, as for processes. Joins the cluster of `RAY_ADDRESS` or of this machine; without one, Ray starts here.
+Ray Data moves items as JSON, decides how many copies of a group of stages there are, and makes again what a lost node
+held. Neighbouring stages that ask for the same (`cpus`, `gpus`) are one group: an actor pool, with a worker process of
+`workers.py` in each actor, so that a GPU loads its model once while other nodes speak. The folder of the dataset must
+be one that all nodes share: media are written there by content address, so what a node wrote before it died is found
+and not made again. The caller notes what ended, as for processes. Joins the cluster of `RAY_ADDRESS` or of this
+machine; without one, Ray starts here.
 """
 
 from __future__ import annotations
@@ -15,110 +15,77 @@ import logging
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from anyglot_synth.dialogue import Dialogue, canonical
+from anyglot_synth.ray_plan import Group, Node, fewer, groups_of, plan, room_for, size_of
 from anyglot_synth.stages import FAILED, OK, Item, Stage
 from anyglot_synth.store import StoreError
 from anyglot_synth.workers import START_SECONDS, WorkerError, Workers, log_defect
 
 log = logging.getLogger("anyglot.synth")
+PORTION = 20_000
+"""Items that one execution of Ray Data takes, and the driver holds; its copies are set up anew for the next."""
 BATCH = 8
 """Items that travel together, at most."""
-AHEAD = 4
-"""Batches that may be under way or wait for an earlier item, per core of the cluster (and no fewer than for two)."""
-PATIENCE = 3.0
-"""Seconds that a copy has nothing to do before its room may go to another group."""
+LIVES = 3
+"""Copies, at least, that an item may have been in the hands of when they ended, until it has failed."""
+
+
+class _Tries:
+    """An actor that counts how often an item was begun and not ended. If its node is lost, it counts anew."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[int, int]] = Counter()
+
+    def begin(self, group: int, index: int, before: int) -> int:
+        self.counts.pop((group, before), None)
+        self.counts[group, index] += 1
+        return self.counts[group, index]
 
 
 class _Copy:
     """One copy of a group on a node: a worker process, so that what hangs or crashes costs one item."""
 
-    def __init__(self, stages: Sequence[Stage], folder: str, options: dict[str, Any]) -> None:
+    def __init__(self, group: Sequence[Stage], number: int, folder: str, options: dict[str, Any], tries: Any) -> None:
         vars(sys.modules["__main__"]).pop("__file__", None)  # Ray's own program, which a worker process need not load
-        self.defects: list[tuple[int, str]] = []
-        threads = max(1, int(stages[0].cpus))
-        self.pool = Workers(stages, folder, threads=threads, on_defect=self._note, **options)
+        self.number, self.tries, self.lives, self.hand = number, tries, max(LIVES, options["attempts"]), -1
+        self.defects: dict[int, str] = {}
+        threads = max(1, int(size_of(group)["CPU"]))
+        self.pool = Workers(group, folder, threads=threads, on_defect=self.defects.__setitem__, **options)
         self.pool.__enter__()  # it ends with the actor's process
 
-    def _note(self, index: int, text: str) -> None:
-        self.defects.append((index, text))
-
-    def ready(self) -> None:
-        """Answers when there was room for it."""
-
-    def run(self, texts: Sequence[str]) -> tuple[str, Any]:
-        """("items", (ended items, defects as (index, traceback))), ("store", message) or ("setup", message)."""
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Columns "item" (JSON) and "note": the traceback of a defect, or, without an item, why the run is over."""
+        texts, notes = [str(text) for text in batch["item"]], [str(note) for note in batch["note"]]
+        if not all(texts):
+            return {"item": texts, "note": notes}
         self.defects.clear()
         try:
-            return "items", ([write_item(item) for item in self.pool.run(map(read_item, texts))], list(self.defects))
+            items = list(self.pool.run(self._begin(read_item(text)) for text in texts))
         except StoreError as error:
-            return "store", str(error)
+            return {"item": [""], "note": [f"store {error}"]}
         except WorkerError as error:
-            return "setup", str(error)
+            return {"item": [""], "note": [f"setup {error}"]}
+        notes = [note or self.defects.get(item.index, "") for note, item in zip(notes, items, strict=True)]
+        return {"item": [write_item(item) for item in items], "note": notes}
 
+    def _begin(self, item: Item) -> Item:
+        """The item, failed if copies keep ending with it: Ray would give it to another for ever."""
+        import ray
 
-@dataclass
-class _Task:
-    """An item on its way: `place` counts in the order in which items are to come out; `source` is as it came in."""
-
-    place: int
-    source: Item
-    item: Item
-
-
-@dataclass
-class _Batch:
-    tasks: list[_Task]
-    lost: int = 0
-
-
-@dataclass(eq=False)
-class _Actor:
-    """The driver's side of a copy: `answer` is what it waits for, None where the copy has nothing to do."""
-
-    handle: Any
-    answer: Any
-    since: float
-    ready: bool = False
-    batch: _Batch | None = None
-
-
-@dataclass(eq=False)
-class _Group:
-    stages: list[Stage]
-    cpus: float
-    gpus: float
-    most: int
-    waiting: deque[_Batch] = field(default_factory=deque)
-    actors: list[_Actor] = field(default_factory=list)
-    failures: int = 0
-
-    def idle(self) -> list[_Actor]:
-        return [actor for actor in self.actors if actor.ready and actor.batch is None]
-
-    def wanting(self) -> bool:
-        """Whether work waits here that nobody is free for."""
-        return bool(self.waiting) and not self.idle()
-
-    def starved(self) -> bool:
-        """Whether work waits here and there is no copy at all."""
-        return bool(self.waiting) and not any(actor.ready for actor in self.actors)
-
-    def __str__(self) -> str:
-        names = ", ".join(stage.name for stage in self.stages)
-        return f"{names} (cpus: {self.cpus:g}, gpus: {self.gpus:g})"
-
-
-def groups_of(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Neighbours that ask for the same, together."""
-    return [list(same) for _, same in groupby(stages, key=lambda stage: (stage.cpus, stage.gpus))]
+        if item.status != OK:
+            return item
+        before, self.hand = self.hand, item.index
+        if ray.get(self.tries.begin.remote(self.number, item.index, before)) <= self.lives:
+            return item
+        failed = replace(item.with_facts(attempts=self.lives), status=FAILED, stage="workers", reason="crash")
+        return replace(failed, detail="its copy on the cluster ended each time", retryable=True)
 
 
 def run_on_ray(
@@ -137,235 +104,117 @@ def run_on_ray(
         stages: with their `cpus` and `gpus` per copy.
         folder: of the dataset, shared by all nodes.
         timeout: seconds that an item may take in one group of stages.
-        start_timeout: seconds until a copy is set up; likewise until there is room for one where none is.
+        start_timeout: seconds until a copy is set up; likewise until there is room for one of each group.
         attempts: tries of an item in one group, where it hangs, crashes, or may succeed another time.
 
     Raises:
-        WorkerError: a stage cannot be set up, or no node has room for it. StoreError: the disk refuses.
+        WorkerError: a stage cannot be set up, or the cluster has no room for it. StoreError: the disk refuses.
     """
     import ray
 
     if not ray.is_initialized():
         ray.init(ignore_reinit_error=True, log_to_driver=False)
     options = {"timeout": timeout, "start_timeout": start_timeout, "attempts": attempts}
-    cluster = _Cluster(groups_of(stages), str(Path(folder).resolve()), options)
-    try:
-        yield from cluster.run(items)
-    finally:
-        cluster.stop()
-
-
-class _Cluster:
-    """The copies of one run, and what waits for them."""
-
-    def __init__(self, groups: Sequence[list[Stage]], folder: str, options: dict[str, Any]) -> None:
-        import ray
-
-        self.ray, self.folder, self.options = ray, folder, options
-        self.copy = ray.remote(_Copy)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cores = sum(node.get("CPU", 0.0) for node in nodes)
-        self.ahead = BATCH * AHEAD * max(2, int(cores))
-        self.groups: list[_Group] = []
-        for stages in groups:
-            cpus, gpus = stages[0].cpus, stages[0].gpus
-            most = sum(
-                int(min([node.get("CPU", 0.0) / cpus, *([node.get("GPU", 0.0) / gpus] if gpus else [])]) + 1e-9)
-                for node in nodes
-            )
-            self.groups.append(_Group(stages, cpus, gpus, most))
-            if not most:
-                raise WorkerError(
-                    f"no node of the cluster has room for {self.groups[-1]}; set cpus and gpus of the stage lower"
-                )
-        self.done: dict[int, Item] = {}
-        self.heard = time.monotonic()
-        self.looked = self.made_room = 0.0
-
-    def run(self, items: Iterator[Item]) -> Generator[Item, None, None]:
-        """See `run_on_ray`."""
-        given = taken = 0
-        more = True
-        while True:
-            fresh: list[_Task] = []
-            while more and given - taken < self.ahead:
-                item = next(items, None)
-                if item is None:
-                    more = False
-                    break
-                if item.status == OK and self.groups:
-                    fresh.append(_Task(given, item, item))
-                else:
-                    self.done[given] = item
-                given += 1
-            if fresh:
-                self._queue(0, fresh)
-            while taken in self.done:
-                yield self.done.pop(taken)
-                taken += 1
-            if taken == given:
-                if not more:
-                    return
-                continue
-            self._give()
-            self._resize()
-            self._hear()
-
-    def stop(self) -> None:
-        """Ends all copies."""
-        for group in self.groups:
-            for actor in list(group.actors):
-                self._end(group, actor)
-
-    def _queue(self, number: int, tasks: list[_Task]) -> None:
-        waiting = self.groups[number].waiting
-        waiting.extend(_Batch(tasks[at : at + BATCH]) for at in range(0, len(tasks), BATCH))
-
-    def _give(self) -> None:
-        for group in self.groups:
-            for actor in group.idle():
-                if not group.waiting:
-                    break
-                actor.batch = group.waiting.popleft()
-                actor.answer = actor.handle.run.remote([write_item(task.item) for task in actor.batch.tasks])
-
-    def _hear(self) -> None:
-        """Waits until a copy says something, for a moment at most."""
-        actors = {actor.answer: (n, actor) for n, group in enumerate(self.groups) for actor in group.actors}
-        actors.pop(None, None)
-        if not actors:
-            time.sleep(0.05)
-            return
-        said, _ = self.ray.wait(list(actors), num_returns=1, timeout=0.5)
-        for answer in said:
-            number, actor = actors[answer]
-            self.heard = actor.since = time.monotonic()
-            actor.answer = None
+    while portion := list(islice(items, PORTION)):
+        left = {item.index: item for item in portion if item.status == OK and stages}
+        done = {item.index: item for item in portion if item.index not in left}
+        order = deque(item.index for item in portion)
+        while order:
             try:
-                found = self.ray.get(answer)
-            except self.ray.exceptions.RayTaskError:
-                raise  # a defect of this file
-            except self.ray.exceptions.RayError as error:
-                self._lost(number, actor, error)
-                continue
-            if not actor.ready:
-                actor.ready, self.groups[number].failures = True, 0
-            else:
-                self._take(number, actor, *found)
+                for ended in _execute(list(left.values()), stages, str(Path(folder).resolve()), options):
+                    source = left.pop(ended.index)
+                    if ended.stage == "workers" and ended.status == FAILED:  # as one worker with all stages has it
+                        known = {key: ended.facts[key] for key in ("attempts",) if key in ended.facts}
+                        ended = replace(ended, dialogue=source.dialogue, facts={**source.facts, **known})
+                    done[ended.index] = ended
+                    while order and order[0] in done:
+                        yield done.pop(order.popleft())
+                while order:
+                    yield done.pop(order.popleft())
+            except _NoRoomError:
+                log.warning("nodes are lost, and the groups of stages do not fit as they were: they are made again")
 
-    def _take(self, number: int, actor: _Actor, kind: str, content: Any) -> None:
-        """What a copy made of its batch."""
-        if kind == "store":
-            raise StoreError(content)
-        if kind == "setup":
-            raise WorkerError(content)
-        assert actor.batch is not None
-        batch, actor.batch = actor.batch, None
-        texts, defects = content
-        for index, text in defects:
-            log_defect(index, text)
-        onward: list[_Task] = []
-        for task, text in zip(batch.tasks, texts, strict=True):
-            item = read_item(text)
-            if item.status == OK and number + 1 < len(self.groups):
-                onward.append(replace(task, item=item))
-                continue
-            if item.stage == "workers" and item.status == FAILED:  # as one worker with all stages has it
-                known = {**task.source.facts, **{key: item.facts[key] for key in ("attempts",) if key in item.facts}}
-                item = replace(item, dialogue=task.source.dialogue, facts=known)
-            self.done[task.place] = item
-        if onward:
-            self._queue(number + 1, onward)
 
-    def _lost(self, number: int, actor: _Actor, error: Exception) -> None:
-        """Gives the batch of a copy that has gone to another; an item alone that keeps losing its copy has failed."""
-        group = self.groups[number]
-        self._end(group, actor)
-        if not actor.ready:
-            group.failures += 1
-            if group.failures > 5:
-                raise WorkerError(f"copies of {group} end while they start: {error}")
-        batch = actor.batch
-        if batch is None:
-            return
-        batch.lost += 1
-        if batch.lost < max(3, self.options["attempts"]):
-            group.waiting.appendleft(batch)
-        elif len(batch.tasks) > 1:  # one of them may be what ends copies
-            group.waiting.extend(_Batch([task]) for task in batch.tasks)
-        else:
-            task = batch.tasks[0]
-            self.done[task.place] = replace(
-                task.source.with_facts(attempts=batch.lost),
-                status=FAILED,
-                stage="workers",
-                reason="crash",
-                detail="its copy on the cluster ended each time",
-                retryable=True,
+class _NoRoomError(Exception):
+    """Nodes are lost, so that the groups do not fit as they are."""
+
+
+def _nodes() -> list[Node]:
+    """CPU and GPU of every node that lives."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _watch(groups: Sequence[Group], patience: float) -> type:
+    """A callback of Ray Data that ends an execution which has lost its room: Ray would wait for ever.
+
+    At once where fewer groups have room, else after so many seconds: there may be another node.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    class Watch(ExecutionCallback):  # type: ignore[misc]
+        looked = fitted = time.monotonic()
+
+        def on_execution_step(self, executor: Any) -> None:
+            now = time.monotonic()
+            if now - self.looked > 1:
+                self.looked, nodes = now, _nodes()
+                if room_for(groups, nodes):
+                    self.fitted = now
+                elif room_for(fewer(groups), nodes) or now - self.fitted > patience:
+                    raise ExecutionTimeoutError("nodes are lost")
+
+    return Watch
+
+
+def _execute(items: Sequence[Item], stages: Sequence[Stage], folder: str, options: dict[str, Any]) -> Iterator[Item]:
+    """One execution of Ray Data: the items, ended, in any order."""
+    import ray
+
+    if not items:
+        return
+    groups, most = plan(groups_of(stages), _nodes())
+    tries = ray.remote(_Tries).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = 5  # a node may be lost while a copy starts
+    context.wait_for_min_actors_s = int(options["start_timeout"]) + 1
+    longest = options["start_timeout"] + 2 * BATCH * options["attempts"] * options["timeout"]
+    context.execution_no_progress_timeout_s = longest + 60
+    context.custom_execution_callback_classes = [_watch(groups, options["start_timeout"])]
+    rows = [{"item": write_item(item), "note": ""} for item in items]
+    with ray.data.DataContext.current(context):
+        data: Any = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH))  # owned by the driver
+        for number, (group, copies) in enumerate(zip(groups, most, strict=True)):
+            data = data.map_batches(
+                _Copy,
+                fn_constructor_args=(group, number, folder, options, tries),
+                batch_size=BATCH,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=copies),
+                num_cpus=size_of(group)["CPU"],
+                num_gpus=size_of(group)["GPU"],
             )
-
-    # how many copies --------------------------------------------------------------------------------------------
-
-    def _resize(self) -> None:
-        now = time.monotonic()
-        if now - self.looked < 0.1:
-            return
-        self.looked = now
-        starved = [group for group in self.groups if group.starved()]
-        for group in starved:
-            if not group.actors:
-                self._start(group)
-        wanting = starved or [group for group in self.groups if group.wanting()]
-        full = bool(starved)
-        for group in [] if starved else wanting:
-            ready = sum(actor.ready for actor in group.actors)
-            starting = len(group.actors) - ready
-            if len(group.actors) < group.most and starting < max(1, ready):
-                if self._room(group, starting + 1):
-                    self._start(group)
-                else:
-                    full = True
-        if full:
-            self._make_room(wanting, now, bool(starved))
-        alone = not any(actor.ready for group in self.groups for actor in group.actors)
-        if starved and alone and now - self.heard > self.options["start_timeout"]:
-            raise WorkerError(
-                f"there was no room for {starved[0]} within {self.options['start_timeout']:g} s: others use the "
-                "cluster, or nodes are lost; run again when there is"
-            )
-
-    def _make_room(self, wanting: Sequence[_Group], now: float, starved: bool) -> None:
-        """Ends one copy that others can use the room of: it has had nothing to do for a while."""
-        if now - self.made_room < PATIENCE:
-            return
-        waits = max((now - actor.since for group in wanting for actor in group.actors), default=0.0)
-        if starved and waits < 5 * PATIENCE and self._room(wanting[0], 1):
-            return  # it may have found room already; after longer than that, what is free is in pieces on many nodes
-        for group in self.groups:
-            if group in wanting or group.waiting:
-                continue
-            for actor in group.actors:
-                free = actor.batch is None and now - actor.since > PATIENCE
-                if free and (starved or len(group.actors) > 1):
-                    log.info("a copy of %s makes room for %s", group, wanting[0])
-                    self._end(group, actor)
-                    self.made_room = now
-                    return
-
-    def _room(self, group: _Group, copies: int) -> bool:
-        free = self.ray.available_resources()
-        return bool(free.get("CPU", 0.0) >= copies * group.cpus and free.get("GPU", 0.0) >= copies * group.gpus)
-
-    def _start(self, group: _Group) -> None:
-        copy = self.copy.options(num_cpus=group.cpus, num_gpus=group.gpus, max_restarts=0)
-        handle: Any = copy.remote(group.stages, self.folder, self.options)
-        self.heard = time.monotonic()
-        group.actors.append(_Actor(handle, handle.ready.remote(), time.monotonic()))
-
-    def _end(self, group: _Group, actor: _Actor) -> None:
-        group.actors.remove(actor)
-        with suppress(self.ray.exceptions.RayError):  # it has gone already, with its node
-            self.ray.kill(actor.handle)
+    try:
+        for row in data.iter_rows():
+            if not row["item"]:
+                kind, _, message = str(row["note"]).partition(" ")
+                raise StoreError(message) if kind == "store" else WorkerError(message)
+            item = read_item(str(row["item"]))
+            if row["note"]:
+                log_defect(item.index, str(row["note"]))
+            yield item
+    except (ray.exceptions.GetTimeoutError, ray.data.exceptions.ExecutionTimeoutError) as error:
+        if not room_for(groups, _nodes()):
+            raise _NoRoomError from error
+        raise WorkerError(
+            "the cluster gave no room for a copy of each group, or no answer: others use it, or nodes are lost; run "
+            f"again when there is room ({' '.join(str(error).split())[:200]})"
+        ) from error
+    except ray.exceptions.RayActorError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise WorkerError(f"copies end while they start ({why}); install the same on all nodes") from error
 
 
 def write_item(item: Item) -> str:
