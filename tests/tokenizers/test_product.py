@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from anyglot_tokenizers import ImageVQ, TwoToneVQ, fit_tokenizer, load
 from anyglot_tokenizers.product import ProductQuantizer
 
 
-def corners(color: tuple[float, float, float], seed: int = 0, num: int = 64) -> torch.Tensor:
-    """Pictures `[num, 3, 16, 16]` of a rectangle in `color` on black; the same rectangles for every color."""
+def corners(color: tuple[float, float, float], seed: int = 0, num: int = 48) -> torch.Tensor:
+    """Pictures `[num, 3, 64, 64]` of 16 rectangles in `color` on black; the same rectangles for every color."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.zeros(num, 3, 16, 16)
-    for picture in pictures:
-        y, x, height, width = torch.randint(2, 12, (4,), generator=generator).tolist()
-        picture[:, y : y + height, x : x + width] = torch.tensor(color)[:, None, None]
-    return pictures
+    cells = torch.zeros(num * 16, 3, 16, 16)
+    for cell in cells:
+        y, x, height, width = (4 * torch.randint(1, 3, (4,), generator=generator)).tolist()
+        cell[:, y : y + height, x : x + width] = torch.tensor(color)[:, None, None]
+    return F.pixel_shuffle(cells.view(num, 4, 4, 3, 16, 16).permute(0, 3, 4, 5, 1, 2).reshape(num, -1, 4, 4), 16)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TwoToneVQ:
     """Trained on rectangles of red and of green."""
     pictures = torch.cat([corners((1.0, 0.1, 0.1)), corners((0.1, 0.8, 0.1), seed=1)]).permute(0, 2, 3, 1)
     tokenizer = TwoToneVQ(
-        num_patterns=32, num_tones=8, pattern_dim=8, tone_dim=4, width=32, channels=(16, 16), stage_steps=5
+        num_patterns=32, num_tones=8, pattern_dim=8, tone_dim=8, width=64, channels=(32, 64), stage_steps=20
     )
     folder = tmp_path_factory.mktemp("run")
     fitted = fit_tokenizer(
-        tokenizer, (pictures * 255).byte().numpy(), run_dir=folder, max_steps=120, batch_size=16, lr=4e-3
+        tokenizer,
+        (pictures * 255).byte().numpy(),
+        run_dir=folder,
+        max_steps=220,
+        batch_size=16,
+        lr=4e-3,
+        foreground_weight=20.0,
     )
     assert isinstance(fitted, TwoToneVQ)
     return fitted.eval()
