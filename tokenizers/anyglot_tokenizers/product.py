@@ -9,7 +9,7 @@ what is built on it keeps them apart, as `anyglot_lm.factored` does. What is in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class ProductQuantizer(Quantizer):
         )
 
     @property
+    def _quantizers(self) -> Iterator[ResidualQuantizer]:
+        return (part for part in self.parts if isinstance(part, ResidualQuantizer))
+
+    @property
     def factors(self) -> tuple[int, ...]:
         return self.sizes
 
@@ -54,13 +58,13 @@ class ProductQuantizer(Quantizer):
             self.steps += 1
         found = [
             part._quantize(x_Mp, item_M, batch, num_used)
-            for part, x_Mp in zip(self.parts, x_Md.split(self.dims, 1), strict=True)
+            for part, x_Mp in zip(self._quantizers, x_Md.split(self.dims, 1), strict=True)
         ]
         quantized, codes, losses, used = zip(*found, strict=True)
         return torch.cat(quantized, 1), self._joined(codes), torch.stack(losses).mean(), used[0]
 
     def _assign(self, x_Md: Tensor, num_used: int) -> Tensor:
-        parts = zip(self.parts, x_Md.split(self.dims, 1), strict=True)
+        parts = zip(self._quantizers, x_Md.split(self.dims, 1), strict=True)
         return self._joined([part._assign(x_Mp, num_used) for part, x_Mp in parts])
 
     def _joined(self, codes: Sequence[Tensor]) -> Tensor:
@@ -71,10 +75,10 @@ class ProductQuantizer(Quantizer):
 
     def _entries(self, index: int) -> Tensor:
         ids_C, entries = torch.arange(self.codebook_size, device=self.steps.device), []
-        for part, size in zip(self.parts, self.sizes, strict=True):
+        for part, size in zip(self._quantizers, self.sizes, strict=True):
             entries.append(part._entries(0)[ids_C % size])
             ids_C = ids_C // size
         return torch.cat(entries, 1)
 
     def _sources(self, index: int) -> list[Tensor]:
-        return [source for part in self.parts for source in part._sources(0)]
+        return [source for part in self._quantizers for source in part._sources(0)]

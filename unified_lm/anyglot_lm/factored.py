@@ -151,7 +151,7 @@ def unfactor_rows(model: PreTrainedModel) -> PreTrainedModel:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, FactoredEmbedding) and isinstance(head, FactoredHead):
         weight_VD = embedding.weight
-        plain = nn.Embedding(*weight_VD.shape, _weight=weight_VD)
+        plain = nn.Embedding(weight_VD.shape[0], weight_VD.shape[1], _weight=weight_VD)
         line = nn.Linear(weight_VD.shape[1], weight_VD.shape[0], bias=False, device="meta")
         line.weight = plain.weight if head.rows is embedding else nn.Parameter(head.weight)
         model.set_input_embeddings(plain)
