@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -287,6 +288,25 @@ def test_llava(tmp_path) -> None:
     assert media.size == (8, 8) and media.origin == {"name": "a.jpg", "given": True, "licence": "unknown"}
     assert store.path(found[1].turns[0].parts[2].media).suffix == ".png"
     assert found == read(tmp_path, "llava", data=data, images=folder, form="user-speech")
+
+
+@pytest.mark.parametrize("images", [{}, {"images": "."}])
+def test_a_relative_folder_is_not_left_either(tmp_path, monkeypatch, images) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    Path("a.png").write_bytes(png())
+    Path("../secret.png").write_bytes(png())
+    os.mkfifo("pipe.png")
+    names = ["a.png", "../secret.png", "x/../../secret.png", str(tmp_path / "secret.png"), "pipe.png"]
+    names += ["a\0.png", "half\ud800.png", "n" * 300]
+    given: list[Any] = [*names, {"path": "a\0.png"}, {"path": "half\ud800.png"}, {"path": "../secret.png"}]
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A square."}]
+    Path("rows.json").write_text(json.dumps([{"conversations": turns, "image": one} for one in given]))
+    good, *bad = read(tmp_path, "llava", data="rows.json", **images)
+    assert isinstance(good, Dialogue) and all(isinstance(found, BadRow) for found in bad)
+    errors = [found.error.partition(": ")[2] for found in bad if isinstance(found, BadRow)]
+    assert all("it is outside of 'data'" in errors[at] for at in (0, 1, 2, 9))
+    assert "not a file" in errors[3] and all("it cannot be read (" in errors[at] for at in (4, 5, 6, 7, 8))
 
 
 # --- our own ---
