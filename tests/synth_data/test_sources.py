@@ -389,24 +389,32 @@ def test_any_text_is_parts_or_a_bad_dialogue(text: str) -> None:
 
 def test_what_no_file_could_hold_costs_one_row(tmp_path) -> None:
     turns = [{"role": "user", "text": "Hi"}, {"role": "assistant", "text": "Hello"}]
+
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth else 0
+
     rows = [
-        {"turns": turns},
+        {"turns": turns, "meta": {"deep": nested(63)}},
         {"turns": [*turns, {"role": "assistant", "text": "half \ud83d"}]},
         {"turns": turns, "meta": {"topic": ["\udc80"]}},
         {"turns": turns, "meta": {"score": float("nan")}},
         {"\ud800": "no turns"},
+        {"turns": turns, "meta": {"deep": nested(64)}},
+        {"turns": turns, "source": nested(700)},
         {"turns": [*turns, {"role": "assistant", "text": "whole \U0001f600"}]},
     ]
     source = SOURCES.build("dialogues", data=write(tmp_path / "a.jsonl", rows))
     done = run(source, [], tmp_path / "out", workers=1)
-    assert (done.ok, done.filtered, done.failed) == (2, 0, 4)
-    details = [json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert (done.ok, done.filtered, done.failed) == (2, 0, 6)
+    *details, deeper = [json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
     assert [detail.split(" (Out of range")[0] for detail in details] == [
         "a.jsonl, row 2: it holds '\\ud83d', half of a character (a lone surrogate)",
         "a.jsonl, row 3: it holds '\\udc80', half of a character (a lone surrogate)",
         "a.jsonl, row 4: it holds what JSON cannot hold",
         "a.jsonl, row 5: it has no 'conversations' or 'messages'; it has: \\ud800",
+        "a.jsonl, row 6: it holds lists or mappings that are nested more than 64 deep",
     ]
+    assert deeper.startswith("a.jsonl, row 7: ")
     assert validate(tmp_path / "out").exit_code == 0
 
 

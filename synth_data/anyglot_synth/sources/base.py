@@ -168,10 +168,12 @@ class RowSource(Source):
                     language=found.language or self.language,
                 )
                 dialogue.check()
-                formed = self.forms(_licensed(dialogue))
-                formed.check()  # a chain may have joined parts to one that is too long
+                licensed = _licensed(dialogue)
+                formed = self.forms(licensed)
+                if formed is not licensed:
+                    formed.check()  # a chain may have joined parts to one that is too long
                 yield formed
-        except (DialogueError, MediaError) as error:
+        except (DialogueError, MediaError, RecursionError) as error:  # the last: JSON of a thousand brackets
             yield BadRow(file, number, str(error).removeprefix("dialogue: "))
 
     @abstractmethod
