@@ -41,6 +41,11 @@ def address(content: Any) -> str:
     return hashlib.sha256(canonical(content).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def escaped(text: str) -> str:
+    """The text with what is no Unicode in it (lone surrogates, as of a file's name) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class MediaFile:
     """A file of a dataset.

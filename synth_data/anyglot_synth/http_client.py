@@ -1,8 +1,8 @@
 """`HttpClient`: how voices, recognisers and writers ask a server that speaks OpenAI's API. Its answers are not trusted.
 
 Redirects are not followed, since they would carry the key and the data to another host; the size of an answer and the
-time for its body are bounded (a server that trickles headers can take longer: each silence is bounded, not their sum;
-the time for an item ends that). Busy servers and broken lines are tried again after ever longer pauses, bad requests are not.
+time for one are bounded, but for a server that trickles its headers: of these only each silence is. Busy servers and
+broken lines are tried again after ever longer pauses, bad requests are not.
 
 A key is sent only to the server that it is for: to a URL beside which the user named the variable that holds it, or,
 where none is named, `OPENAI_API_KEY` to https://api.openai.com alone. A named key also goes over plain http, where

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from anyglot_synth.dialogue import Json, address, canonical
+from anyglot_synth.dialogue import Json, address, canonical, escaped
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item
 from anyglot_synth.store import OBJECTS, StoreError
 from anyglot_tokenizers.errors import AnyglotError
@@ -306,7 +306,7 @@ def _line(item: Item) -> Json:
         found |= item.dialogue.to_dict()
     if item.status != OK:
         said = {"stage": item.stage, "reason": item.reason, "detail": item.detail}
-        found |= {key: value.encode("utf-8", "backslashreplace").decode() for key, value in said.items()}
+        found |= {key: escaped(value) for key, value in said.items()}
     if item.status == FAILED:
         found["retryable"] = item.retryable
     return found | ({"facts": dict(item.facts)} if item.facts else {})

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from anyglot_synth.dialogue import Dialogue, DialogueError, Part
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part, escaped
 from anyglot_synth.recipe import build
 from anyglot_synth.run import run
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
@@ -96,6 +96,38 @@ def test_the_licence_of_a_card_is_part_of_the_fingerprint(tmp_path) -> None:
     assert source.config() != before[0] and loaded.config() != before[1]
     (tmp_path / "set" / "other" / "README.md").write_text(card.format("apache-2.0"))
     assert licences("set") == ["mit", "apache-2.0"]
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(("card", "licence", "name"), [
+    ("license: mit\npretty_name: My set", "mit", "My set"),
+    ("license: [mit, cc0-1.0]", "mit AND cc0-1.0", "a"),
+    ("license: mit\ndate: 2024-13-45", "unknown", "a"),
+    ("license: mit\nopen: !!bool perhaps", "unknown", "a"),
+    ("license: {a: b}\npretty_name: [1]", "unknown", "a"),
+    ('license: "half \\ud800"', "half \\ud800", "a"),
+    (f"{BOMB}license: *a11\npretty_name: *a11", "unknown", "a"),
+])  # fmt: skip
+def test_what_a_card_says(card: str, licence: str, name: str, tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [ALPACA])
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    source = SOURCES.build("alpaca", data=data)
+    assert (source.licences()[tmp_path], source.data_name) == (licence, name)
+
+
+def test_data_have_a_name_however_they_are_given(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    for name in ("b.jsonl", "a.jsonl", os.fsdecode(b"z\xff.jsonl")):
+        write(Path(name), [{"instruction": escaped(name), "output": "Hello"}])
+    for data, name in ((".", "mine"), ("*.jsonl", "a"), ("./b*", "b"), ("../mine/a.jsonl", "a"), ("..", tmp_path.name)):
+        assert SOURCES.build("alpaca", data=data).data_name == name
+    broken = SOURCES.build("alpaca", data="z*")
+    assert broken.data_name == r"z\udcff" and broken.config()["files"][0][0] == r"z\udcff.jsonl"
+    done = run(SOURCES.build("alpaca", data="."), [], tmp_path / "out", workers=1)
+    assert (done.ok, done.failed) == (3, 0)
 
 
 def test_a_recipe_names_its_data(tmp_path) -> None:
@@ -406,7 +438,9 @@ def test_what_no_file_could_hold_costs_one_row(tmp_path) -> None:
     source = SOURCES.build("dialogues", data=write(tmp_path / "a.jsonl", rows))
     done = run(source, [], tmp_path / "out", workers=1)
     assert (done.ok, done.filtered, done.failed) == (2, 0, 6)
-    *details, deeper = [json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    *details, deeper = [
+        json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    ]
     assert [detail.split(" (Out of range")[0] for detail in details] == [
         "a.jsonl, row 2: it holds '\\ud83d', half of a character (a lone surrogate)",
         "a.jsonl, row 3: it holds '\\udc80', half of a character (a lone surrogate)",

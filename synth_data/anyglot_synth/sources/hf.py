@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyglot_synth.dialogue import Dialogue
+from anyglot_synth.dialogue import Dialogue, escaped
 from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, card_of, file_mark
 from anyglot_synth.sources.media import file_bytes
 from anyglot_synth.store import Store
@@ -59,13 +59,13 @@ class HfDatasets(Source):
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
         return {
             "kind": self.name,
-            "data": path.name,
+            "data": escaped(path.name),
             "split": self.split,
             "config_name": self.config_name,
             "revision": self.revision,
             "rows": self.inner.settings(),
             "licence": self._licence(),
-            "files": [[file.name, *file_mark(file)] for file in files],
+            "files": [[escaped(file.name), *file_mark(file)] for file in files],
         }
 
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
