@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from anyglot_synth.backends import BackendError
 from anyglot_synth.http_client import HttpClient
 from anyglot_synth.recognise import OpenAIRecogniser
 from anyglot_synth.voices.openai import OpenAIVoice
+from anyglot_synth.workers import Workers
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -110,6 +112,13 @@ def test_a_key_that_a_server_repeats_is_not_told(url: str, monkeypatch: pytest.M
         with pytest.raises(BackendError, match=told) as caught:
             HttpClient(f"{url}/{kind}", "MY_KEY", attempts=1).post("/x", b"")
         assert "hun" not in str(caught.value)
+
+
+def test_all_attempts_fit_into_the_time_for_an_item() -> None:
+    item_s = inspect.signature(Workers).parameters["timeout"].default
+    for client in (OpenAIVoice("http://h", "m", ["a"]).client, OpenAIRecogniser("http://h", "m").client):
+        pauses = sum(1.5 * client.pause_s * 2**i for i in range(client.attempts - 1))
+        assert client.attempts * client.timeout_s + pauses < item_s
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
