@@ -306,7 +306,7 @@ def _line(item: Item) -> Json:
         found |= item.dialogue.to_dict()
     if item.status != OK:
         said = {"stage": item.stage, "reason": item.reason, "detail": item.detail}
-        found |= {key: escaped(value) for key, value in said.items()}
+        found |= {key: escaped(str(value)) for key, value in said.items()}
     if item.status == FAILED:
         found["retryable"] = item.retryable
     return found | ({"facts": dict(item.facts)} if item.facts else {})

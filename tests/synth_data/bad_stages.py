@@ -42,6 +42,8 @@ class Marks(Stage):
             raise BackendError("the engine is busy", retryable=True)
         if "broken" in text:
             raise BackendError("the engine is broken")
+        if "share as detail" in text:
+            raise Filtered("unwanted", 0.5)  # type: ignore[arg-type]
         if "unwanted" in text:
             raise Filtered("unwanted", "not this one", share=0.5)
         if "full" in text:

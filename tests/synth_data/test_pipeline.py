@@ -96,10 +96,11 @@ def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_half_a_character_costs_one_item(tmp_path: Path) -> None:
-    texts = ["half in a message", "good", "half in a trace", "half in a fact"]
+    texts = ["half in a message", "good", "half in a trace", "half in a fact", "share as detail"]
     for num in (3, None):  # the second run reads what the first has written
         done = make(tmp_path / "out", texts, num=num, workers=1)
-    assert (done.ok, done.failed) == (1, 3)
+    assert (done.ok, done.filtered, done.failed) == (1, 1, 3)
+    assert lines(tmp_path / "out", "rejects")[0]["detail"] == "0.5"
     errors = lines(tmp_path / "out", "errors")
     assert [(line["index"], line["reason"]) for line in errors] == [(0, "backend"), (2, "defect"), (3, "defect")]
     assert [line["detail"] for line in errors[:2]] == [r"the engine said \ud800", r"ValueError: the engine said \ud800"]

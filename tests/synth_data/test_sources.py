@@ -20,6 +20,7 @@ from anyglot_synth.dialogue import Dialogue, DialogueError, Part, escaped
 from anyglot_synth.recipe import build
 from anyglot_synth.run import run
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
+from anyglot_synth.sources.hf import _plain
 from anyglot_synth.sources.placeholders import parts_of
 from anyglot_synth.store import Store
 from anyglot_synth.validate import validate
@@ -528,6 +529,8 @@ def test_only_columns_of_media_may_name_files_anywhere(tmp_path, monkeypatch) ->
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "plain"))
     (outside,) = read(tmp_path, "datasets", data=str(tmp_path / "plain"), rows="examples")
     assert isinstance(outside, BadRow) and "it is outside of 'plain'" in outside.error
+    for path in ("n" * 300, "a\0.png", None):
+        assert _plain({"bytes": None, "path": path}) == {"bytes": None, "path": path}
 
 
 # --- media ---

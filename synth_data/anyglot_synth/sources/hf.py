@@ -7,6 +7,7 @@ may lie anywhere) are taken as their bytes; files that other columns name must b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,6 +122,6 @@ class HfDatasets(Source):
 
 def _plain(value: Any) -> Any:
     """A picture or sound that is in a file as bytes; others as they are. Raises `MediaError`."""
-    if isinstance(value, dict) and value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
+    if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"] or ""):
         return file_bytes(Path(value["path"]), Path(value["path"]).name)
     return value
