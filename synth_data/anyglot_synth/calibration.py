@@ -186,20 +186,23 @@ class Calibration:
                 if not all(math.isfinite(count) and count >= 0 for count in counts):
                     raise ValueError(f"a count or sigma of {name!r}")
             return cls(dict(found["recogniser"]), voices)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AnyglotError(f"{where}: not a calibration ({error!r}); measure it again") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON, atomically."""
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        """Writes JSON, atomically. Raises `AnyglotError` where the disk refuses."""
+        try:
+            with atomic_write(Path(path)) as temporary:
+                temporary.write_text(json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise AnyglotError(f"{path}: cannot be written ({error.strerror}); give another file") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Reads a file of `save`. Raises `AnyglotError`."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise AnyglotError(f"{path}: cannot be read as a calibration ({error})") from error
         return cls.from_dict(found, str(path))
 
@@ -237,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=40, help="clips of each voice")
     given = parser.parse_args(arguments)
     try:
+        if os.path.isdir(given.out) or not os.access(os.path.dirname(given.out) or ".", os.W_OK):
+            raise AnyglotError(f"{given.out}: cannot be written; give a file in a folder that is there")
         asked = json.loads(given.recogniser) if given.recogniser.startswith("{") else given.recogniser
         found = Calibration.measure(make_recogniser(asked), clips_of(given.dataset, given.most))
         found.save(given.out)

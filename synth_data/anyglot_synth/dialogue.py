@@ -23,6 +23,8 @@ TEXT, SPEECH, IMAGE, MUSIC = MODALITIES = ("text", "speech", "image", "music")
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 20_000
 """Of one part."""
+MAX_DEPTH = 64
+"""Of lists and mappings inside one another in `meta` and `origin`: what is deeper does not travel between processes."""
 
 
 class DialogueError(AnyglotError):
@@ -37,6 +39,11 @@ def canonical(content: Any) -> str:
 def address(content: Any) -> str:
     """Content address of a JSON value: 32 hex digits of the sha256 of its canonical text."""
     return hashlib.sha256(canonical(content).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def escaped(text: str) -> str:
+    """The text with what is no Unicode in it (lone surrogates, as of a file's name) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -171,8 +178,11 @@ class Dialogue:
 
     def to_dict(self) -> Json:
         """JSON-able form."""
+        return {"id": self.id, **self._content()}
+
+    def _content(self) -> Json:
         turns = [{"role": turn.role, "parts": [part.to_dict() for part in turn.parts]} for turn in self.turns]
-        found: Json = {"id": self.id, "task": self.task, "language": self.language, "turns": turns}
+        found: Json = {"task": self.task, "language": self.language, "turns": turns}
         found |= {"source": self.source, "licence": self.licence}
         return found | ({"meta": dict(self.meta)} if self.meta else {})
 
@@ -197,7 +207,7 @@ class Dialogue:
             )
             strings = {key: _string(found[key]) for key in ("licence", "task", "language") if key in found}
             dialogue = cls(turns, _string(found["source"]), meta=dict(found.get("meta", {})), **strings)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise DialogueError(f"{where}: not a dialogue ({error!r}); see docs/formats.md") from None
         dialogue.check(where)
         return dialogue
@@ -221,8 +231,11 @@ class Dialogue:
                     raise DialogueError(
                         f"{where}: turn {number} has {len(part.text)} characters, {MAX_CHARACTERS} are the limit"
                     )
+        origins = [part.media.origin for turn in self.turns for part in turn.parts if part.media is not None]
+        if any(_is_deep(found) for found in (self.meta, *origins)):
+            raise DialogueError(f"{where}: it holds lists or mappings that are nested more than {MAX_DEPTH} deep")
         try:
-            canonical(self.to_dict()).encode()
+            canonical(self._content()).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise DialogueError(f"{where}: it holds {half!r}, half of a character (a lone surrogate)") from None
@@ -234,6 +247,13 @@ def _mark(part: Part) -> list[str]:
     digest = "" if part.media is None else part.media.sha256
     given = part.media is not None and bool(part.media.origin.get("given"))
     return [part.modality, part.text or digest, *([digest] if part.text and given else [])]
+
+
+def _is_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    if not isinstance(value, Mapping | list | tuple):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return left == 0 or any(_is_deep(one, left - 1) for one in inner)
 
 
 def _string(value: Any) -> str:

@@ -1,12 +1,14 @@
 """`HttpClient`: how voices, recognisers and writers ask a server that speaks OpenAI's API. Its answers are not trusted.
 
 Redirects are not followed, since they would carry the key and the data to another host; the size of an answer and the
-time for one are bounded. Busy servers and broken lines are tried again after ever longer pauses, bad requests are not.
+time for one are bounded, but for a server that trickles its headers: of these only each silence is. Busy servers and
+broken lines are tried again after ever longer pauses, bad requests are not.
 
 A key is sent only to the server that it is for: to a URL beside which the user named the variable that holds it, or,
 where none is named, `OPENAI_API_KEY` to https://api.openai.com alone. A named key also goes over plain http, where
 anyone on the way can read it: use https for servers that are not on this machine. Proxies of the environment are used,
-but not for this machine. Keys are read when they are sent, and kept, logged and told nowhere.
+but not for this machine. Keys are read when they are sent, and kept, logged and told nowhere: where a server's message
+repeats one, it becomes "***".
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class HttpClient:
     Args:
         url: such as `https://host:port/v1`, without user name, password, query or fragment. A slash at its end goes.
         key_env: environment variable with the key; None: see the top of this file.
-        timeout_s: of one attempt, to the last byte.
+        timeout_s: of one attempt, to the last byte; until the body begins, of each silence.
         attempts: per request, 1 or more.
         pause_s: before the second attempt; twice that before the third, and so on, up to a minute; longer where the
             server asks for it.
@@ -113,12 +115,12 @@ class HttpClient:
                 with opener.open(urllib.request.Request(url, body, headers), timeout=self.timeout_s) as answer:
                     return self._read(answer, end)
             except urllib.error.HTTPError as error:
-                problem = f"status {error.code}: {_message(error, end)}"
+                problem = f"status {error.code}: {_message(error, end, key)}"
                 asked = _seconds(error.headers.get("Retry-After"))
                 if error.code not in BUSY:
                     raise self.error(f"{url}: {problem}") from None
             except (OSError, HTTPException) as error:  # refused, cut off, no sign of life; URLError is one of these
-                problem = f"no answer ({getattr(error, 'reason', error) or repr(error)})"
+                problem = _hidden(f"no answer ({getattr(error, 'reason', error) or repr(error)})", key)
             if attempt + 1 < self.attempts:
                 spread = 0.5 + rng_of(zlib.crc32(body), "pause", attempt).random()
                 time.sleep(min(MAX_PAUSE_S, max(asked, self.pause_s * 2.0 ** min(attempt, 20) * spread)))
@@ -141,6 +143,7 @@ def _is_base(url: str) -> bool:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as `socket` does: an empty or a long part is none
     except ValueError:
         return False
     plain = url.isascii() and url.isprintable() and not set(url) & set(" @?#\\")
@@ -155,12 +158,17 @@ def _is_here(url: str) -> bool:
         return False
 
 
-def _message(error: urllib.error.HTTPError, end: float) -> str:
-    """What the server says in an error's body, on one line, shortened."""
+def _hidden(text: str, key: str | None) -> str:
+    """The text without the key."""
+    return text.replace(key, "***") if key else text
+
+
+def _message(error: urllib.error.HTTPError, end: float, key: str | None) -> str:
+    """What the server says in an error's body, on one line, without the key, shortened."""
     received = b""
     try:
         with error:
-            while len(received) < 2_000 and time.monotonic() < end and (piece := error.read1(2_000)):
+            while len(received) < 20_000 and time.monotonic() < end and (piece := error.read1(2_000)):
                 received += piece
     except (OSError, HTTPException):
         received = received or b"(no message)"
@@ -170,7 +178,7 @@ def _message(error: urllib.error.HTTPError, end: float) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):  # not OpenAI's shape: the body as it is
         told = text
     told = told.get("message", told) if isinstance(told, dict) else told
-    return " ".join(str(told)[:300].split())
+    return " ".join(_hidden(str(told), key)[:300].split())
 
 
 def _seconds(header: str | None) -> float:

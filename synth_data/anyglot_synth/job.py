@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from anyglot_synth.dialogue import Json, address, canonical
+from anyglot_synth.dialogue import Json, address, canonical, escaped
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item
 from anyglot_synth.store import OBJECTS, StoreError
 from anyglot_tokenizers.errors import AnyglotError
@@ -300,12 +300,13 @@ def _bytes(line: Json) -> bytes:
 
 
 def _line(item: Item) -> Json:
-    """An ended item as a line of the journal."""
+    """An ended item as a line of the journal. What is no Unicode in how it ended is written as escapes."""
     found: Json = {"status": item.status, "index": item.index}
     if item.dialogue.turns:
         found |= item.dialogue.to_dict()
     if item.status != OK:
-        found |= {"stage": item.stage, "reason": item.reason, "detail": item.detail}
+        said = {"stage": item.stage, "reason": item.reason, "detail": item.detail}
+        found |= {key: escaped(str(value)) for key, value in said.items()}
     if item.status == FAILED:
         found["retryable"] = item.retryable
     return found | ({"facts": dict(item.facts)} if item.facts else {})

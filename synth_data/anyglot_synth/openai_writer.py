@@ -15,7 +15,10 @@ from anyglot_synth.dialogue import Json
 from anyglot_synth.http_client import HttpClient
 from anyglot_synth.llm import Request, Writer, WriterError, cut
 
-_SECRET = re.compile(r"authorization|api_?key|headers?$|secret|password|credential|(access|auth|bearer)_?token|^token$")
+_SECRET = re.compile(
+    r"authorization|api_?key|headers?$|secret|password|credential|(access|auth|bearer)_?token|(^|_)token$|"
+    r"^(auth|bearer|cookie|key|passwd)$"
+)
 
 
 class OpenAIWriter(Writer):

@@ -246,7 +246,8 @@ class OpenAIRecogniser(Recogniser):
         model: its name there; part of the identity, so name a version where the server has one.
         language: ISO 639-1 code, sent if given.
         api_key_env: environment variable that holds the key for this server, see `http_client.py`.
-        timeout_s: of one attempt at one clip.
+        timeout_s: of one attempt at one clip. All should fit into the time for an item (300 s unless a run says
+            another).
         tries: attempts per clip.
         wait_s: before the second attempt; about twice that before the third, and so on, up to a minute.
     """
@@ -260,7 +261,7 @@ class OpenAIRecogniser(Recogniser):
         model: str,
         language: str | None = None,
         api_key_env: str | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = 50.0,
         tries: int = 5,
         wait_s: float = 1.0,
     ) -> None:

@@ -131,8 +131,7 @@ def _fits(value: Any, hint: Any) -> bool:
     ):
         return True
     if not issubclass(kind, Collection):
-        plain = isinstance(value, Real | str | NoneType | list | Mapping)
-        return not plain or isinstance(value, kind) or (issubclass(kind, os.PathLike) and isinstance(value, str))
+        return not isinstance(value, Real | str | NoneType | list | Mapping) or isinstance(value, kind)
     if issubclass(kind, Mapping):
         return isinstance(value, Mapping) and (len(inner) != 2 or all(_fits(one, inner[1]) for one in value.values()))
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):

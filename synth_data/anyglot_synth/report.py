@@ -241,7 +241,7 @@ def _numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, Mapping):
                 yield from _numbers(one, f"{prefix}{key}.")
-            elif isinstance(one, bool) or (isinstance(one, int | float) and math.isfinite(one)):
+            elif isinstance(one, int | float) and abs(one) < 1e300:  # an integer may be too big to be a float
                 yield f"{prefix}{key}", float(one)
 
 

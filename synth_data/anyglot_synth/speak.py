@@ -33,7 +33,7 @@ class SpeakStage(Stage):
     """Speaks the parts of modality "speech" that have no file yet.
 
     Args:
-        engines: one speech engine or several: backends, or plain settings such as
+        engines: one speech engine or several: backends, their names, or plain settings such as
             `{"engine": "flite", "voices": ["slt", "rms"]}`.
         cast: who speaks: a `Cast`, or its settings; their `seed` is that of the stage unless given.
         sample_rate: of all sounds, Hz.
@@ -50,7 +50,7 @@ class SpeakStage(Stage):
 
     def __init__(
         self,
-        engines: Backend | Mapping[str, Any] | Sequence[Backend | Mapping[str, Any]],
+        engines: Backend | Mapping[str, Any] | str | Sequence[Backend | Mapping[str, Any] | str],
         cast: Cast | Mapping[str, Any] | None = None,
         sample_rate: int = 16_000,
         loudness_lufs: float = TARGET_LUFS,
@@ -58,7 +58,7 @@ class SpeakStage(Stage):
         max_seconds: float = 120.0,
         seed: int = 0,
     ) -> None:
-        given = [engines] if isinstance(engines, Backend | Mapping) else list(engines)
+        given = [engines] if isinstance(engines, Backend | Mapping | str) else list(engines)
         self.engines = [one if isinstance(one, Backend) else BACKENDS.make(one, "speak") for one in given]
         try:
             self.cast = cast if isinstance(cast, Cast) else Cast(**{"seed": seed, **(cast or {})})

@@ -250,7 +250,7 @@ def through(stages: Sequence[Stage], item: Item, store: Store) -> tuple[str, Ite
         ended = item
         for stage in stages:
             ended = stage(ended, store)
-        canonical([ended.dialogue.to_dict(), dict(ended.facts), ended.detail])  # what is no JSON fails here, not later
+        canonical([ended.dialogue.to_dict(), dict(ended.facts)]).encode()  # what is no JSON fails here, not later
         return "item", ended
     except StoreError as error:
         return "store", str(error)

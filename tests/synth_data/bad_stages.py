@@ -42,6 +42,8 @@ class Marks(Stage):
             raise BackendError("the engine is busy", retryable=True)
         if "broken" in text:
             raise BackendError("the engine is broken")
+        if "share as detail" in text:
+            raise Filtered("unwanted", 0.5)  # type: ignore[arg-type]
         if "unwanted" in text:
             raise Filtered("unwanted", "not this one", share=0.5)
         if "full" in text:
@@ -52,6 +54,12 @@ class Marks(Stage):
             program = subprocess.Popen(["sleep", "600"])
             (Path(self.remember) / "program").write_text(str(program.pid))
             program.wait()
+        if "half in a message" in text:
+            raise BackendError("the engine said \ud800")
+        if "half in a trace" in text:
+            raise ValueError("the engine said \ud800")
+        if "half in a fact" in text:
+            return item.with_facts(heard="\ud800")
         if "no number" in text:
             return item.with_facts(loudness=float("nan"))
         pixels = np.full((4, 4, 3), item.index % 256, np.uint8)

@@ -111,6 +111,12 @@ def test_calibration_is_kept_whole(calibration: Calibration, clips: list[Clip], 
         damaged["voices"]["flite/rms"]["pace"][key] = value
         with pytest.raises(AnyglotError, match=r"not a calibration .*'flite/rms'"):
             Calibration.from_dict(damaged)
+    damaged = calibration.to_dict()
+    damaged["voices"]["flite/rms"]["words"] = math.inf
+    with pytest.raises(AnyglotError, match="not a calibration"):
+        Calibration.from_dict(damaged)
+    with pytest.raises(AnyglotError, match="none/voices.json: cannot be written"):
+        calibration.save(tmp_path / "none" / "voices.json")
     (tmp_path / "bad.json").write_text('{"format": 2, "recogniser": {}, "voices": {"a": {}}}', encoding="utf-8")
     for name in ("bad.json", "none.json"):
         with pytest.raises(AnyglotError, match=name):
@@ -232,3 +238,6 @@ def test_the_command_measures_a_dataset(
     assert len(list(clips_of(store.folder, most=5))) == 10
     assert main([str(tmp_path / "none"), "--out", str(out), "--recogniser", "nanoworld"]) == 2
     assert "give the folder of a finished dataset" in capsys.readouterr().err
+    for bad in (tmp_path, tmp_path / "none" / "voices.json"):  # told before anything is measured
+        assert main([str(tmp_path / "none"), "--out", str(bad), "--recogniser", "nanoworld"]) == 2
+        assert f"{bad}: cannot be written" in capsys.readouterr().err

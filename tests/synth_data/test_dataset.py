@@ -180,6 +180,11 @@ def test_the_report_counts_what_is_there(mine: Path) -> None:
     assert validate(mine).is_whole and write_report(mine) == report
 
 
+def test_a_number_too_big_to_be_counted_is_left_out(mine: Path) -> None:
+    change(mine, "samples.jsonl", 0, lambda line: line["facts"].update(wer=[0.25, 10**400, True]))
+    assert write_report(mine)["facts"]["wer"]["max"] == 1
+
+
 def test_histograms_hold_every_value() -> None:
     histogram = Histogram([0, 1, 10])
     for value in (-5, 0, 0.99, 1, 9, 10, 1e9):

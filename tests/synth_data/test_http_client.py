@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from anyglot_synth.backends import BackendError
 from anyglot_synth.http_client import HttpClient
 from anyglot_synth.recognise import OpenAIRecogniser
 from anyglot_synth.voices.openai import OpenAIVoice
+from anyglot_synth.workers import Workers
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/redirect` leads to `/stolen`; `/bytes` answers without end; `/slow` fails with a body that trickles."""
+    """`/redirect` leads to `/stolen`; `/bytes` answers without end; `/slow` fails with a body that trickles; `/echo`
+    refuses and repeats the key, `/torn` in the place of a status.
+    """
 
     seen: ClassVar[list[tuple[str, str | None]]] = []
 
@@ -32,10 +36,16 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.seen.append((self.path, self.headers["Authorization"]))
         kind = self.path.split("/")[1]
-        self.send_response({"redirect": 302, "slow": 400}.get(kind, 200))
+        if kind == "torn":
+            self.wfile.write(f"{self.headers['Authorization']}\r\n".encode())
+            self.close_connection = True
+            return
+        self.send_response({"echo": 401, "redirect": 302, "slow": 400}.get(kind, 200))
         if kind == "redirect":
             self.send_header("Location", "/stolen")
         self.end_headers()
+        if kind == "echo":
+            self.wfile.write(b"x" * 288 + f" {self.headers['Authorization']}".encode())
         try:
             for _ in range(10_000 if kind == "bytes" else 100 if kind == "slow" else 0):
                 self.wfile.write(b"x" * (1 << 16) if kind == "bytes" else b"x")
@@ -96,6 +106,21 @@ def test_a_key_goes_to_the_server_that_it_is_for(url: str, monkeypatch: pytest.M
         assert not bad or bad not in str(caught.value)
 
 
+def test_a_key_that_a_server_repeats_is_not_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "hunter2")
+    for kind, told in (("echo", r"status 401: x+ Bearer \*\*\*"), ("torn", r"no answer \(.*Bearer \*\*\*")):
+        with pytest.raises(BackendError, match=told) as caught:
+            HttpClient(f"{url}/{kind}", "MY_KEY", attempts=1).post("/x", b"")
+        assert "hun" not in str(caught.value)
+
+
+def test_all_attempts_fit_into_the_time_for_an_item() -> None:
+    item_s = inspect.signature(Workers).parameters["timeout"].default
+    for client in (OpenAIVoice("http://h", "m", ["a"]).client, OpenAIRecogniser("http://h", "m").client):
+        pauses = sum(1.5 * client.pause_s * 2**i for i in range(client.attempts - 1))
+        assert client.attempts * client.timeout_s + pauses < item_s
+
+
 def test_no_proxy_stands_between_this_machine_and_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -107,7 +132,20 @@ def test_no_proxy_stands_between_this_machine_and_itself(url: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "host", "file:///etc", "http://", "http://h:x/", "http://h:0", "http://[", "http://h/#a", "http://h/ x"]
+    "bad",
+    [
+        "",
+        "host",
+        "file:///etc",
+        "http://",
+        "http://h:x/",
+        "http://h:0",
+        "http://[",
+        "http://h/#a",
+        "http://h/ x",
+        "http://a..b/v1",
+        f"http://{'a' * 64}/v1",
+    ],
 )
 def test_urls_that_cannot_be(bad: str) -> None:
     with pytest.raises(BackendError, match=r"the URL '.*' of a server cannot be used"):

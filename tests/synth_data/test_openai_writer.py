@@ -190,6 +190,7 @@ def test_no_secret_is_taken_into_what_is_written_down() -> None:
         {"extra_headers": {"X": "k"}},
         {"a": [{"Authorization": "Bearer k"}]},
         {"token": 1},
+        *({name: "k"} for name in ("hf_token", "Session-Token", "auth", "bearer", "cookie", "key", "passwd")),
     ):
         with pytest.raises(WriterError, match="extra holds .* give a key by api_key_env"):
             OpenAIWriter("x", "https://host/v1", extra=extra)

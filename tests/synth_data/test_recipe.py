@@ -53,7 +53,7 @@ def test_sizes_that_cannot_be(key: str, value: Any) -> None:
         ([{**SPEAK, "cast": ["slt"]}], {}, "talk.yaml, stage 1: the cast cannot be set up from ['slt']: "),
         ([{"stage": "speak", "engines": 3}], {}, "engines is 3; give "),
         ([{"filter": "duration", "max_seconds": "1e2"}], {}, "max_seconds is '1e2'; give a number"),
-        ([{"filter": "language", "languages": "en"}], {}, "languages is 'en'; give a list of text"),
+        ([{"filter": "language", "languages": "en"}], {}, "languages is 'en'; give a list"),
         ([{"stage": "speak", "engines": [{"engine": "flite", "colour": 1}]}], {}, "talk.yaml, stage 1: speak: speech"),
         ([["speak"]], {}, "talk.yaml, stage 1: ['speak'] names no stage"),
         ([{"stage": "augment", "gain": 3}], {}, "talk.yaml, stage 1: gain of augment is 3; give db, p"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -15,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from anyglot_synth.dialogue import Dialogue, DialogueError, Part
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part, escaped
 from anyglot_synth.recipe import build
 from anyglot_synth.run import run
 from anyglot_synth.sources import SOURCES, BadRow, SourceError
+from anyglot_synth.sources.hf import _plain
 from anyglot_synth.sources.placeholders import parts_of
 from anyglot_synth.store import Store
 from anyglot_synth.validate import validate
@@ -95,6 +97,38 @@ def test_the_licence_of_a_card_is_part_of_the_fingerprint(tmp_path) -> None:
     assert source.config() != before[0] and loaded.config() != before[1]
     (tmp_path / "set" / "other" / "README.md").write_text(card.format("apache-2.0"))
     assert licences("set") == ["mit", "apache-2.0"]
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(("card", "licence", "name"), [
+    ("license: mit\npretty_name: My set", "mit", "My set"),
+    ("license: [mit, cc0-1.0]", "mit AND cc0-1.0", "a"),
+    ("license: mit\ndate: 2024-13-45", "unknown", "a"),
+    ("license: mit\nopen: !!bool perhaps", "unknown", "a"),
+    ("license: {a: b}\npretty_name: [1]", "unknown", "a"),
+    ('license: "half \\ud800"', "half \\ud800", "a"),
+    (f"{BOMB}license: *a11\npretty_name: *a11", "unknown", "a"),
+])  # fmt: skip
+def test_what_a_card_says(card: str, licence: str, name: str, tmp_path) -> None:
+    data = write(tmp_path / "a.jsonl", [ALPACA])
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    source = SOURCES.build("alpaca", data=data)
+    assert (source.licences()[tmp_path], source.data_name) == (licence, name)
+
+
+def test_data_have_a_name_however_they_are_given(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    for name in ("b.jsonl", "a.jsonl", os.fsdecode(b"z\xff.jsonl")):
+        write(Path(name), [{"instruction": escaped(name), "output": "Hello"}])
+    for data, name in ((".", "mine"), ("*.jsonl", "a"), ("./b*", "b"), ("../mine/a.jsonl", "a"), ("..", tmp_path.name)):
+        assert SOURCES.build("alpaca", data=data).data_name == name
+    broken = SOURCES.build("alpaca", data="z*")
+    assert broken.data_name == r"z\udcff" and broken.config()["files"][0][0] == r"z\udcff.jsonl"
+    done = run(SOURCES.build("alpaca", data="."), [], tmp_path / "out", workers=1)
+    assert (done.ok, done.failed) == (3, 0)
 
 
 def test_a_recipe_names_its_data(tmp_path) -> None:
@@ -289,6 +323,25 @@ def test_llava(tmp_path) -> None:
     assert found == read(tmp_path, "llava", data=data, images=folder, form="user-speech")
 
 
+@pytest.mark.parametrize("images", [{}, {"images": "."}])
+def test_a_relative_folder_is_not_left_either(tmp_path, monkeypatch, images) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    Path("a.png").write_bytes(png())
+    Path("../secret.png").write_bytes(png())
+    os.mkfifo("pipe.png")
+    names = ["a.png", "../secret.png", "x/../../secret.png", str(tmp_path / "secret.png"), "pipe.png"]
+    names += ["a\0.png", "half\ud800.png", "n" * 300]
+    given: list[Any] = [*names, {"path": "a\0.png"}, {"path": "half\ud800.png"}, {"path": "../secret.png"}]
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A square."}]
+    Path("rows.json").write_text(json.dumps([{"conversations": turns, "image": one} for one in given]))
+    good, *bad = read(tmp_path, "llava", data="rows.json", **images)
+    assert isinstance(good, Dialogue) and all(isinstance(found, BadRow) for found in bad)
+    errors = [found.error.partition(": ")[2] for found in bad if isinstance(found, BadRow)]
+    assert all("it is outside of 'data'" in errors[at] for at in (0, 1, 2, 9))
+    assert "not a file" in errors[3] and all("it cannot be read (" in errors[at] for at in (4, 5, 6, 7, 8))
+
+
 # --- our own ---
 
 
@@ -369,24 +422,34 @@ def test_any_text_is_parts_or_a_bad_dialogue(text: str) -> None:
 
 def test_what_no_file_could_hold_costs_one_row(tmp_path) -> None:
     turns = [{"role": "user", "text": "Hi"}, {"role": "assistant", "text": "Hello"}]
+
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth else 0
+
     rows = [
-        {"turns": turns},
+        {"turns": turns, "meta": {"deep": nested(63)}},
         {"turns": [*turns, {"role": "assistant", "text": "half \ud83d"}]},
         {"turns": turns, "meta": {"topic": ["\udc80"]}},
         {"turns": turns, "meta": {"score": float("nan")}},
         {"\ud800": "no turns"},
+        {"turns": turns, "meta": {"deep": nested(64)}},
+        {"turns": turns, "source": nested(700)},
         {"turns": [*turns, {"role": "assistant", "text": "whole \U0001f600"}]},
     ]
     source = SOURCES.build("dialogues", data=write(tmp_path / "a.jsonl", rows))
     done = run(source, [], tmp_path / "out", workers=1)
-    assert (done.ok, done.filtered, done.failed) == (2, 0, 4)
-    details = [json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert (done.ok, done.filtered, done.failed) == (2, 0, 6)
+    *details, deeper = [
+        json.loads(line)["detail"] for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    ]
     assert [detail.split(" (Out of range")[0] for detail in details] == [
         "a.jsonl, row 2: it holds '\\ud83d', half of a character (a lone surrogate)",
         "a.jsonl, row 3: it holds '\\udc80', half of a character (a lone surrogate)",
         "a.jsonl, row 4: it holds what JSON cannot hold",
         "a.jsonl, row 5: it has no 'conversations' or 'messages'; it has: \\ud800",
+        "a.jsonl, row 6: it holds lists or mappings that are nested more than 64 deep",
     ]
+    assert deeper.startswith("a.jsonl, row 7: ")
     assert validate(tmp_path / "out").exit_code == 0
 
 
@@ -466,6 +529,8 @@ def test_only_columns_of_media_may_name_files_anywhere(tmp_path, monkeypatch) ->
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "plain"))
     (outside,) = read(tmp_path, "datasets", data=str(tmp_path / "plain"), rows="examples")
     assert isinstance(outside, BadRow) and "it is outside of 'plain'" in outside.error
+    for path in ("n" * 300, "a\0.png", None):
+        assert _plain({"bytes": None, "path": path}) == {"bytes": None, "path": path}
 
 
 # --- media ---

@@ -15,6 +15,7 @@ import pytest
 from anyglot_synth.augment import AugmentStage
 from anyglot_synth.dialogue import Dialogue, MediaFile, Part, Turn
 from anyglot_synth.loudness import PEAK, loudness
+from anyglot_synth.recipe import STAGES
 from anyglot_synth.speak import SpeakStage
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item
 from anyglot_synth.store import Store
@@ -142,6 +143,12 @@ def test_settings() -> None:
         SpeakStage(FLITE, {"assistant": "bob"}).setup()
     with pytest.raises(SpeechError, match="no voice 'bob'"):
         SpeakStage(backend("flite", voices=["bob"])).setup()
+    settings_N = [
+        STAGES.build("speak", engines=given).config() for given in ("flite", ["flite"], [{"engine": "flite"}])
+    ]
+    assert settings_N[0] == settings_N[1] == settings_N[2]
+    with pytest.raises(ManifestError, match="engines is 3; give"):
+        STAGES.build("speak", engines=3)
     one, two = (SpeakStage(FLITE, seed=seed).config() for seed in (0, 1))
     assert one != two and one["engines"][0][0]["engine"] == "flite"
 

@@ -406,3 +406,18 @@ def test_what_is_shown_is_shown_once(tmp_path) -> None:
         [("speech", "What is it?"), ("text", code)],
         [("text", "What is it?"), ("text", "Code."), ("speech", "Code.")],
     ]
+
+
+def test_only_what_is_written_word_by_word_is_not_shown_again(tmp_path) -> None:
+    code = "```\ncode\n```"
+
+    def shown(turn: Turn, form: str = "text", **meta: object) -> list[str]:
+        asked = Turn("user", (Part("text", "Show it."),))
+        item = Item(0, in_form(Dialogue((asked, turn), "s", meta=meta), form))
+        done = SpeakableStage(unspeakable="text")(item, Store(tmp_path))
+        return [part.text for part in done.dialogue.turns[1].parts]
+
+    inside = f"It is not {code} but another."
+    assert shown(Turn("assistant", (Part("text", inside), Part("speech", code)))) == [inside, code]
+    answer = Turn("assistant", (Part("text", "Run"), Part("text", "A sign."), Part("text", code)))
+    assert shown(answer, "chain", written=[[1, 1]]) == ["Show it.", "Run", "A sign.", code]

@@ -34,7 +34,4 @@ FILTERS: Registry[Stage] = Registry("filter", AnyglotError, {
 
 def make_filter(config: Any) -> Stage:
     """The filter that a recipe describes: `{"filter": name, **settings}`, or only the name. Raises `AnyglotError`."""
-    try:
-        return FILTERS.make(config, "filters")
-    except TypeError as error:  # such as "0.3" for a number
-        raise AnyglotError(f"filter {config!r}: a setting is of the wrong kind ({error})") from error
+    return FILTERS.make(config, "filters")

@@ -6,7 +6,9 @@ bad rows are the same for all of them, and here.
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyglot_synth.dialogue import Dialogue, DialogueError, Part, Turn
+from anyglot_synth.dialogue import Dialogue, DialogueError, Part, Turn, escaped
 from anyglot_synth.forms import Forms
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError, MediaError
@@ -42,7 +44,7 @@ class BadRow:
 
     def __post_init__(self) -> None:
         for name in ("source", "error"):
-            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
+            object.__setattr__(self, name, escaped(getattr(self, name)))
 
 
 class Source(ABC):
@@ -75,7 +77,7 @@ class RowSource(Source):
             `forms.py`.
         seed: of the form, where weights draw it.
         data_name: of the data, kept in every dialogue as its `source`; that of the dataset card (see `card_of`)
-            otherwise, else that of the first file or folder.
+            otherwise, else that of the first file (of a pattern its first) or folder.
         licence: SPDX name of the data and of files that come with it; that of the card otherwise, else "unknown".
         language: BCP-47 tag of its text.
         columns: ours -> theirs, for data that name a field differently: {instruction: prompt}.
@@ -94,14 +96,17 @@ class RowSource(Source):
         if not self.data or not all(isinstance(path, str) and path for path in self.data):
             raise SourceError(f"source {self.name!r}: data names no file; give a path")
         self.forms = Forms(self.form, self.seed)
-        first = Path(self.data[0])
+        first = _first(self.data[0])
         card = card_of(first if first.is_dir() else first.parent)
-        self.data_name = self.data_name or card["name"] or first.name.split(".")[0] or first.name
+        self.data_name = escaped(self.data_name or card["name"] or first.name.split(".")[0] or first.name)
 
     def config(self) -> dict[str, Any]:
         """What it was told, and which files these are now: name, size, a hash of their two ends, licence."""
         files, licences = self.files(), self.licences()
-        return {**self.settings(), "files": [[path.name, *file_mark(path), licences[path.parent]] for path in files]}
+        return {
+            **self.settings(),
+            "files": [[escaped(path.name), *file_mark(path), licences[path.parent]] for path in files],
+        }
 
     def settings(self) -> dict[str, Any]:
         """What it was told, without its files."""
@@ -168,10 +173,12 @@ class RowSource(Source):
                     language=found.language or self.language,
                 )
                 dialogue.check()
-                formed = self.forms(_licensed(dialogue))
-                formed.check()  # a chain may have joined parts to one that is too long
+                licensed = _licensed(dialogue)
+                formed = self.forms(licensed)
+                if formed is not licensed:
+                    formed.check()  # a chain may have joined parts to one that is too long
                 yield formed
-        except (DialogueError, MediaError) as error:
+        except (DialogueError, MediaError, RecursionError) as error:  # the last: JSON of a thousand brackets
             yield BadRow(file, number, str(error).removeprefix("dialogue: "))
 
     @abstractmethod
@@ -183,6 +190,16 @@ class RowSource(Source):
             store: where media that come with the data go.
             folder: of the file, for relative paths.
         """
+
+
+def _first(data: str) -> Path:
+    """The file or folder that a path names, with a name whatever the path is; of a pattern the first file."""
+    from anyglot_synth.sources.rows import expand
+
+    path = Path(data)
+    if glob.has_magic(data) and not path.exists():
+        path = expand([data])[0]
+    return Path(os.path.abspath(path))
 
 
 def _licensed(dialogue: Dialogue) -> Dialogue:
@@ -210,26 +227,31 @@ def card_of(folder: Path) -> dict[str, str]:
     """`licence` and `name` that a dataset card says: `README.md` with YAML between `---`.
 
     It is in the folder, or above it where the folder is called `data`, as on the Hub. A `README.md` above any other
-    folder may be of something else.
+    folder may be of something else. A card that cannot be read says nothing, and so do values that are no text.
     """
     import yaml
 
+    folder = Path(os.path.abspath(folder))
     for place in (folder, folder.parent) if folder.name == "data" else (folder,):
         card = place / "README.md"
         if not card.is_file():
             continue
-        with open(card, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(1 << 16)
-        found = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", head, re.S)
         try:
+            with open(card, encoding="utf-8-sig", errors="replace") as file:
+                found = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", file.read(1 << 16), re.S)
             values = yaml.safe_load(found[1]) if found else None
-        except yaml.YAMLError:
+        except Exception:  # noqa: BLE001 (PyYAML raises errors of all kinds for values such as the day 2024-13-45)
             values = None
         if isinstance(values, dict):
-            licences = values.get("license", values.get("licence"))
-            licence = " AND ".join(map(str, licences)) if isinstance(licences, list) else str(licences or "")
-            return {"licence": licence, "name": str(values.get("pretty_name") or "")}
+            licence = _texts(values.get("license", values.get("licence")))
+            return {"licence": " AND ".join(licence), "name": "".join(_texts(values.get("pretty_name"))[:1])}
     return {"licence": "", "name": ""}
+
+
+def _texts(value: Any) -> list[str]:
+    """A text or a list of texts of a card; no other value, which may be endless when it is written out."""
+    found = value if isinstance(value, list) else [value]
+    return [escaped(one) for one in found] if all(isinstance(one, str) for one in found) else []
 
 
 def text_of(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:

@@ -7,11 +7,12 @@ may lie anywhere) are taken as their bytes; files that other columns name must b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anyglot_synth.dialogue import Dialogue
+from anyglot_synth.dialogue import Dialogue, escaped
 from anyglot_synth.sources.base import BadRow, RowSource, Source, SourceError, card_of, file_mark
 from anyglot_synth.sources.media import file_bytes
 from anyglot_synth.store import Store
@@ -59,13 +60,13 @@ class HfDatasets(Source):
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
         return {
             "kind": self.name,
-            "data": path.name,
+            "data": escaped(path.name),
             "split": self.split,
             "config_name": self.config_name,
             "revision": self.revision,
             "rows": self.inner.settings(),
             "licence": self._licence(),
-            "files": [[file.name, *file_mark(file)] for file in files],
+            "files": [[escaped(file.name), *file_mark(file)] for file in files],
         }
 
     def read(self, store: Store) -> Iterator[Dialogue | BadRow]:
@@ -121,6 +122,6 @@ class HfDatasets(Source):
 
 def _plain(value: Any) -> Any:
     """A picture or sound that is in a file as bytes; others as they are. Raises `MediaError`."""
-    if isinstance(value, dict) and value["bytes"] is None and value["path"] and Path(value["path"]).is_file():
+    if isinstance(value, dict) and value["bytes"] is None and os.path.isfile(value["path"] or ""):
         return file_bytes(Path(value["path"]), Path(value["path"]).name)
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,20 +89,25 @@ def media_bytes(given: Any, folder: Path) -> MediaBytes:
         return given
     if not isinstance(given, str) or not given:
         raise MediaError(f"{given!r:.80}", "it names no file", "give a path relative to the data's folder")
-    path = Path(os.path.normpath(folder / given))
-    if not path.is_relative_to(os.path.normpath(folder)):
-        raise MediaError(given, f"it is outside of {folder.name!r}", "give a path inside of the folder of media")
+    top = Path(os.path.abspath(folder))  # "../x" is outside of "." only where both are whole
+    path = Path(os.path.abspath(top / given))
+    if not path.is_relative_to(top):
+        raise MediaError(given, f"it is outside of {top.name!r}", "give a path inside of the folder of media")
     return file_bytes(path, given)
 
 
 def file_bytes(path: Path, name: str) -> MediaBytes:
-    """The bytes of a file, under a name. Raises `MediaError` where it cannot be read or is too big."""
+    """The bytes of a file, under a name. Raises `MediaError` where it is none, cannot be read or is too big."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise MediaError(name, f"it has {path.stat().st_size} bytes", f"{MAX_BYTES} are the limit")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise MediaError(name, "it is a folder or a device, not a file", "check the path")
+        if found.st_size > MAX_BYTES:
+            raise MediaError(name, f"it has {found.st_size} bytes", f"{MAX_BYTES} are the limit")
         return MediaBytes(name, path.read_bytes())
-    except OSError as error:
-        raise MediaError(name, f"it cannot be read ({error.strerror})", "check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        why = getattr(error, "strerror", None) or error
+        raise MediaError(name, f"it cannot be read ({why})", "check the path") from None
 
 
 def _given(name: str, origin: Mapping[str, Any] | None) -> dict[str, Any]:

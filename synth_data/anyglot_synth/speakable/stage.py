@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from anyglot_synth.stages import Filtered, Item, Stage
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
-VERSION = 2
+VERSION = 3
 """Counts changes of what is said: part of a job's fingerprint."""
 CHOICES = ("filter", "text")
 
@@ -80,12 +81,21 @@ def _once(before: Dialogue, after: Dialogue) -> Dialogue:
     turns: list[Turn] = []
     was_heard = is_heard = ""
     for old, new in zip(before.turns, after.turns, strict=True):
-        written = " ".join(part.text for part in old.parts if part.modality == TEXT)
+        written = [part.text for part in old.parts if part.modality == TEXT]
         pairs = zip(old.parts, new.parts, strict=True)
-        parts = [part for was, part in pairs if part.modality == was.modality or part.text not in written]
+        parts = [part for was, part in pairs if part.modality == was.modality or not _is_joined(part.text, written)]
         transcribed = new.role == ASSISTANT and before.meta.get("form") == "chain" and was_heard != is_heard
         if transcribed and parts[0] == Part(TEXT, was_heard):
             parts[:1] = [Part(TEXT, is_heard)] if is_heard else []
         was_heard, is_heard = (" ".join(p.text for p in turn.parts if p.modality == SPEECH) for turn in (old, new))
         turns.append(replace(new, parts=tuple(parts)))
     return replace(after, turns=tuple(turns))
+
+
+def _is_joined(text: str, written: Sequence[str]) -> bool:
+    """Whether a text is some of those written, whole, in order, with a space between: as `chain` joins them."""
+    begun = {""}
+    for one in written:
+        longer = [f"{start} {one}" if start else one for start in begun]
+        begun |= {start for start in longer if text.startswith(start)}
+    return text in begun

@@ -28,7 +28,7 @@ class OpenAIVoice(SpeechBackend):
         licence: SPDX name, or the terms, of what the server makes.
         language: tag of what the voices speak, if it is one.
         api_key_env: name of the environment variable that holds the key for this server, see `http_client.py`.
-        timeout_s: of one attempt.
+        timeout_s: of one attempt. All attempts should fit into the time for an item (300 s unless a run says another).
         retries: how often a busy server is asked again.
         pause_s: before the first of these; about doubled each time.
         max_bytes: of an answer.
@@ -47,7 +47,7 @@ class OpenAIVoice(SpeechBackend):
         licence: str | None = None,
         language: str | None = None,
         api_key_env: str | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = 50.0,
         retries: int = 4,
         pause_s: float = 0.5,
         max_bytes: int = 50_000_000,
