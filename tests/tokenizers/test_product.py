@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TwoToneVQ:
         tokenizer,
         (pictures * 255).byte().numpy(),
         run_dir=folder,
-        max_steps=220,
+        max_steps=320,
         batch_size=16,
         lr=4e-3,
         foreground_weight=20.0,
