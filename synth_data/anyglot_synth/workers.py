@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from anyglot_synth.dialogue import canonical
+from anyglot_synth.dialogue import canonical, escaped
 from anyglot_synth.stages import FAILED, OK, Item, Stage
 from anyglot_synth.store import DISK_ERRORS, Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError
@@ -39,7 +39,7 @@ class WorkerError(AnyglotError):
 
 def log_defect(index: int, text: str) -> None:
     """Writes the traceback of an item's defect into the log."""
-    log.error("a defect in the stages, item %d:\n%s", index, text)
+    log.error("a defect in the stages, item %d:\n%s", index, escaped(text))
 
 
 @dataclass

@@ -223,7 +223,7 @@ def test_sections_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ManifestError, match="no section dreams; choose of directions"):
         read_sections("dreams,shots")
     with pytest.raises(SystemExit):
-        main(["eval", "--help"])
+        main(["eval", "nanoworld", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in SECTIONS)
 

@@ -23,10 +23,10 @@ def test_every_shipped_chain_parses(path: Path) -> None:
 
 
 def test_command_line_beats_yaml() -> None:
-    _, config = parse_recipe(find_recipe("nano"), ["--lm.max_steps", "7", "--image.model.codebook_size=64"])
+    _, config = parse_recipe(find_recipe("nano"), ["--lm.max_steps", "7", "--image.model.num_patterns=64"])
     assert config.lm.max_steps == 7
-    assert config.image.model["codebook_size"] == 64
-    assert config.image.model["downsample_factor"] == 8
+    assert config.image.model["num_patterns"] == 64
+    assert config.image.model["num_tones"] == 16
 
 
 def test_later_yaml_layers_over_the_first(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_every_item_ends_somewhere(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert validate(tmp_path / "out").exit_code == 0
 
 
-def test_half_a_character_costs_one_item(tmp_path: Path) -> None:
+def test_half_a_character_costs_one_item(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = ["half in a message", "good", "half in a trace", "half in a fact", "share as detail"]
     for num in (3, None):  # the second run reads what the first has written
         done = make(tmp_path / "out", texts, num=num, workers=1)
@@ -104,6 +104,7 @@ def test_half_a_character_costs_one_item(tmp_path: Path) -> None:
     errors = lines(tmp_path / "out", "errors")
     assert [(line["index"], line["reason"]) for line in errors] == [(0, "backend"), (2, "defect"), (3, "defect")]
     assert [line["detail"] for line in errors[:2]] == [r"the engine said \ud800", r"ValueError: the engine said \ud800"]
+    assert r"the engine said \ud800" in caplog.text and caplog.text.encode(), "the log is a file of text, too"
 
 
 def test_workers_and_order_change_nothing(tmp_path: Path) -> None:
