@@ -63,7 +63,8 @@ class WorldConfig:
         num_chunks: shards; each is a unit of resuming.
         chunk: scenes per shard. Every scene gives one sample of every task.
         readings: strings of words per shard, written down and read aloud (`reading.py`).
-        varied: share of the user's recordings, also those the codec learns from, whose speed and pitch are changed.
+        varied: share of the user's descriptions and first questions, also those the codec learns from, whose speed and
+            pitch are changed.
         workers: processes that make media.
     """
 
@@ -159,7 +160,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
 
         shards.append(run.once(f"shards/{index:05d}", make))
-    shares = {task: config.shares.get(task, 1.0) for task in EVERYTHING}
+    tasks = EVERYTHING if world.readings else (*TASKS, *EXTRA)
+    shares = {task: config.shares.get(task, 1.0) for task in tasks}
     folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, template=TEMPLATE)
     report: dict[str, Any] = {}
     if config.eval.n:
