@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import shutil
 import sys
@@ -181,6 +182,8 @@ def check_lm(config: LMConfig) -> None:
         raise ManifestError(
             f"lm.hidden_size {config.hidden_size} must be a multiple of 2 x lm.num_heads ({config.num_heads})"
         )
+    if config.factored and config.codebook_rows:
+        raise ManifestError("lm.factored makes rows that know their codebooks; leave lm.codebook_rows out")
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
         raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
 
@@ -255,14 +258,15 @@ def build_tokenizer(named: str, options: Mapping[str, Any], where: str = "") -> 
     module, _, name = named.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-        if not issubclass(found, Tokenizer):
-            raise ManifestError(f"{where}tokenizer: {named} is no tokenizer")
-        tokenizer: Tokenizer = found(**options)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ManifestError(
             f"{where}tokenizer: {error}; give module:Class, such as anyglot_tokenizers.image:ImageVQ"
         ) from error
-    except (TypeError, ValueError, ArithmeticError) as error:
+    if not (isinstance(found, type) and issubclass(found, Tokenizer)) or inspect.isabstract(found):
+        raise ManifestError(f"{where}tokenizer: {named} is no tokenizer")
+    try:
+        tokenizer: Tokenizer = found(**options)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ManifestError(f"{where}model: {error}; its keys are the arguments of {named}") from error
     return tokenizer
 

@@ -125,6 +125,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
+    if not 0 <= world.varied <= 1 or min(config.shares.values(), default=0.0) < 0:
+        raise ManifestError(f"world.varied {world.varied} must lie in 0..1, and no share below 0")
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)

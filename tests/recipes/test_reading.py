@@ -1,12 +1,19 @@
-"""Strings of words: never a held-out combination, whatever stands between its words."""
+"""The nano recipe's words read aloud never hold a held-out combination; its settings are checked before any work."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from anyglot_recipes.chain import build_tokenizer
+from anyglot_recipes.cli import main
+from anyglot_recipes.nano import SPEED, another_speed
 from anyglot_recipes.reading import MOST_WORDS, word_string
 from anyglot_synth.nanoworld.language import NUMBERS, WORDS
 from anyglot_synth.nanoworld.scene import HELD_OUT
+from anyglot_tokenizers.errors import ManifestError
 
 
 def test_no_string_holds_a_held_out_combination() -> None:
@@ -15,3 +22,38 @@ def test_no_string_holds_a_held_out_combination() -> None:
     assert all(2 <= len(words) <= MOST_WORDS and set(words) <= {*WORDS, *NUMBERS} for words in strings)
     assert not any(set(triple) <= set(words) for words in strings for triple in HELD_OUT)
     assert len({tuple(words) for words in strings}) > 2500
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--shares={dreams: 1}", "no task dreams"),
+        ("--shares={chat: -1}", "no share below 0"),
+        ("--world.varied=1.5", "must lie in 0..1"),
+        ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    given: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "nano", "--run_dir", str(tmp_path / "run"), given]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_another_speed() -> None:
+    audio = np.sin(2 * np.pi * 200 * np.arange(16000) / 16000).astype(np.float32)
+    rng = np.random.default_rng(0)
+    assert another_speed(audio, rng, 0.0) is audio
+    for _ in range(5):
+        changed = another_speed(audio, rng, 1.0)
+        ratio = len(changed) / len(audio)
+        pitch = np.abs(np.fft.rfft(changed)).argmax() * 16000 / len(changed)
+        assert 1 / SPEED - 0.01 <= ratio <= SPEED + 0.01 and abs(pitch * ratio / 200 - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    "named", [":ImageVQ", "anyglot_tokenizers.image:decoder_of", "anyglot_tokenizers.image:GridImage"]
+)
+def test_what_is_no_tokenizer(named: str) -> None:
+    with pytest.raises(ManifestError, match="image.tokenizer: "):
+        build_tokenizer(named, {}, "image.")

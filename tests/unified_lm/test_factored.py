@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from anyglot_lm.factored import factor_rows, unfactor_rows
 from anyglot_lm.model import new_llama
 from anyglot_lm.packed import PackedLM
-from anyglot_lm.tuning import output_rows
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import AnyglotError, TwoToneVQ
 
@@ -81,6 +80,14 @@ def test_what_does_not_fit_is_refused(vocabulary: Vocabulary) -> None:
         factor_rows(model, vocabulary, {"image": CODEBOOK[:, 1:]})
 
 
+def test_a_model_in_bf16_stays_in_bf16_and_rows_are_factored_once(vocabulary: Vocabulary) -> None:
+    model = model_of(vocabulary, factored=False).bfloat16()
+    factor_rows(model, vocabulary, {"image": CODEBOOK}, {"image": (COLORS, SHAPES)})
+    assert model(input_ids=torch.arange(6)[None]).logits.dtype == torch.bfloat16
+    with pytest.raises(AnyglotError, match="plain rows"):
+        factor_rows(model, vocabulary, {"image": CODEBOOK})
+
+
 def right(model: PackedLM, vocabulary: Vocabulary, ids: Tensor) -> float:
     """Share of pairs whose code is the likeliest one."""
     first, last = vocabulary.block("image").codebook_slice(0)
@@ -106,7 +113,6 @@ def learn(vocabulary: Vocabulary, factored: bool) -> tuple[float, float]:
         (model(ids[seen][:, :-1], positions, labels).total / len(labels)).backward()
         optimizer.step()
     model.eval()
-    assert not isinstance(output_rows(model.model), tuple)
     return right(model, vocabulary, ids[seen]), right(model, vocabulary, ids[~seen])
 
 

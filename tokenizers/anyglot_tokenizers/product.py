@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,11 @@ class ProductQuantizer(Quantizer):
         dims: latent dims of each part; D is their sum.
         sizes: entries of each part's codebook; the number of ids is their product, 2^20 at most.
         stage_steps: training steps before the codebooks start, see `ResidualQuantizer`.
-        options: further options of `ResidualQuantizer`.
 
     Raises ValueError for sizes that cannot be.
     """
 
-    def __init__(self, dims: Sequence[int], sizes: Sequence[int], *, stage_steps: int = 50, **options: Any) -> None:
+    def __init__(self, dims: Sequence[int], sizes: Sequence[int], *, stage_steps: int = 50) -> None:
         if len(dims) != len(sizes) or len(sizes) < 2 or min(sizes) < 2 or math.prod(sizes) > 2**20:
             raise ValueError(
                 f"dims {list(dims)} and sizes {list(sizes)} must be two or more of each, sizes of 2 at least, with a "
@@ -39,7 +37,7 @@ class ProductQuantizer(Quantizer):
         super().__init__(sum(dims), 1, math.prod(sizes))
         self.dims, self.sizes = tuple(dims), tuple(sizes)
         self.parts = nn.ModuleList(
-            ResidualQuantizer(dim, 1, size, stage_steps=stage_steps, dropout=0.0, **options)
+            ResidualQuantizer(dim, 1, size, stage_steps=stage_steps, dropout=0.0)
             for dim, size in zip(dims, sizes, strict=True)
         )
 
@@ -79,6 +77,3 @@ class ProductQuantizer(Quantizer):
             entries.append(part._entries(0)[ids_C % size])
             ids_C = ids_C // size
         return torch.cat(entries, 1)
-
-    def _sources(self, index: int) -> list[Tensor]:
-        return [source for part in self._quantizers for source in part._sources(0)]

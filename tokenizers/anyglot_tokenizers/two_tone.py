@@ -5,7 +5,8 @@ tones, the mean color of its dark and of its light pixels. That is block truncat
 10.1109/TCOM.1979.1094560) with both halves learnt and quantized: pattern and tones have a codebook each, and an id is a
 combination (`product.py`). A red and a green corner are the same pattern, so a language model that keeps the digits
 apart can draw and read a shape in a color that it never met it in; codes of `ImageVQ`, which mix both, do not allow
-that (docs/log.md has the figures). The price is that a patch has two colors at most, and what a decoder makes of it.
+that (docs/log.md has the figures). The price: a patch has two colors at most, and a shape with the luma of
+what is around it is not seen.
 
 A code depends on its own patch and on nothing else. This file holds no losses and reads no files.
 

@@ -47,7 +47,7 @@ class _Codebook(nn.Module):
         self.projection_dD = nn.Parameter(torch.randn(entries_Cd.shape[1], width) * scale / entries_Cd.shape[1] ** 0.5)
 
     def forward(self) -> Tensor:
-        rows_CD = self.entries_Cd @ self.projection_dD
+        rows_CD = self.entries_Cd.to(self.projection_dD.dtype) @ self.projection_dD
         for table, digit_C in zip(self.tables, self.digits, strict=True):
             rows_CD = rows_CD + F.embedding(digit_C, table)
         return rows_CD
@@ -67,7 +67,7 @@ class FactoredRows(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole matrix `[V, D]`, float32, made anew."""
+        """The whole matrix `[V, D]`, made anew, in the dtype of its parameters also under autocast."""
         parts, at, used = [], 0, 0
         with torch.autocast(self.plain.device.type, enabled=False):
             for (first, last), codebook in zip(self.spans, self.codebooks, strict=True):
@@ -107,7 +107,7 @@ def factor_rows(
     *,
     seed: int = 0,
 ) -> None:
-    """Make the rows of codes sums, in place; they start anew, as wide as the model's rows were.
+    """Make the rows of codes sums, in place; they start anew, their digits' part as wide as the model's rows were.
 
     Args:
         model: with the rows of `vocabulary`, plain.
@@ -117,7 +117,8 @@ def factor_rows(
         seed: of the new rows.
 
     Raises:
-        AnyglotError: factors that do not multiply to the codebook's size, or codebooks that do not fit their block.
+        AnyglotError: factors that do not multiply to the codebook's size, codebooks that do not fit their block, or a
+            model whose rows are not plain.
     """
     entries: dict[tuple[int, int], tuple[tuple[int, ...], Tensor]] = {}
     for block in vocabulary.blocks:
@@ -131,11 +132,14 @@ def factor_rows(
         for first, last, entry_Cd in standard_entries(block, codebooks[block.modality]):
             entries[first, last] = digits, entry_Cd
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and head.bias is None):
+        raise AnyglotError("factor_rows needs a model with plain rows and no bias of the head; call it once, first")
     tied = head.weight is embedding.weight
 
     def rows_of(weight_VD: Tensor, kind: type[FactoredRows]) -> FactoredRows:
         width, deviation = weight_VD.shape[1], float(weight_VD.detach().std())
-        return kind(weight_VD, {span: _Codebook(*found, width, deviation) for span, found in entries.items()})
+        rows = kind(weight_VD, {span: _Codebook(*found, width, deviation) for span, found in entries.items()})
+        return rows.to(weight_VD.device, weight_VD.dtype)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
