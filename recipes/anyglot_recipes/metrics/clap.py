@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyglot_recipes.metrics.published import load_model, opened, tensor_of
-
-BATCH = 32
+from anyglot_recipes.metrics.published import load_model, opened, text_vectors, unit
 
 
 class Clap:
@@ -45,15 +43,7 @@ class Clap:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors float32 `[N, D]`."""
         positions = int(self.model.config.text_config.max_position_embeddings) - 2  # RoBERTa counts from 2
-        found = []
-        for start in range(0, len(texts), BATCH):
-            batch = list(texts[start : start + BATCH])
-            ids = self.tokenizer(batch, padding=True, truncation=True, max_length=positions, return_tensors="pt")
-            output = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
-            )
-            found.append(F.normalize(tensor_of(output).float(), dim=1).cpu())
-        return torch.cat(found)
+        return text_vectors(self.model, self.tokenizer, texts, positions)
 
     @torch.inference_mode()
     def media(self, media: Sequence[Tensor]) -> Tensor:
@@ -66,5 +56,5 @@ class Clap:
         for part in parts:  # one at a time: in a batch, models with fusion draw one at random to fuse
             inputs = self.extractor(part, sampling_rate=self.sample_rate, return_tensors="pt").to(self.device)
             output = self.model.get_audio_features(**inputs)
-            found.append(F.normalize(tensor_of(output).float(), dim=1)[0].cpu())
+            found.append(unit(output)[0])
         return F.normalize(torch.stack(found).mean(0), dim=0)

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from anyglot_recipes.metrics.published import load_model, opened, tensor_of
-
-BATCH = 32
+from anyglot_recipes.metrics.published import BATCH, load_model, opened, text_vectors, unit
 
 
 class Clip:
@@ -43,15 +40,7 @@ class Clip:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors float32 `[N, D]` of `prefix` and text."""
-        found = []
-        for start in range(0, len(texts), BATCH):
-            batch = [self.prefix + text for text in texts[start : start + BATCH]]
-            ids = self.tokenizer(batch, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
-            output = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
-            )
-            found.append(F.normalize(tensor_of(output).float(), dim=1).cpu())
-        return torch.cat(found)
+        return text_vectors(self.model, self.tokenizer, [self.prefix + text for text in texts], self.longest)
 
     @torch.inference_mode()
     def media(self, media: Sequence[Tensor]) -> Tensor:
@@ -62,5 +51,5 @@ class Clip:
             images = [image.permute(1, 2, 0).numpy() for image in batch]
             inputs = self.processor(images=images, input_data_format="channels_last", return_tensors="pt")
             output = self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device))
-            found.append(F.normalize(tensor_of(output).float(), dim=1).cpu())
+            found.append(unit(output))
         return torch.cat(found)

@@ -5,15 +5,17 @@ transformers itself only warns where a checkpoint is of another kind or lacks we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anyglot_tokenizers.errors import AnyglotError
 
 T = TypeVar("T")
+BATCH = 32
 
 
 def load_model(name: str, kind: str, device: str | torch.device) -> Any:
@@ -56,3 +58,19 @@ def tensor_of(output: Any) -> Tensor:
     """What `get_image_features` and its like return: a tensor, or in newer versions an output that holds it."""
     found: Tensor = getattr(output, "pooler_output", output)
     return found
+
+
+def text_vectors(model: Any, tokenizer: Any, texts: Sequence[str], longest: int) -> Tensor:
+    """Unit vectors float32 `[N, D]` of texts, each cut to `longest` ids."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        batch = list(texts[start : start + BATCH])
+        ids = tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(model.device)
+        output = model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
+        found.append(unit(output))
+    return torch.cat(found)
+
+
+def unit(output: Any) -> Tensor:
+    """Unit vectors float32 `[N, D]`, on the CPU, of what `get_image_features` and its like return."""
+    return F.normalize(tensor_of(output).float(), dim=1).cpu()
