@@ -90,6 +90,7 @@ class LMConfig:
         codebook_rows: start the input rows of codes from their codebook entries, else at random (for `tied: false`).
         factored: rows of codes are sums of a row for each digit and of their entry's projection (`factored.py`).
         seq_len: ids per pack; longer documents are left out (and counted).
+        condition_dropout: share of documents without their prompt, for classifier-free guidance.
         batch_size: packs per step.
         max_steps: optimizer steps.
         lr: peak learning rate.
@@ -114,6 +115,7 @@ class LMConfig:
     codebook_rows: bool = False
     factored: bool = False
     seq_len: int = 384
+    condition_dropout: float = 0.0
     batch_size: int = 16
     max_steps: int = 2000
     lr: float = 4e-3
@@ -184,6 +186,8 @@ def check_lm(config: LMConfig) -> None:
         )
     if config.factored and config.codebook_rows:
         raise ManifestError("lm.factored makes rows that know their codebooks; leave lm.codebook_rows out")
+    if not 0 <= config.condition_dropout < 1:
+        raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
         raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
 
@@ -401,6 +405,7 @@ def train_lm(
             seq_len=config.seq_len,
             num_packs=config.max_steps * config.batch_size,
             seed=seed,
+            condition_dropout=config.condition_dropout,
             path=run.dir / "plan",
             vocabulary=vocabulary,
             template=template,

@@ -38,14 +38,24 @@ from anyglot_recipes.shots import RULES, Picture
 from anyglot_recipes.tasks import EXTRA, TASKS, Item, sample
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.draw import draw
-from anyglot_synth.nanoworld.records import generate, spoken_sentences
+from anyglot_synth.nanoworld.records import Record, generate, spoken_sentences
 from anyglot_synth.nanoworld.scene import Scene, Split, Thing, sample_scene
-from anyglot_synth.nanoworld.voices import SAMPLE_RATE, VOICES, SpeechCache, default_cache_dir
+from anyglot_synth.nanoworld.voices import (
+    ESPEAK_VOICES,
+    SAMPLE_RATE,
+    VOICES,
+    SpeechCache,
+    Voice,
+    default_cache_dir,
+    installed_voices,
+)
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 ASSISTANT_VOICE = VOICES[-1].name  # slt where flite speaks
+NEVER_HEARD = ESPEAK_VOICES[-1]
+"""The voice that is kept for the benchmark."""
 IMAGE_SIZE = 64
 SPEED = 1.18
 """Most that `another_speed` changes."""
@@ -65,6 +75,8 @@ class WorldConfig:
         readings: strings of words per shard, written down and read aloud (`reading.py`).
         varied: share of the user's descriptions and first questions, also those the codec learns from, whose speed and
             pitch are changed.
+        guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
+            there is one (`guest_voices`). The codec does not learn from them.
         workers: processes that make media.
     """
 
@@ -72,6 +84,7 @@ class WorldConfig:
     chunk: int = 1000
     readings: int = 400
     varied: float = 0.5
+    guests: float = 0.4
     workers: int = 2
 
 
@@ -125,12 +138,15 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
-    if not 0 <= world.varied <= 1 or min(config.shares.values(), default=0.0) < 0:
-        raise ManifestError(f"world.varied {world.varied} must lie in 0..1, and no share below 0")
+    if not (0 <= world.varied <= 1 and 0 <= world.guests <= 1) or min(config.shares.values(), default=0.0) < 0:
+        raise ManifestError(
+            f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
+        )
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)
-    made = cache.prefetch(spoken_sentences(), VOICES)
+    guests = guest_voices() if world.guests else ()
+    made = cache.prefetch(spoken_sentences(), (*VOICES, *guests))
     run.say(f"voices: {made} clips spoken, the rest were cached")
     tokenizers = {
         "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),
@@ -155,8 +171,11 @@ def nano(config: NanoConfig) -> dict[str, Any]:
 
         def make(folder: Path, index: int = index) -> None:
             chunk_seed = seed_of(seed, "chunk", index) % 2**31
-            items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied)
-            read = reading_samples(world.readings, chunk_seed, tokenizers["speech"], cache, VOICES, ASSISTANT_VOICE)
+            items = make_items(
+                "train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied, world.guests
+            )
+            readers = (*VOICES, *guests)
+            read = reading_samples(world.readings, chunk_seed, tokenizers["speech"], cache, readers, ASSISTANT_VOICE)
             samples = chain(_samples(items, chunk_seed), read)
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
@@ -201,6 +220,11 @@ def another_speed(audio: np.ndarray, rng: np.random.Generator, share: float) -> 
     return changed.astype(np.float32)
 
 
+def guest_voices() -> tuple[Voice, ...]:
+    """Voices of another engine than the world's on this machine, but for `NEVER_HEARD`; none where there is one."""
+    return tuple(voice for voice in installed_voices() if voice not in VOICES and voice != NEVER_HEARD)
+
+
 def _train_text(folder: Path, vocab_size: int, seed: int) -> None:
     rng = np.random.default_rng(seed_of(seed, "text"))
     lines = []
@@ -238,10 +262,11 @@ def make_items(
     cache: SpeechCache,
     workers: int,
     varied: float = 0.0,
+    guests: float = 0.0,
 ) -> list[Item]:
     """`num` scenes with all their media as codes, questions, answers, edits and few-shot pictures included.
 
-    `varied` is the share of the user's recordings at another speed. Examples of few-shot documents are of the training
+    `varied` and `guests` are as in `WorldConfig`. Examples of few-shot documents are of the training
     split, and their rules are those of training.
     """
     records = list(generate(split, num, seed, workers=workers))
@@ -251,7 +276,8 @@ def make_items(
     said = [language.describe(record.scene, rng, style="spoken") for record in records]
     speech = tokenizers["speech"]
     speeds = np.random.default_rng([seed, 86])
-    heard = encode_audio(speech, [another_speed(record.speech, speeds, varied) for record in records])
+    descriptions = _descriptions(records, cache, guests, np.random.default_rng([seed, 89]))
+    heard = encode_audio(speech, [another_speed(audio, speeds, varied) for audio in descriptions])
     replies = encode_audio(speech, [cache.say(text, ASSISTANT_VOICE) for text in said])
     spoken_questions = [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)]
     questions = encode_audio(speech, [another_speed(audio, speeds, varied) for audio in spoken_questions])
@@ -273,6 +299,7 @@ def make_items(
             scene=record.scene,
             text=record.text,
             codes={"image": drawn[i], "speech": heard[i], "reply": replies[i], "music": music[i]},
+            reply=said[i],
             question=asked[i][0],
             answer=asked[i][1],
             question_speech=questions[i],
@@ -291,6 +318,16 @@ def make_items(
         )
         for i, record in enumerate(records)
     ]
+
+
+def _descriptions(
+    records: list[Record], cache: SpeechCache, share: float, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """What the users say, `share` of it spoken by guests."""
+    guests = guest_voices() if share else ()
+    for record in records:
+        guest = rng.random() < share
+        yield cache.say(record.spoken_text, guests[int(rng.integers(len(guests)))]) if guests and guest else record.speech
 
 
 def _another_question(scene: Scene, first: str, rng: np.random.Generator) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 `Item` is one record with its media as codes; `sample` turns an item into a training `Sample` of any task: the 12
 ordered pairs of text, image, speech and music, three that combine media, two that ask in words about a picture, and
 the longer forms of `EXTRA`. The same functions build evaluation prompts. Nothing here runs a model.
+
+`CHAINS` write down first what they are about to answer (chain of modality, SpeechGPT, arXiv 2305.11000): text is the
+modality that all others are paired with most.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from itertools import permutations
 
 import numpy as np
 
+from anyglot_lm.grammar import TEXT
 from anyglot_lm.segments import Role, Sample, Segment
 from anyglot_recipes.shots import Picture, Rule, document, say
 from anyglot_synth.nanoworld.language import describe
@@ -31,8 +35,10 @@ HEARD = "image+speech->text"
 TASKS: tuple[str, ...] = (*PAIRS, *COMBINED, WRITTEN, HEARD)
 CHAINED = "image+speech->text+text+speech"
 """`SPOKEN` by way of text (`grammar.CHAIN`): the question in writing, the answer in writing, the answer spoken."""
-CHAINS: tuple[str, ...] = (CHAINED,)
-"""Tasks that need version 2 of the template."""
+THROUGH: dict[str, str] = {f"{a}->{b}": f"{a}->{TEXT}+{b}" for a, b in permutations(MODALITIES[1:], 2)}
+"""Each pair without text -> the same by way of text: a description, and then what it describes."""
+CHAINS: tuple[str, ...] = (CHAINED, *THROUGH.values())
+"""Tasks whose answer is what they end with. `CHAINED` needs version 2 of the template."""
 CHAT = "chat"
 """`SPOKEN`, and then a second spoken question about the same picture, answered aloud. The second answer is graded."""
 SHOTS = "shots"
@@ -46,7 +52,7 @@ class Item:
     """A record with its media as codes int64[K, *grid].
 
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
-    and "music" of the scene. Other tasks need more: a spoken question and its spoken answer, and a second of both; an
+    and "music" of the scene; `reply` is what the reply says. Other tasks need more: a spoken question and its spoken answer, and a second of both; an
     edit with the codes of the edited picture; a written question and its answer; pictures of single things, the last of
     which is asked about, with the rule of their answers.
     """
@@ -54,6 +60,7 @@ class Item:
     scene: Scene
     text: str
     codes: dict[str, np.ndarray]
+    reply: str = ""
     question: str = ""
     answer: str = ""
     question_speech: np.ndarray | None = None
@@ -122,6 +129,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         sources, targets = split_task(task)
         given = [(m, _given(item, m, rng)) for m in sources]
         asked = [(m, _asked(item, m, rng)) for m in targets]
+        if targets == (TEXT, "speech"):
+            asked[0] = (TEXT, item.reply)
     return Sample(_turn(task, given, asked))
 
 
