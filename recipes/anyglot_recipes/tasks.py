@@ -38,7 +38,7 @@ CHAINED = "image+speech->text+text+speech"
 THROUGH: dict[str, str] = {f"{a}->{b}": f"{a}->{TEXT}+{b}" for a, b in permutations(MODALITIES[1:], 2)}
 """Each pair without text -> the same by way of text: a description, and then what it describes."""
 CHAINS: tuple[str, ...] = (CHAINED, *THROUGH.values())
-"""Tasks whose answer is what they end with. `CHAINED` needs version 2 of the template."""
+"""Tasks graded by what they end with. `CHAINED` needs version 2 of the template."""
 CHAT = "chat"
 """`SPOKEN`, and then a second spoken question about the same picture, answered aloud. The second answer is graded."""
 SHOTS = "shots"
@@ -89,7 +89,7 @@ def right_words(item: Item, task: str) -> str | None:
     if task == SHOTS:
         return say(item.shown[-1][0], item.rule)
     answers = {WRITTEN: item.written_answer, CHAT: item.second_answer}
-    return answers.get(task, item.answer if task in (SPOKEN, HEARD, *CHAINS) else None)
+    return answers.get(task, item.answer if task in (SPOKEN, HEARD, CHAINED) else None)
 
 
 def _given(item: Item, modality: str, rng: np.random.Generator | None) -> str | np.ndarray:
