@@ -60,7 +60,6 @@ class Item:
     scene: Scene
     text: str
     codes: dict[str, np.ndarray]
-    reply: str = ""
     question: str = ""
     answer: str = ""
     question_speech: np.ndarray | None = None
@@ -76,6 +75,7 @@ class Item:
     second_answer_speech: np.ndarray | None = None
     shown: Sequence[Picture] = ()
     rule: Rule = ()
+    reply: str = ""
 
 
 def split_task(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
