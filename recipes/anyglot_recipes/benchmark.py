@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ from anyglot_recipes.evaluate import (
 )
 from anyglot_recipes.nano import test_items
 from anyglot_recipes.shots import HELD_OUT, RULES
-from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, WRITTEN, Item
+from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, THROUGH, WRITTEN, Item
 from anyglot_synth.nanoworld.language import presence, same_answer, words
 from anyglot_synth.nanoworld.scene import attributes as attributes_of
 from anyglot_tokenizers.errors import ManifestError
@@ -59,6 +59,7 @@ class Bench:
         checkers: who grades.
         keep: called with a title and the graded samples of a row (for galleries).
         progress: called with one line per finished row.
+        guidance: scales of classifier-free guidance by modality, of every answer.
     """
 
     model: UnifiedModel
@@ -67,6 +68,7 @@ class Bench:
     checkers: Checkers
     keep: Keep = lambda title, graded: None
     progress: Callable[[str], None] = lambda line: None
+    guidance: Mapping[str, float] | None = None
     found: dict[str, list[Graded]] = field(default_factory=dict)
 
     @cached_property
@@ -82,7 +84,7 @@ class Bench:
 
     def ask(self, items: Sequence[Item], task: str) -> list[Graded]:
         """The graded answers about some items."""
-        return grade(items, task, answer(self.model, items, task), self.checkers)
+        return grade(items, task, answer(self.model, items, task, guidance=self.guidance), self.checkers)
 
     def row(
         self,
@@ -124,7 +126,8 @@ def directions(bench: Bench) -> list[Row]:
         bench.found[graded[0].task] = graded
         bench.keep(graded[0].task, graded)
 
-    how: dict[str, Any] = {"checkers": bench.checkers, "keep": keep, "progress": bench.progress}
+    how: dict[str, Any] = {"checkers": bench.checkers, "guidance": bench.guidance}
+    how |= {"keep": keep, "progress": bench.progress}
     rows = evaluate(bench.model, bench.items, tasks=TASKS, **how)["rows"]
     return [{"section": "directions", "condition": "", **row} for row in rows]
 
@@ -189,6 +192,27 @@ def attributes(bench: Bench) -> list[Row]:
             rows.append(row_of(task, [part[name] for part in parts], **more))
         bench.progress(f"attributes: {task}: " + ", ".join(f"{r['condition']} {r['score']:.3f}" for r in rows[-5:]))
     return rows
+
+
+def through(bench: Bench) -> list[Row]:
+    """The pairs without text answered by way of a written description, beside the direct answers, and the mean of the
+    12 pairs with these in the place of those.
+    """
+    limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
+    more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": "answered directly"}
+    rows, by_pair = [], {task: bench.graded(task) for task in PAIRS}
+    before = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
+    for pair, task in THROUGH.items():
+        graded = bench.graded(task)
+        rows.append(bench.row("through", "by way of text", graded, by_pair[pair], ceiling=limits[pair], **more))
+        by_pair[pair] = graded
+    means = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
+    more.update(change_of([a - b for a, b in zip(means, before, strict=True)]))
+    return [*rows, row_of("the 12 pairs", means, section="through", condition="by way of text", **more)]
+
+
+def _scores(by_pair: Mapping[str, Sequence[Graded]]) -> list[list[float]]:
+    return [[g.score for g in graded] for graded in by_pair.values()]
 
 
 def chains(bench: Bench) -> list[Row]:
@@ -274,6 +298,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "attributes": attributes,
     "speech": speech,
     "robustness": robustness,
+    "through": through,
     "chains": chains,
     "chat": chat,
     "shots": shots,
@@ -298,6 +323,7 @@ def run(
     seed: int = 0,
     sections: Sequence[str] = ("directions",),
     checkers: Checkers | None = None,
+    guidance: Mapping[str, float] | None = None,
     keep: Keep = lambda title, graded: None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -310,6 +336,7 @@ def run(
         seed: of the scenes, and of what sections draw.
         sections: names of `SECTIONS`.
         checkers: who grades, default the shipped ones.
+        guidance: see `Bench`.
         keep: see `Bench`.
         progress: see `Bench`.
 
@@ -317,13 +344,14 @@ def run(
         ManifestError: the model lacks a modality.
     """
     started = time.perf_counter()
-    bench = Bench(model, test_items(model, num, seed), seed, checkers or Checkers(), keep, progress)
+    bench = Bench(model, test_items(model, num, seed), seed, checkers or Checkers(), keep, progress, guidance)
     rows = [row for name in sections for row in SECTIONS[name](bench)]
     scenes = json.dumps([item.scene.to_dict() for item in bench.items], sort_keys=True)
     return {
         "benchmark": "nanoworld",
         "num": num,
         "seed": seed,
+        "guidance": dict(guidance or {}),
         "scenes": hashlib.sha256(scenes.encode()).hexdigest()[:16],
         **means([row for row in rows if row["section"] == "directions"]),
         "rows": rows,

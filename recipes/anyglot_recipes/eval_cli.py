@@ -23,7 +23,13 @@ def add_parser(benchmarks: Any, default_model: str) -> None:
         default="directions",
         metavar="NAMES",
         help="joined by commas: directions (default), composition, hallucination, attributes, speech, robustness, "
-        "chains, chat, shots; or all",
+        "through, chains, chat, shots; or all",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance of all answers (for models trained with condition dropout; default: none)",
     )
     parser.add_argument(
         "--judge", choices=["own", "sphinx"], default="own", help="who hears speech (sphinx: pocketsphinx, slower)"
@@ -84,7 +90,9 @@ def _run(arguments: argparse.Namespace) -> int:
         failed = sorted((g for g in graded[SHOWN:] if g.score < 1), key=lambda g: g.score)
         samples[title] = [*graded[:SHOWN], *failed[:FAILURES]]
 
-    how = {"num": arguments.num, "seed": arguments.seed, "sections": sections}
+    how: dict[str, Any] = {"num": arguments.num, "seed": arguments.seed, "sections": sections}
+    if arguments.guidance is not None:
+        how["guidance"] = dict.fromkeys(("text", *model.vocabulary.modalities), arguments.guidance)
     report = run(model, **how, checkers=checkers, keep=keep, progress=_log)
     report = {"model": arguments.model, "judge": arguments.judge, **report}
     if arguments.out:

@@ -10,7 +10,7 @@ which a checker saw no scene; both count as wrong) and the `scores` of the items
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -174,7 +174,7 @@ def ceilings(model: UnifiedModel, items: Sequence[Item], tasks: Sequence[str], c
             edited = media_score("image", [i.edited_image for i in items], [truth(i, task) for i in items])
             result[task] = float(np.mean(edited))
         else:
-            result[task] = float(np.mean([plain[m] for m in split_task(task)[1]]))
+            result[task] = float(np.mean([plain[m] for m in _graded_modalities(task)]))
     return result
 
 
@@ -196,12 +196,13 @@ def answer(
     *,
     sampling: dict[str, Sampling] | None = None,
     seed: int = 0,
+    guidance: Mapping[str, float] | None = None,
 ) -> list[list[Output]]:
-    """The model's outputs for one task, media decoded."""
+    """The model's outputs for one task, media decoded. Arguments are as for `UnifiedModel.respond`."""
     prompts: list[Sample] = [prompt(item, task) for item in items]
     requests = [request(task)] * len(items)
     sampling = sampling or {m: how for m, how in SAMPLING.items() if m in ("text", *model.vocabulary.modalities)}
-    return model.respond(prompts, requests, sampling=sampling, seed=seed)
+    return model.respond(prompts, requests, sampling=sampling, seed=seed, guidance=guidance)
 
 
 GROUPS = ("understanding", "generation", "cross-modal understanding", "cross-modal generation")
@@ -247,6 +248,7 @@ def evaluate(
     *,
     tasks: Sequence[str] = TASKS,
     checkers: Checkers | None = None,
+    guidance: Mapping[str, float] | None = None,
     keep: Callable[[list[Graded]], None] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -259,6 +261,7 @@ def evaluate(
         items: held-out items with codes made by the model's own tokenizers.
         tasks: tasks to run.
         checkers: graders, default the shipped ones.
+        guidance: scales of classifier-free guidance by modality.
         keep: called with the graded samples of each task (for galleries).
         progress: called with one line per finished task.
     """
@@ -268,7 +271,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     lucks: dict[str, float] = {}
     for task in tasks:
-        graded = grade(items, task, answer(model, items, task), checkers)
+        graded = grade(items, task, answer(model, items, task, guidance=guidance), checkers)
         if keep is not None:
             keep(graded)
         about = "the scene" if task in PAIRS else task  # all pairs have the same truth

@@ -52,9 +52,9 @@ class Item:
     """A record with its media as codes int64[K, *grid].
 
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
-    and "music" of the scene; `reply` is what the reply says. Other tasks need more: a spoken question and its spoken answer, and a second of both; an
-    edit with the codes of the edited picture; a written question and its answer; pictures of single things, the last of
-    which is asked about, with the rule of their answers.
+    and "music" of the scene; `reply` is what the reply says. Other tasks need more: a spoken question and its spoken
+    answer, and a second of both; an edit with the codes of the edited picture; a written question and its answer;
+    pictures of single things, the last of which is asked about, with the rule of their answers.
     """
 
     scene: Scene

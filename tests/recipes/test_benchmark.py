@@ -243,9 +243,12 @@ def test_everything_with_an_untrained_model(
         monkeypatch.setattr(benchmark_media, "installed_voices", lambda: VOICES)
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     arguments = ["eval", "nanoworld", "--model", str(tmp_path / "model"), "--num", "2", "--sections", sections]
+    arguments += ["--guidance", "1.5"] if version == 1 else []
     assert main([*arguments, "--out", str(tmp_path / "a"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == printed
+    modalities = ("text", *model.vocabulary.modalities)
+    assert printed["guidance"] == (dict.fromkeys(modalities, 1.5) if version == 1 else {})
     rows = printed["rows"]
     keys = [(row["section"], row["task"], row["condition"]) for row in rows]
     assert len(set(keys)) == len(keys) and {row["section"] for row in rows} == set(read_sections(sections))
@@ -264,7 +267,9 @@ def test_everything_with_an_untrained_model(
     counts = {name: sum(row["section"] == name for row in rows) for name in SECTIONS}
     assert counts["directions"] == 17 and counts["composition"] == 13 and counts["attributes"] == 13 * 5
     assert counts["hallucination"] == 8 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
-    assert (counts["chains"], counts["chat"], counts["shots"]) == (5, 2, 4) and counts["speech"] >= 8
+    assert (counts["through"], counts["chains"], counts["chat"], counts["shots"]) == (7, 5, 2, 4) and counts[
+        "speech"
+    ] >= 8
     real = [row for row in rows if row["condition"] == "real, heard by own judge"]
     assert real[0]["score"] == 0 and real[0]["measure"] == "word errors"
     clean = {row["task"]: row["scores"] for row in rows if row["condition"].endswith(": clean")}

@@ -30,6 +30,8 @@ def test_no_string_holds_a_held_out_combination() -> None:
         ("--shares={dreams: 1}", "no task dreams"),
         ("--shares={chat: -1}", "no share below 0"),
         ("--world.varied=1.5", "must lie in 0..1"),
+        ("--world.guests=-1", "must lie in 0..1"),
+        ("--lm.condition_dropout=1", "must be a share below 1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
     ],
 )

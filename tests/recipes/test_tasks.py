@@ -9,7 +9,7 @@ import pytest
 
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.nano import ASSISTANT_VOICE, make_items
+from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, make_items
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import (
     CHAINED,
@@ -20,6 +20,7 @@ from anyglot_recipes.tasks import (
     PAIRS,
     SHOTS,
     TASKS,
+    THROUGH,
     WRITTEN,
     Item,
     prompt,
@@ -29,7 +30,7 @@ from anyglot_recipes.tasks import (
 )
 from anyglot_synth.nanoworld.language import answer, parse
 from anyglot_synth.nanoworld.scene import Scene, Thing
-from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir, installed_voices
+from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir, installed_voices
 
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
@@ -63,7 +64,12 @@ def item() -> Item:
         second_answer_speech=codes(9, 3),
         shown=[(SCENE.things[0], codes(10 + i, 4, 4)) for i in range(3)],
         rule=("place", "color"),
+        reply="top left, large red circle",
     )
+
+
+def test_guests_are_no_voice_of_the_world_nor_of_the_benchmark() -> None:
+    assert not {*VOICES, NEVER_HEARD} & {*guest_voices()} and {*guest_voices()} <= {*installed_voices()}
 
 
 def test_the_tasks() -> None:
@@ -108,6 +114,13 @@ def test_questions_answered_in_writing(item: Item) -> None:
     assert contents(sample(item, CHAINED)) == [1, 5, "what color is the circle?", "red", 6]
 
 
+def test_pairs_by_way_of_text(item: Item) -> None:
+    assert len(THROUGH) == 6 and not any("text" in pair for pair in THROUGH)
+    assert contents(sample(item, THROUGH["image->speech"])) == [1, item.reply, 3]  # what is written is what is said
+    given, text, asked = contents(sample(item, THROUGH["speech->music"], np.random.default_rng(0)))
+    assert (given, asked) == (2, 4) and isinstance(text, str) and parse(text) == SCENE
+
+
 def test_longer_forms_are_asked_up_to_the_last_answer(item: Item) -> None:
     assert contents(sample(item, CHAT)) == [1, 5, 6, 8, 9] and contents(prompt(item, CHAT)) == [1, 5, 6, 8]
     said = "top left red"
@@ -149,6 +162,11 @@ def test_items_have_what_every_task_needs(
         assert item.question != item.second_question
         assert len(item.shown) == 3 and item.rule in RULES
         assert not any(Scene((thing,)).has_held_out for thing, _ in item.shown)
+        assert parse(item.reply) == item.scene
+    visited = make_items("train", 8, 3, tokenizers, cache, 1, guests=1.0)
+    for item, other in zip(items, visited, strict=True):
+        same = [task for task in (*TASKS, *EXTRA) if sample(item, task) == sample(other, task)]
+        assert "image->text" in same and ("speech->text" in same) == (not guest_voices())
     held_out = make_items("test", 4, 3, tokenizers, cache, 1)
     for item in held_out:
         assert [Scene((thing,)).has_held_out for thing, _ in item.shown] == [False, False, True]
