@@ -87,6 +87,7 @@ class LMConfig:
         num_layers: decoder layers.
         num_heads: attention heads.
         tied: one matrix for input rows and output head.
+        qk_norm: normalise queries and keys.
         codebook_rows: start the input rows of codes from their codebook entries, else at random (for `tied: false`).
         factored: rows of codes are sums of a row for each digit and of their entry's projection (`factored.py`).
         seq_len: ids per pack; longer documents are left out (and counted).
@@ -95,10 +96,12 @@ class LMConfig:
         max_steps: optimizer steps.
         lr: peak learning rate.
         warmup_steps: linear warm-up.
+        cooldown: share of the run, at its end, in which the rate falls.
         weight_decay: of hidden matrices.
         muon: Muon for hidden matrices, else AdamW.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         modality_weights: factor of the loss by modality.
+        z_loss: factor of logsumexp².
         compile: torch.compile the decoder (needs a C++ compiler; falls back to eager without one).
         precision: "32-true", "bf16-mixed", or "auto": bf16-mixed where the hardware computes it natively.
         checkpoint_every: steps between checkpoints, a multiple of log_every.
@@ -112,6 +115,7 @@ class LMConfig:
     num_layers: int = 6
     num_heads: int = 4
     tied: bool = True
+    qk_norm: bool = False
     codebook_rows: bool = False
     factored: bool = False
     seq_len: int = 384
@@ -120,10 +124,12 @@ class LMConfig:
     max_steps: int = 2000
     lr: float = 4e-3
     warmup_steps: int = 100
+    cooldown: float = 0.6
     weight_decay: float = 0.05
     muon: bool = True
     sliced: bool = True
     modality_weights: dict[str, float] = field(default_factory=dict)
+    z_loss: float = 0.0
     compile: bool = True
     precision: str = "auto"
     checkpoint_every: int = 200
@@ -388,6 +394,7 @@ def train_lm(
             num_heads=config.num_heads,
             max_length=1024,
             tied=config.tied,
+            qk_norm=config.qk_norm,
             seed=seed,
         )
         entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
@@ -417,9 +424,11 @@ def train_lm(
             max_steps=config.max_steps,
             lr=config.lr,
             warmup_steps=config.warmup_steps,
+            cooldown=config.cooldown,
             weight_decay=config.weight_decay,
             muon=config.muon,
             modality_weights=config.modality_weights,
+            z_loss=config.z_loss,
             sliced=config.sliced,
             compile=config.compile and can_compile(run),
             log_every=config.log_every,

@@ -67,6 +67,20 @@ def pretrained(
     return model
 
 
+def test_normalised_queries_and_keys() -> None:
+    model = new_llama(VOCABULARY, hidden_size=32, num_layers=1, num_heads=2, qk_norm=True).eval()
+    assert_no_leak(model)
+    plain = new_llama(VOCABULARY, hidden_size=32, num_layers=1, num_heads=2)
+    more = {name for name, _ in model.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert {name.split(".")[-2] for name in more} == {"q_norm", "k_norm"}
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        for name in ("q_proj", "k_proj"):
+            getattr(model.model.layers[0].self_attn, name).weight.mul_(7)
+        torch.testing.assert_close(model(ids).logits, before)
+
+
 def test_same_seed_same_bytes_and_global_state_untouched() -> None:
     before = torch.get_rng_state()
     a, b, c = (new_llama(VOCABULARY, hidden_size=32, num_layers=1, num_heads=2, seed=s) for s in (1, 1, 2))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from anyglot_lm.backbone import check_text_rope
 from anyglot_lm.rows import Init, new_rows, projected
@@ -32,8 +32,9 @@ def new_llama(
     num_heads: int = 4,
     max_length: int = 1024,
     tied: bool = True,
+    qk_norm: bool = False,
     seed: int = 0,
-) -> LlamaForCausalLM:
+) -> LlamaForCausalLM | Qwen3ForCausalLM:
     """A randomly initialised Llama with one row per id of `vocabulary`.
 
     Args:
@@ -44,15 +45,18 @@ def new_llama(
         max_length: longest sequence in ids.
         tied: one matrix for input rows and output head. Input rows of their own start with deviation 1, as large as
             what the layers add: Adam's steps then change them slowly, and they keep the geometry they start with.
+        qk_norm: normalise queries and keys (arXiv 2302.05442; Chameleon, arXiv 2405.09818): the model is then a Qwen3,
+            which is a Llama with just that.
         seed: of the initial weights; the global generator is left as it was.
     """
-    config = LlamaConfig(
+    config = (Qwen3Config if qk_norm else LlamaConfig)(
         vocab_size=vocabulary.size,
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 8 // 3 // 64 * 64,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
+        head_dim=hidden_size // num_heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=tied,
         use_cache=False,
@@ -63,7 +67,7 @@ def new_llama(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = Qwen3ForCausalLM(config) if isinstance(config, Qwen3Config) else LlamaForCausalLM(config)
         if not tied:
             nn.init.normal_(model.get_input_embeddings().weight)
         return model
