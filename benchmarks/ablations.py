@@ -88,7 +88,7 @@ def line(name: str, out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, help="a run of the recipe nano with tokenizers, text and shards")
+    parser.add_argument("base", type=Path, nargs="?", help="a run of the recipe nano; without, nothing is measured")
     parser.add_argument("--out", type=Path, default=Path("ablations"))
     parser.add_argument("--only", help=f"names joined by commas, of {', '.join(VARIANTS)}")
     parser.add_argument("--steps", type=int, default=600)
@@ -97,6 +97,9 @@ def main() -> None:
     chosen = arguments.only.split(",") if arguments.only else list(VARIANTS)
     if unknown := sorted(set(chosen) - set(VARIANTS)):
         parser.error(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    if arguments.base is None:
+        print("ablations: nothing measured; give a finished run: python benchmarks/ablations.py runs/nano")
+        return
     if not (arguments.base / "settings.json").exists():
         parser.error(f"{arguments.base}: no run of the recipe nano; make one: anyglot train nano")
     for name in chosen:
