@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from anyglot_lm.model import new_llama
 from anyglot_lm.segments import Template
@@ -24,6 +27,9 @@ from anyglot_tokenizers.media import write_image
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 SAYINGS = ["a large red circle at the top left", "make the square blue", "what color is it?", "two"]
+
+SAID = ["a large red circle at the top left", "make the square blue", "the user asks the assistant"]
+BACKBONE_ROWS = 448
 
 
 def _codec(modality: str) -> AudioCodec:
@@ -55,6 +61,33 @@ def tiny_model() -> UnifiedModel:
     vocabulary = Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
     llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=1024)
     return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small Llama that was never trained, with a tokenizer of its own."""
+    path = tmp_path_factory.mktemp("backbone")
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(SAID * 4, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    raw.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>").save_pretrained(path)
+    config = LlamaConfig(
+        vocab_size=BACKBONE_ROWS,  # more than the tokenizer has: padded
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=raw.token_to_id("<|im_start|>"),
+        eos_token_id=raw.token_to_id("<|im_end|>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.shards import ShardWriter
@@ -20,34 +19,8 @@ from anyglot_recipes.expand import add_parser, parse_blocks
 from anyglot_recipes.pairs import write_pairs
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
-SAYINGS = ["a large red circle at the top left", "make the square blue", "the user asks the assistant"] * 4
-ROWS = 448
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("backbone")
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(SAYINGS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
-    raw.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>").save_pretrained(path)
-    config = LlamaConfig(
-        vocab_size=ROWS,  # more than the tokenizer has: padded
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=raw.token_to_id("<|im_start|>"),
-        eos_token_id=raw.token_to_id("<|im_end|>"),
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
+SAYINGS = ["a large red circle at the top left", "make the square blue"]
+ROWS = 448  # of the backbone
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anyglot_lm.adapter import read_settings, text_of
 from anyglot_lm.grammar import TEXT, Request, RequestError, Span, SpanGrammar
 from anyglot_lm.hf_text import AnyText, load_text
 from anyglot_lm.segments import Role, Segment, Template
@@ -224,7 +225,7 @@ class Parts:
 def read_parts(
     directory: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> tuple[Vocabulary, Template, AnyText, dict[str, Tokenizer]]:
-    """What `Parts` is made of, from a model folder.
+    """What `Parts` is made of, from a model folder or that of an adapter (`adapter.py`).
 
     Args:
         directory: the folder.
@@ -239,10 +240,12 @@ def read_parts(
         raise CheckpointError(f"{folder}: holds no {VOCABULARY_FILE}; give the folder of a unified model")
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
     template = Template.load(folder / TEMPLATE_FILE)
-    text = load_text(folder)
+    adapter = read_settings(folder)
+    text = load_text(folder) if adapter is None else text_of(adapter)
+    place = folder / ((adapter or {}).get("tokenizers") or TOKENIZERS_FOLDER)
     tokenizers = {}
     for block in vocabulary.blocks:
-        path = folder / TOKENIZERS_FOLDER / block.modality
+        path = place / block.modality
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder; copy the whole model folder again")
         tokenizers[block.modality] = load(path).to(device)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from anyglot_lm.adapter import load_adapted, read_settings
 from anyglot_lm.engine import Engine, GenerationError, Guidance, Sampling, generate, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer
@@ -86,7 +87,8 @@ class UnifiedModel(Parts):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> UnifiedModel:
-        """Reads a model folder. Weights are safetensors; code from the folder is never run.
+        """Reads a model folder, or that of an adapter (`adapter.py`) with the backbone that it names. Weights are
+        safetensors; code from the folder is never run.
 
         Args:
             directory: the folder.
@@ -104,7 +106,11 @@ class UnifiedModel(Parts):
         folder = Path(directory)
         parts = read_parts(folder, device=device)
         # PreTrainedModel.to is a decorated method, which type checkers lose
-        model: Any = load_causal_lm(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
+        model: Any
+        if adapter := read_settings(folder):
+            model = load_adapted(folder, adapter, parts[0], dtype=dtype)
+        else:
+            model = load_causal_lm(folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
         model = model.to(device)
         return cls(model, *parts, where=str(folder))
 
