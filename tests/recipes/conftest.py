@@ -80,7 +80,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=640,
         bos_token_id=raw.token_to_id("<|im_start|>"),
         eos_token_id=raw.token_to_id("<|im_end|>"),
         tie_word_embeddings=True,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.cli import main
+from anyglot_recipes.cli import NANO_MODEL, main, shipped_or_given
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_image
 from anyglot_tokenizers.query import QueryImageVQ
@@ -87,6 +87,14 @@ def test_missing_model_folder(
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, *arguments, "--model", tmp_path / "none")
     assert f"{tmp_path / 'none'}" in line and "give the folder of a unified model" in line
+
+
+def test_shipped_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped_or_given("nano") == str(NANO_MODEL)
+    assert [shipped_or_given(name) for name in ("other", "../nano", ".", "")] == ["other", "../nano", ".", ""]
+    (tmp_path / "nano").mkdir()
+    assert shipped_or_given("nano") == "nano"
 
 
 def test_unknown_media_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

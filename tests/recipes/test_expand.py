@@ -104,7 +104,7 @@ def test_rare_text_makes_room(backbone: Path, tokenizers: Path, tmp_path: Path) 
     model = UnifiedModel.from_pretrained(tmp_path / "m")
     assert len(model.model.get_input_embeddings().weight) == ROWS
     assert model.vocabulary.size == 384 and model.vocabulary.text_size == 384 - 5 - 1 - 1 - 32
-    assert model.text.size <= model.vocabulary.text_size and model.max_length == 512
+    assert model.text.size <= model.vocabulary.text_size and model.max_length == 1280
     assert model.text.decode(model.text.encode(SAYINGS[0])) == SAYINGS[0]
     assert model.generate("speech", text=SAYINGS[0], max_ids=40).media is not None
 

@@ -1,0 +1,70 @@
+"""The recipes of a pretrained language model, on a small one: from the backbone to an adapter that answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.cli import main
+from anyglot_recipes.nano import ASSISTANT_VOICE
+from anyglot_recipes.tasks import EXTRA, TASKS
+from anyglot_recipes.train import find_recipe, parse_recipe
+from anyglot_synth.nanoworld.voices import installed_voices
+
+needs_voices = pytest.mark.skipif(
+    ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
+)
+STAGE = {"trainer.max_steps": 2, "trainer.accelerator": "cpu", "checkpoint_every": 2, "model.log_every": 1}
+STAGE |= {"precision": "fp32", "model.frozen_dtype": "fp32", "model.warmup_steps": 1, "export_dtype": "fp32"}
+STAGE |= {"data.seq_len": 512, "data.batch_size": 1, "data.packs_per_step": 1}
+
+
+def test_small_learns_only_what_there_is() -> None:
+    _, config = parse_recipe(find_recipe("small"), [])
+    assert set(config.tasks) <= {*TASKS, *EXTRA, "write down", "read aloud"}
+    assert sum(config.tasks.values()) == pytest.approx(1.0) and config.blocks["image"] == {"grid": [8, 8]}
+
+
+@needs_voices
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_from_the_backbone_to_the_adapter(
+    backbone: Path, tiny_model: UnifiedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("ANYGLOT_CACHE", str(tmp_path / "cache"))
+    for modality, tokenizer in tiny_model.tokenizers.items():
+        tokenizer.save_pretrained(tmp_path / "tokenizers" / modality)
+    (tmp_path / "book.txt").write_text("the user asks the assistant\n\n" * 40)
+    blocks = {"image": {"grid": [4, 4]}, **{m: {"max_frames": 120} for m in ("speech", "music")}}
+    options = {
+        "run_dir": str(tmp_path / "run"),
+        "backbone": str(backbone),
+        "tokenizers": str(tmp_path / "tokenizers"),
+        "blocks": blocks,
+        "world": {"num_chunks": 1, "chunk": 6, "readings": 6, "workers": 1},
+        "tasks": {"text->image": 0.5, "image->text+speech": 0.3, "read aloud": 0.2},
+        "max_ids": 512,
+        "replay": [str(tmp_path / "book.txt")],
+        "held_out_text": str(tmp_path / "book.txt"),
+        "rows": STAGE,
+        "lora": STAGE,
+        "n": 2,
+    }
+    (tmp_path / "small.yaml").write_text(json.dumps({"program": "smol", **options}))
+    assert main(["train", str(tmp_path / "small.yaml")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [row["task"] for row in report["rows"]] == ["text->image", "image->text+speech"]
+    assert set(report["perplexity"]) == {"before", "after"}
+    adapted = UnifiedModel.from_pretrained(tmp_path / "run" / "adapter")
+    merged = UnifiedModel.from_pretrained(tmp_path / "run" / "lora" / "model")
+    ids = torch.tensor([merged.text.encode("a large red circle")])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.model(ids).logits, merged.model(ids).logits, rtol=1e-2, atol=1e-2)
+    assert adapted.generate("image", text="a large red circle").media is not None
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "small.yaml")]) == 0  # nothing is done again
+    assert "adapter: done before" in capsys.readouterr().err
