@@ -38,7 +38,7 @@ def test_from_the_backbone_to_the_adapter(
     monkeypatch.setenv("ANYGLOT_CACHE", str(tmp_path / "cache"))
     for modality, tokenizer in tiny_model.tokenizers.items():
         tokenizer.save_pretrained(tmp_path / "tokenizers" / modality)
-    (tmp_path / "book.txt").write_text("the user asks the assistant\n\n" * 40)
+    (tmp_path / "book.txt").write_text("the user asks the assistant\n\n" * 100)
     blocks = {"image": {"grid": [4, 4]}, **{m: {"max_frames": 120} for m in ("speech", "music")}}
     options = {
         "run_dir": str(tmp_path / "run"),
