@@ -20,14 +20,17 @@ import numpy as np
 import yaml
 
 from anyglot_lm.adapter import SMOLLM2, Backbone, write_adapter
+from anyglot_lm.engine import Sampling
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE
 from anyglot_lm.perplexity import text_perplexity
 from anyglot_lm.segments import Sample
+from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
 from anyglot_recipes.expand import expand, open_tokenizers
 from anyglot_recipes.nano import ASSISTANT_VOICE, WorldConfig, guest_voices, make_items, test_items
+from anyglot_recipes.own_answers import HELD_OUT, MOST, Original, agreement, questions, talk, whole_sentences
 from anyglot_recipes.reading import TASKS as READINGS
 from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
@@ -63,6 +66,7 @@ class SmolConfig:
         max_ids: longer documents are left out.
         replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
         replay_share: of the ids.
+        talk_share: of the ids, of ordinary questions with the backbone's own answers (`own_answers.py`).
         held_out_text: UTF-8 text whose perplexity is measured before and after; not among `replay`.
         rows: settings of the rows-only stage, over those of configs/rows.yaml, as `{"model.lr": 0.003}`.
         lora: settings of the LoRA stage, over those of configs/align.yaml.
@@ -82,6 +86,7 @@ class SmolConfig:
     max_ids: int = 320
     replay: list[str] = field(default_factory=list)
     replay_share: float = 0.2
+    talk_share: float = 0.0
     held_out_text: str | None = None
     rows: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
@@ -115,8 +120,12 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         files = [Path(file) for file in config.replay]
         text = run.once("text", lambda folder: _write_text(folder, files, start)) / "shards"
         data["data.shards"].append(str(text))
-        weights = {task: share * (1 - config.replay_share) for task, share in weights.items()}
         weights["text"] = config.replay_share
+    if config.talk_share:
+        data["data.shards"].append(str(run.once("talk", lambda folder: _write_talk(folder, backbone, start))))
+        weights["talk"] = config.talk_share
+    kept = sum(weights.get(name, 0.0) for name in ("text", "talk"))
+    weights |= {task: share * (1 - kept) for task, share in config.tasks.items()}
     data["data.weights"] = weights
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
     folder = start
@@ -131,7 +140,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
             run.say(f"{name}: final training loss {loss:.4f}")
         folder = out
     run.once("adapter", lambda made: _write_adapter(made, run.dir / "lora", backbone))
-    return _grade(run, config, start, folder, loss)
+    return _grade(run, config, start, folder, loss, backbone)
 
 
 def _write_adapter(folder: Path, trained: Path, backbone: Backbone) -> None:
@@ -172,7 +181,25 @@ def _write_text(folder: Path, files: list[Path], start: Path) -> None:
     write_text_shards(files, start, folder / "shards", max_ids=256)
 
 
-def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float) -> dict[str, Any]:
+def _write_talk(folder: Path, backbone: Backbone, start: Path) -> None:
+    model, asked = UnifiedModel.from_pretrained(start), questions()
+    with ShardWriter(folder, model.vocabulary, model.template, text=model.text) as writer:
+        for question, answer in zip(asked, Original(backbone).answers(asked), strict=True):
+            if answer:
+                writer.add_sample(talk(question, answer), "talk")
+
+
+def _talk_report(model: UnifiedModel, start: UnifiedModel, backbone: Backbone) -> list[dict[str, Any]]:
+    """Questions of no training: what the backbone says, what the model says, and how alike they choose their words."""
+    rows = []
+    for question, answer in zip(HELD_OUT, Original(backbone).answers(HELD_OUT), strict=True):
+        said = model.generate("text", text=question, sampling=Sampling(temperature=0.0), max_ids=MOST).text
+        found = {name: round(agreement(m, question, answer), 3) for name, m in (("before", start), ("after", model))}
+        rows.append({"question": question, "original": answer, "said": whole_sentences(said or ""), **found})
+    return rows
+
+
+def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float, backbone: Backbone) -> dict[str, Any]:
     from anyglot_recipes.evaluate import evaluate
 
     model = UnifiedModel.from_pretrained(folder)
@@ -189,6 +216,8 @@ def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float)
         }
         report["perplexity"] = {name: round(value, 3) for name, value in found.items()}
         run.say(f"perplexity of {config.held_out_text}: {found['before']:.2f} before, {found['after']:.2f} after")
+    if config.talk_share:
+        report["talk"] = _talk_report(model, UnifiedModel.from_pretrained(start), backbone)
     with atomic_write(run.dir / "report.json") as path:
         path.write_text(json.dumps({**report, "loss": loss}, indent=1))
     return {**report, "loss": loss}
