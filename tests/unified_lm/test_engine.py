@@ -22,6 +22,7 @@ from anyglot_lm.engine import (
     sample,
 )
 from anyglot_lm.grammar import Request, SpanGrammar
+from anyglot_lm.sampling import level_text
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 
 VOCABULARY = Vocabulary.build(
@@ -79,9 +80,44 @@ def reference(prompt: list[int], request: Request) -> list[int]:
         mask = torch.full_like(logits, -torch.inf)
         for low, high in grammar.allowed(state):
             mask[low:high] = 0
-        ids.append(int((logits + mask).argmax()))
+        chances = (logits + mask).softmax(-1)
+        text = chances[: VOCABULARY.text_size]
+        if state.position < 0:  # text is one choice among media and eos, then its first id another
+            more = text.sum() > chances[VOCABULARY.text_size :].max()
+            chances[VOCABULARY.text_size :] *= not more
+            chances[: VOCABULARY.text_size] *= more
+        ids.append(int(chances.argmax()))
         state = grammar.advance(state, ids[-1])
     return ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
+def test_text_is_one_choice_whatever_its_first_word(temperature: float) -> None:
+    """Text has 0.6 of the chances over six words, one medium 0.3, eos the rest."""
+    chances = torch.tensor([[*[0.1] * 6, 0.3, 0.1]])
+    logits = chances.log()
+    level_text(logits, slice(0, 6), temperature)
+    if temperature == 0:
+        assert logits.argmax() < 6
+        return
+    shares = (logits / temperature).softmax(-1)[0]
+    wanted = torch.tensor([0.6, 0.3, 0.1]) ** (1 / temperature)
+    found = torch.stack([shares[:6].sum(), shares[6], shares[7]])
+    torch.testing.assert_close(found, wanted / wanted.sum())
+    assert torch.allclose(shares[:6], shares[0])
+
+
+def test_greedy_begins_with_text_where_that_is_likelier_than_a_medium() -> None:
+    model = copy.deepcopy(tiny_llama())
+    with torch.no_grad():
+        hidden_H = model.model(torch.tensor(prompts(1))).last_hidden_state[0, -1]
+        weight, unit = model.get_output_embeddings().weight, hidden_H / hidden_H.square().sum()
+        weight[: VOCABULARY.size] = -9 * unit
+        weight[:5] = 1.0 * unit  # five words share what is more than speech has
+        weight[VOCABULARY.block("speech").start_id] = 2.0 * unit
+    greedy = {name: GREEDY for name in ("text", *VOCABULARY.modalities)}
+    ((first, *_),) = generate(model, VOCABULARY, prompts(1), Request(max_ids=40), greedy)
+    assert first < 5
 
 
 @pytest.mark.parametrize("order", [("text",), None])

@@ -35,7 +35,7 @@ from anyglot_lm.int8 import Int8Linear, int8_product
 from anyglot_lm.sampling import GREEDY as GREEDY
 from anyglot_lm.sampling import GenerationError as GenerationError
 from anyglot_lm.sampling import Sampling as Sampling
-from anyglot_lm.sampling import join_ends, penalise, row_draws, sample
+from anyglot_lm.sampling import join_ends, level_text, penalise, row_draws, sample
 from anyglot_lm.sampling import row_seeds as row_seeds
 from anyglot_lm.vocabulary import Vocabulary
 
@@ -102,11 +102,11 @@ class Row:
     slots: list[int] = field(default_factory=list)
     seen_V: Tensor | None = None
 
-    def settings(self) -> tuple[str, Sampling, float]:
-        """What governs the next id: modality, sampling, scale of guidance."""
+    def settings(self) -> tuple[str, Sampling, float, bool]:
+        """What governs the next id: modality, sampling, scale of guidance, and whether it stands between spans."""
         modality = self.state.modality
         scale = float(self.scales.get(modality, 1.0)) if len(self.prompts) > 1 else 1.0
-        return modality, self.sampling.get(modality, NO_SAMPLING), scale
+        return modality, self.sampling.get(modality, NO_SAMPLING), scale, self.state.position < 0
 
 
 class Engine:
@@ -392,7 +392,7 @@ class Engine:
         self._hidden_SH[: len(hidden_SH)] = hidden_SH
 
     def _choose(
-        self, ranges_B: Sequence[Ranges], settings_B: Sequence[tuple[str, Sampling, float]], draws_B: Tensor
+        self, ranges_B: Sequence[Ranges], settings_B: Sequence[tuple[str, Sampling, float, bool]], draws_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The next id of every row, and whether all logits were finite."""
         groups: dict[Any, list[int]] = {}
@@ -400,7 +400,7 @@ class Engine:
             groups.setdefault((ranges, *settings), []).append(i)
         ids_B = torch.empty(len(ranges_B), dtype=torch.long, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        for (ranges, _, sampling, scale), members in groups.items():
+        for (ranges, _, sampling, scale, between), members in groups.items():
             everyone = len(members) == len(ranges_B)
             members_G = slice(None) if everyone else self._on_device(members)
             low, high, mask_C = self._slice(ranges)
@@ -416,6 +416,8 @@ class Engine:
             if sampling.repetition_penalty != 1:
                 seen_GC = torch.stack([row.seen_V[low:high] for row in rows if row.seen_V is not None])
                 logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
+            if between and low < self.vocabulary.text_size < high:
+                level_text(logits_GC, slice(0, self.vocabulary.text_size - low), sampling.temperature)
             finite &= torch.isfinite(logits_GC.amax(-1)).all()
             ids_B[members_G] = low + sample(logits_GC, draws_B[members_G], sampling)
         for i, row in enumerate(self.rows):

@@ -84,6 +84,19 @@ def join_ends(logits_GC: Tensor, eos: int, user: int) -> None:
     logits_GC[:, eos] = torch.logaddexp(logits_GC[:, eos], logits_GC[:, user])
 
 
+def level_text(logits_GC: Tensor, text: slice, temperature: float) -> None:
+    """Gives text the chance of all its ids together, in place, where it is one choice among others.
+
+    A medium has one start id, but a text may begin with many words: the likeliest of them, or all of them at a low
+    temperature, would lose against a start id that is less likely than text.
+    """
+    if temperature < LEAST_TEMPERATURE:
+        most_G1 = logits_GC[:, text].amax(-1, keepdim=True)
+    else:
+        most_G1 = temperature * (logits_GC[:, text] / temperature).logsumexp(-1, keepdim=True)
+    logits_GC[:, text] += logits_GC[:, text].logsumexp(-1, keepdim=True) - most_G1
+
+
 def penalise(logits_GC: Tensor, seen_GC: Tensor, penalty: float) -> Tensor:
     """Makes ids already seen less likely (penalty > 1): divides positive logits, multiplies negative ones."""
     lower = torch.where(logits_GC > 0, logits_GC / penalty, logits_GC * penalty)
