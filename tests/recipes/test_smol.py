@@ -51,7 +51,7 @@ def test_from_the_backbone_to_the_adapter(
         "replay": [str(tmp_path / "book.txt")],
         "held_out_text": str(tmp_path / "book.txt"),
         "rows": STAGE,
-        "lora": STAGE,
+        "lora": {**STAGE, "model.lora": {"r": 4, "alpha": 12.0}},
         "n": 2,
     }
     (tmp_path / "small.yaml").write_text(json.dumps({"program": "smol", **options}))
