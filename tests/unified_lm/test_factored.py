@@ -66,6 +66,21 @@ def test_rows_are_sums_and_come_out_plain(vocabulary: Vocabulary, tied: bool, tm
     assert unfactor_rows(again) is again, "a plain model stays as it is"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("factors", [(COLORS, SHAPES), (IDS,)])
+def test_rows_start_as_wide_as_plain_ones(vocabulary: Vocabulary, factors: tuple[int, ...], tied: bool) -> None:
+    model = new_llama(vocabulary, hidden_size=1024, num_layers=1, num_heads=2, max_length=32, tied=tied)
+    codes = slice(*vocabulary.block("image").codebook_slice(0))
+
+    def deviations() -> list[float]:
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        return [end.weight[codes].std().item() for end in ends]
+
+    plain = deviations()
+    factor_rows(model, vocabulary, {"image": CODEBOOK}, {"image": factors})
+    assert deviations() == pytest.approx(plain, rel=0.05)
+
+
 def test_without_factors_an_id_has_a_free_row_and_its_projection(vocabulary: Vocabulary) -> None:
     model = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=32)
     factor_rows(model, vocabulary, {"image": CODEBOOK, "music": torch.zeros(1, 2, 3)})

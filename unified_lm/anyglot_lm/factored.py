@@ -42,7 +42,7 @@ class _Codebook(nn.Module):
             "digits", ids_C[None] // places[:, None] % torch.tensor(factors)[:, None], persistent=False
         )
         self.register_buffer("entries_Cd", entries_Cd, persistent=False)
-        scale = deviation / len(factors) ** 0.5
+        scale = deviation / (len(factors) + 1) ** 0.5  # of each digit's rows, and of the projected entries
         self.tables = nn.ParameterList(torch.randn(size, width) * scale for size in factors)
         self.projection_dD = nn.Parameter(torch.randn(entries_Cd.shape[1], width) * scale / entries_Cd.shape[1] ** 0.5)
 
@@ -107,7 +107,7 @@ def factor_rows(
     *,
     seed: int = 0,
 ) -> None:
-    """Make the rows of codes sums, in place; they start anew, their digits' part as wide as the model's rows were.
+    """Make the rows of codes sums, in place; they start anew, as wide as the model's rows were.
 
     Args:
         model: with the rows of `vocabulary`, plain.
