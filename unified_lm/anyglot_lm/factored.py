@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anyglot_lm.model import make_rows_plain
 from anyglot_lm.rows import standard_entries
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import AnyglotError
@@ -149,15 +150,9 @@ def factor_rows(
     model.set_output_embeddings(FactoredHead(outputs))
 
 
-@torch.no_grad()
 def unfactor_rows(model: PreTrainedModel) -> PreTrainedModel:
     """Back to a plain model with a row per id, in place; one without such rows stays as it is."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, FactoredEmbedding) and isinstance(head, FactoredHead):
-        weight_VD = embedding.weight
-        plain = nn.Embedding(weight_VD.shape[0], weight_VD.shape[1], _weight=weight_VD)
-        line = nn.Linear(weight_VD.shape[1], weight_VD.shape[0], bias=False, device="meta")
-        line.weight = plain.weight if head.rows is embedding else nn.Parameter(head.weight)
-        model.set_input_embeddings(plain)
-        model.set_output_embeddings(line)
+        make_rows_plain(model, tied=head.rows is embedding)
     return model

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anyglot_lm.model import make_rows_plain
 from anyglot_tokenizers.errors import ManifestError
 
 Preset = Literal["rows", "lora", "full"]
@@ -172,12 +173,6 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     model.__dict__.pop("peft_config", None)  # what peft leaves behind
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, SplitRows) and isinstance(head, SplitRows):
-        tied = head.new is embedding.new
-        weight = embedding.weight
-        plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
-        line = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        line.weight = plain.weight if tied else nn.Parameter(head.weight)
-        model.set_input_embeddings(plain)
-        model.set_output_embeddings(line)
+        make_rows_plain(model, tied=head.new is embedding.new)
     model.requires_grad_(True)
     return model
