@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from anyglot_lm.factored import factor_rows, unfactor_rows
 from anyglot_lm.model import new_llama
 from anyglot_lm.packed import PackedLM
+from anyglot_lm.tuning import Preset, choose_trained
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import AnyglotError, TwoToneVQ
+from anyglot_tokenizers.errors import ManifestError
 
 SHAPES, COLORS = 6, 5
 IDS = SHAPES * COLORS
@@ -101,6 +103,17 @@ def test_a_model_in_bf16_stays_in_bf16_and_rows_are_factored_once(vocabulary: Vo
     assert model(input_ids=torch.arange(6)[None]).logits.dtype == torch.bfloat16
     with pytest.raises(AnyglotError, match="plain rows"):
         factor_rows(model, vocabulary, {"image": CODEBOOK})
+
+
+@pytest.mark.parametrize("preset", ["rows", "lora", "full"])
+def test_factored_rows_are_not_split(vocabulary: Vocabulary, preset: Preset) -> None:
+    model = model_of(vocabulary)
+    with pytest.raises(ManifestError, match=r"call unfactor_rows\(model\) first"):
+        choose_trained(model, preset, first_new=TEXT)
+    assert all(p.requires_grad for p in model.parameters()), "nothing has changed"
+    choose_trained(model, "full", first_new=TEXT, train_old_rows=True)
+    assert model.get_output_embeddings().rows is model.get_input_embeddings(), "still tied"
+    choose_trained(unfactor_rows(model), preset, first_new=TEXT)
 
 
 def right(model: PackedLM, vocabulary: Vocabulary, ids: Tensor) -> float:
