@@ -242,11 +242,8 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
     from anyglot_tokenizers.train import fit_tokenizer
 
     def make(folder: Path) -> None:
-        named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
-        own = {} if name == "image" else {"modality": name}
-        tokenizer = build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
         trained = fit_tokenizer(
-            tokenizer,
+            new_tokenizer(name, config, seed),
             data(),
             run_dir=run.dir / "training" / name,
             max_steps=config.max_steps,
@@ -260,6 +257,13 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
         trained.save_pretrained(folder, dtype=torch.float16)
 
     return load(run.once(f"tokenizers/{name}", make))
+
+
+def new_tokenizer(name: str, config: TokenizerConfig, seed: int) -> Tokenizer:
+    """What `train_tokenizer` trains. Raises ManifestError for settings that cannot be."""
+    named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
+    own = {} if name == "image" else {"modality": name}
+    return build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
 
 
 def build_tokenizer(named: str, options: Mapping[str, Any], where: str = "") -> Tokenizer:

@@ -27,6 +27,7 @@ from anyglot_recipes.chain import (
     check_lm,
     encode_audio,
     encode_images,
+    new_tokenizer,
     seed_of,
     train_lm,
     train_tokenizer,
@@ -142,6 +143,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
         )
+    for name in ("image", "speech", "music"):  # built once already: settings that cannot be show before any training
+        new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)

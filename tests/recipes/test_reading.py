@@ -31,6 +31,9 @@ def test_no_string_holds_a_held_out_combination() -> None:
         ("--shares={chat: -1}", "no share below 0"),
         ("--world.varied=1.5", "must lie in 0..1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
+        ("--image.model={patch: 3}", "image.model: patch 3 and 2 stages"),
+        ("--speech.tokenizer=nowhere:Codec", "speech.tokenizer: No module named 'nowhere'"),
+        ("--music.model={stride: 5, strides: 3}", "music.model: "),
     ],
 )
 def test_settings_that_make_no_sense(
