@@ -192,8 +192,8 @@ def check_lm(config: LMConfig, *, new: bool = True) -> None:
         raise ManifestError("lm.factored makes rows that know their codebooks; leave lm.codebook_rows out")
     if not new and (config.factored or config.codebook_rows):
         raise ManifestError(
-            "lm.factored and lm.codebook_rows start the rows of a new model; one that is trained on keeps its own: leave "
-            "them out"
+            "lm.factored and lm.codebook_rows start the rows of a new model; one that is trained on keeps its own: "
+            "leave them out"
         )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
