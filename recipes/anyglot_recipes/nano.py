@@ -143,7 +143,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
         )
-    for name in ("image", "speech", "music"):  # built once already: settings that cannot be show before any training
+    for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from anyglot_lm.factored import factor_rows, unfactor_rows
 from anyglot_lm.model import new_llama
 from anyglot_lm.packed import PackedLM
-from anyglot_lm.tuning import Preset, choose_trained
+from anyglot_lm.tuning import Preset, choose_trained, merge
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import AnyglotError, TwoToneVQ
 from anyglot_tokenizers.errors import ManifestError
@@ -113,7 +113,7 @@ def test_factored_rows_are_not_split(vocabulary: Vocabulary, preset: Preset) -> 
     assert all(p.requires_grad for p in model.parameters()), "nothing has changed"
     choose_trained(model, "full", first_new=TEXT, train_old_rows=True)
     assert model.get_output_embeddings().rows is model.get_input_embeddings(), "still tied"
-    choose_trained(unfactor_rows(model), preset, first_new=TEXT)
+    choose_trained(merge(model), preset, first_new=TEXT)
 
 
 def right(model: PackedLM, vocabulary: Vocabulary, ids: Tensor) -> float:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from anyglot_lm.factored import FactoredRows
+from anyglot_lm.factored import FactoredRows, unfactor_rows
 from anyglot_lm.model import make_rows_plain
 from anyglot_tokenizers.errors import ManifestError
 
@@ -180,5 +180,5 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, SplitRows) and isinstance(head, SplitRows):
         make_rows_plain(model, tied=head.new is embedding.new)
-    model.requires_grad_(True)
+    unfactor_rows(model).requires_grad_(True)
     return model
