@@ -89,7 +89,8 @@ class LMConfig:
         tied: one matrix for input rows and output head.
         qk_norm: normalise queries and keys.
         codebook_rows: start the input rows of codes from their codebook entries, else at random (for `tied: false`).
-        factored: rows of codes are sums of a row for each digit and of their entry's projection (`factored.py`).
+        factored: rows of codes are sums of a row for each digit and of their entry's projection (`factored.py`). Like
+            `codebook_rows` for new models only.
         seq_len: ids per pack; longer documents are left out (and counted).
         condition_dropout: share of documents without their prompt, for classifier-free guidance.
         batch_size: packs per step.
@@ -180,8 +181,11 @@ class Run:
         return final
 
 
-def check_lm(config: LMConfig) -> None:
-    """Refuse settings that would only fail after hours of earlier stages. Raises ManifestError."""
+def check_lm(config: LMConfig, *, new: bool = True) -> None:
+    """Refuse settings that would only fail after hours of earlier stages, or that only a `new` model reads.
+
+    Raises ManifestError.
+    """
     if config.log_every < 1 or config.checkpoint_every < 1 or config.checkpoint_every % config.log_every:
         raise ManifestError(
             f"lm.checkpoint_every {config.checkpoint_every} is no positive multiple of lm.log_every {config.log_every}"
@@ -192,6 +196,11 @@ def check_lm(config: LMConfig) -> None:
         )
     if config.factored and config.codebook_rows:
         raise ManifestError("lm.factored makes rows that know their codebooks; leave lm.codebook_rows out")
+    if not new and (config.factored or config.codebook_rows):
+        raise ManifestError(
+            "lm.factored and lm.codebook_rows start the rows of a new model; one that is trained on keeps its own: "
+            "leave them out"
+        )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
@@ -239,11 +248,8 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
     from anyglot_tokenizers.train import fit_tokenizer
 
     def make(folder: Path) -> None:
-        named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
-        own = {} if name == "image" else {"modality": name}
-        tokenizer = build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
         trained = fit_tokenizer(
-            tokenizer,
+            new_tokenizer(name, config, seed),
             data(),
             run_dir=run.dir / "training" / name,
             max_steps=config.max_steps,
@@ -257,6 +263,13 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
         trained.save_pretrained(folder, dtype=torch.float16)
 
     return load(run.once(f"tokenizers/{name}", make))
+
+
+def new_tokenizer(name: str, config: TokenizerConfig, seed: int) -> Tokenizer:
+    """What `train_tokenizer` trains. Raises ManifestError for settings that cannot be."""
+    named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
+    own = {} if name == "image" else {"modality": name}
+    return build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
 
 
 def build_tokenizer(named: str, options: Mapping[str, Any], where: str = "") -> Tokenizer:
@@ -377,6 +390,9 @@ def train_lm(
 
     Returns:
         The model folder and the last training loss, which the folder keeps in `training.json`.
+
+    Raises:
+        ManifestError: settings that cannot work (`check_lm`), or rows of codebooks where no tokenizer has one.
     """
     from anyglot_lm.data import TokenDataModule
     from anyglot_lm.factored import factor_rows, unfactor_rows
@@ -385,6 +401,11 @@ def train_lm(
     from anyglot_lm.train import LitUnified, fit_lm
     from anyglot_lm.unified import UnifiedModel
     from anyglot_tokenizers.train import resolve_precision
+
+    check_lm(config, new=start is None)
+    entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
+    if (config.factored or config.codebook_rows) and not entries:
+        raise ManifestError("lm.factored and lm.codebook_rows need tokenizers with codebooks; leave them out")
 
     def new() -> PreTrainedModel:
         model = new_llama(
@@ -397,7 +418,6 @@ def train_lm(
             qk_norm=config.qk_norm,
             seed=seed,
         )
-        entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}
         if config.codebook_rows:
             start_from_codebooks(model, vocabulary, entries, seed=seed)
         if config.factored:

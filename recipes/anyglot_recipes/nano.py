@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from anyglot_recipes.chain import (
     check_lm,
     encode_audio,
     encode_images,
+    new_tokenizer,
     seed_of,
     train_lm,
     train_tokenizer,
@@ -73,8 +75,7 @@ class WorldConfig:
         num_chunks: shards; each is a unit of resuming.
         chunk: scenes per shard. Every scene gives one sample of every task.
         readings: strings of words per shard, written down and read aloud (`reading.py`).
-        varied: share of the user's descriptions and first questions, also those the codec learns from, whose speed and
-            pitch are changed.
+        varied: share of the user's recordings, also of those the codec learns from, whose speed and pitch are changed.
         guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
             there is one (`guest_voices`). The codec does not learn from them.
         workers: processes that make media.
@@ -142,6 +143,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
         )
+    for name in ("image", "speech", "music"):  # only to check their settings before any work
+        new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
     cache = SpeechCache(default_cache_dir(), world.workers)
@@ -175,7 +178,10 @@ def nano(config: NanoConfig) -> dict[str, Any]:
                 "train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied, world.guests
             )
             readers = (*VOICES, *guests)
-            read = reading_samples(world.readings, chunk_seed, tokenizers["speech"], cache, readers, ASSISTANT_VOICE)
+            vary = partial(another_speed, rng=np.random.default_rng([chunk_seed, 91]), share=world.varied)
+            read = reading_samples(
+                world.readings, chunk_seed, tokenizers["speech"], cache, readers, ASSISTANT_VOICE, vary
+            )
             samples = chain(_samples(items, chunk_seed), read)
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
@@ -288,10 +294,10 @@ def make_items(
     more = np.random.default_rng([seed, 85])  # what came later must not change what was drawn before
     written = written_questions([record.scene for record in records], more)
     seconds = [_another_question(record.scene, q, more) for record, (q, _) in zip(records, asked, strict=True)]
-    clips = [(q, r.voice) for (q, _), r in zip(seconds, records, strict=True)]
-    clips += [(a, ASSISTANT_VOICE) for _, a in seconds]
-    known = list(dict.fromkeys(clips))
-    spoken = dict(zip(known, encode_audio(speech, [cache.say(*clip) for clip in known]), strict=True))
+    speeds_again = np.random.default_rng([seed, 90])
+    asked_again = [cache.say(q, r.voice) for (q, _), r in zip(seconds, records, strict=True)]
+    second_questions = encode_audio(speech, [another_speed(audio, speeds_again, varied) for audio in asked_again])
+    second_answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in seconds])
     examples = pictures("train", num + 1, seed, tokenizers["image"])  # two at least
     shown = pictures(split, num, seed + 1, tokenizers["image"])
     return [
@@ -311,8 +317,8 @@ def make_items(
             written_answer=written[i][1],
             second_question=seconds[i][0],
             second_answer=seconds[i][1],
-            second_question_speech=spoken[clips[i]],
-            second_answer_speech=spoken[clips[num + i]],
+            second_question_speech=second_questions[i],
+            second_answer_speech=second_answers[i],
             shown=[*(examples[j] for j in more.choice(num + 1, size=2, replace=False)), shown[i]],
             rule=RULES[int(more.integers(len(RULES)))],
         )

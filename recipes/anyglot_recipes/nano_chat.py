@@ -85,7 +85,7 @@ def nano_chat(config: NanoChatConfig) -> dict[str, Any]:
         raise ManifestError(
             f"nano_chat: forms {config.forms} must be some of {', '.join(FORMS)}, and scenes, questions and n positive"
         )
-    check_lm(config.lm)
+    check_lm(config.lm, new=False)
     start = UnifiedModel.from_pretrained(config.model)
     data = {name: getattr(config, name) for name in ("seed", "model", "scenes", "questions")}
     run = Run(config.run_dir, data)

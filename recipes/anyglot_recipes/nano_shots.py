@@ -74,7 +74,7 @@ def nano_shots(config: NanoShotsConfig) -> dict[str, Any]:
             f"nano_shots: n and documents must be positive, and shots {config.shots} numbers from 0 on, below the "
             f"{config.pictures} pictures"
         )
-    check_lm(config.lm)
+    check_lm(config.lm, new=False)
     start = UnifiedModel.from_pretrained(config.model)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n")}
     run = Run(config.run_dir, settings)

@@ -8,7 +8,7 @@ random order have no such habits; what is left to learn is which sound is which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,13 +33,21 @@ def word_string(rng: np.random.Generator) -> str:
 
 
 def reading_samples(
-    num: int, seed: int, speech: Tokenizer, cache: SpeechCache, voices: tuple[Voice, ...], assistant: str
+    num: int,
+    seed: int,
+    speech: Tokenizer,
+    cache: SpeechCache,
+    voices: tuple[Voice, ...],
+    assistant: str,
+    vary: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[tuple[str, Sample]]:
-    """`num` strings as (task, sample): written down from any of `voices`, and read aloud in the assistant's."""
+    """`num` strings as (task, sample): written down from any of `voices`, as `vary` changes each recording, and read
+    aloud in the assistant's.
+    """
     rng = np.random.default_rng([seed, 79])
     strings = [word_string(rng) for _ in range(num)]
     users = [voices[int(i)] for i in rng.integers(len(voices), size=num)]
-    heard = encode_audio(speech, [cache.say(text, voice) for text, voice in zip(strings, users, strict=True)])
+    heard = encode_audio(speech, [vary(cache.say(text, voice)) for text, voice in zip(strings, users, strict=True)])
     said = encode_audio(speech, [cache.say(text, assistant) for text in strings])
     for text, user, reply in zip(strings, heard, said, strict=True):
         yield TASKS[0], Sample([Segment("speech", user, "user"), Segment("text", text, "assistant")])

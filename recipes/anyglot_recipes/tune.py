@@ -39,7 +39,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
     if not config.model or not config.prepared:
         raise ManifestError("tune needs --model DIR and --prepared '[DIR, ...]', folders written by anyglot prepare")
-    check_lm(config.lm)
+    check_lm(config.lm, new=False)
     model = UnifiedModel.from_pretrained(config.model)
     shards = [Path(folder) / "shards" for folder in config.prepared]
     for path in shards:

@@ -33,6 +33,9 @@ def test_no_string_holds_a_held_out_combination() -> None:
         ("--world.guests=-1", "must lie in 0..1"),
         ("--lm.condition_dropout=1", "must be a share below 1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
+        ("--image.model={patch: 3}", "image.model: patch 3 and 2 stages"),
+        ("--speech.tokenizer=nowhere:Codec", "speech.tokenizer: No module named 'nowhere'"),
+        ("--music.model={stride: 5, strides: 3}", "music.model: "),
     ],
 )
 def test_settings_that_make_no_sense(

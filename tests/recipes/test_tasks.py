@@ -10,6 +10,7 @@ import pytest
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, make_items
+from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import (
     CHAINED,
@@ -167,10 +168,31 @@ def test_items_have_what_every_task_needs(
     for item, other in zip(items, visited, strict=True):
         same = [task for task in (*TASKS, *EXTRA) if sample(item, task) == sample(other, task)]
         assert "image->text" in same and ("speech->text" in same) == (not guest_voices())
+    for item, other in zip(items, make_items("train", 8, 3, tokenizers, cache, 1, varied=1.0), strict=True):
+        said = ("question_speech", "second_question_speech"), ("answer_speech", "second_answer_speech")
+        same = [[np.array_equal(getattr(item, n), getattr(other, n)) for n in names] for names in said]
+        assert same == [[False, False], [True, True]], "speeds are those of what users say"
+        assert sample(item, "text->speech") == sample(other, "text->speech")
+        assert sample(item, "speech->text") != sample(other, "speech->text")
     held_out = make_items("test", 4, 3, tokenizers, cache, 1)
     for item in held_out:
         assert [Scene((thing,)).has_held_out for thing, _ in item.shown] == [False, False, True]
         assert item.rule not in HELD_OUT
+
+
+@needs_voices
+def test_strings_are_read_by_the_assistant_and_varied_where_users_say_them(
+    tiny_model: UnifiedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYGLOT_CACHE", str(tmp_path))
+    speech, cache = tiny_model.tokenizers["speech"], SpeechCache(default_cache_dir())
+    plain, slow = (
+        dict(reading_samples(1, 3, speech, cache, VOICES, ASSISTANT_VOICE, vary))
+        for vary in (lambda audio: audio, lambda audio: audio.repeat(2))
+    )
+    assert plain["read aloud"] == slow["read aloud"]
+    (heard, text), (slowly, same) = (said["write down"].segments for said in (plain, slow))
+    assert text == same and abs(np.shape(slowly.content)[1] - 2 * np.shape(heard.content)[1]) <= 1
 
 
 def test_edit(item: Item) -> None:

@@ -12,8 +12,10 @@ from PIL import Image
 
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.chain import LMConfig, Run, train_lm
 from anyglot_recipes.cli import main
 from anyglot_recipes.pairs import write_pairs
+from anyglot_tokenizers.errors import ManifestError
 
 
 @pytest.fixture
@@ -69,6 +71,23 @@ def test_tune_trains_the_model_on(
     tuned = UnifiedModel.from_pretrained(report["model"])
     assert report["loss"] > 0
     assert not torch.equal(before, tuned.model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("recipe", [["tune", "--prepared=[p]"], ["nano_chat"], ["nano_shots"]])
+@pytest.mark.parametrize("setting", ["factored", "codebook_rows"])
+def test_rows_of_a_trained_model_are_not_started_anew(
+    recipe: list[str], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *recipe, "--model=nowhere", f"--run_dir={tmp_path / 'run'}", f"--lm.{setting}=true"]) == 2
+    assert "leave them out" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_rows_of_codebooks_need_tokenizers_with_codebooks(tmp_path: Path, tiny_model: UnifiedModel) -> None:
+    run, factored = Run(tmp_path, {}), LMConfig(factored=True)
+    with pytest.raises(ManifestError, match="need tokenizers with codebooks"):
+        train_lm(run, factored, [], tiny_model.vocabulary, tiny_model.text, {}, 0)
+    with pytest.raises(ManifestError, match="one that is trained on keeps its own"):
+        train_lm(run, factored, [], tiny_model.vocabulary, tiny_model.text, {}, 0, start=lambda: tiny_model.model)
 
 
 def test_tune_without_data_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

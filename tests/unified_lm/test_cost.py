@@ -22,7 +22,10 @@ from anyglot_lm.cost import (
     estimate,
     flops_per_id,
 )
+from anyglot_lm.factored import factor_rows
+from anyglot_lm.model import new_llama
 from anyglot_lm.tuning import Lora, choose_trained
+from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.optim import MuonAdamW
 
@@ -177,6 +180,17 @@ def test_flops_are_those_that_torch_counts(preset: str, tied: bool) -> None:
     assert flops_per_id(model, 0, preset, **settings) * IDS == linear
     # Forward and backward (twice the forward) of the two products of attention, half of them behind the mask.
     assert flops_per_id(model, IDS) - flops_per_id(model, 0) == 3 * (2 * 2 * IDS * 96 / 2) * 3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_factored_head_costs_what_its_matrix_costs(tied: bool) -> None:
+    vocabulary = Vocabulary.build(100, BlockSpec("image", "i", 64, grid=(2, 2)))
+    model = new_llama(vocabulary, hidden_size=64, num_layers=2, num_heads=2, tied=tied)
+    plain = flops_per_id(model, 64)
+    factor_rows(model, vocabulary, {"image": torch.randn(1, 64, 4)}, {"image": (8, 8)})
+    with torch.no_grad():
+        assert flops_per_id(model, 64) == plain
+        assert plain - flops_per_id(model, 64, head_rows=vocabulary.size - 10) == 6 * 10 * 64
 
 
 def test_flops_of_a_sliced_head_and_of_the_second_forward() -> None:

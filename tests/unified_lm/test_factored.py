@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from anyglot_lm.factored import factor_rows, unfactor_rows
 from anyglot_lm.model import new_llama
 from anyglot_lm.packed import PackedLM
+from anyglot_lm.tuning import Preset, choose_trained, merge
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import AnyglotError, TwoToneVQ
+from anyglot_tokenizers.errors import ManifestError
 
 SHAPES, COLORS = 6, 5
 IDS = SHAPES * COLORS
@@ -66,6 +68,21 @@ def test_rows_are_sums_and_come_out_plain(vocabulary: Vocabulary, tied: bool, tm
     assert unfactor_rows(again) is again, "a plain model stays as it is"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("factors", [(COLORS, SHAPES), (IDS,)])
+def test_rows_start_as_wide_as_plain_ones(vocabulary: Vocabulary, factors: tuple[int, ...], tied: bool) -> None:
+    model = new_llama(vocabulary, hidden_size=1024, num_layers=1, num_heads=2, max_length=32, tied=tied)
+    codes = slice(*vocabulary.block("image").codebook_slice(0))
+
+    def deviations() -> list[float]:
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        return [end.weight[codes].std().item() for end in ends]
+
+    plain = deviations()
+    factor_rows(model, vocabulary, {"image": CODEBOOK}, {"image": factors})
+    assert deviations() == pytest.approx(plain, rel=0.05)
+
+
 def test_without_factors_an_id_has_a_free_row_and_its_projection(vocabulary: Vocabulary) -> None:
     model = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=32)
     factor_rows(model, vocabulary, {"image": CODEBOOK, "music": torch.zeros(1, 2, 3)})
@@ -86,6 +103,17 @@ def test_a_model_in_bf16_stays_in_bf16_and_rows_are_factored_once(vocabulary: Vo
     assert model(input_ids=torch.arange(6)[None]).logits.dtype == torch.bfloat16
     with pytest.raises(AnyglotError, match="plain rows"):
         factor_rows(model, vocabulary, {"image": CODEBOOK})
+
+
+@pytest.mark.parametrize("preset", ["rows", "lora", "full"])
+def test_factored_rows_are_not_split(vocabulary: Vocabulary, preset: Preset) -> None:
+    model = model_of(vocabulary)
+    with pytest.raises(ManifestError, match=r"call unfactor_rows\(model\) first"):
+        choose_trained(model, preset, first_new=TEXT)
+    assert all(p.requires_grad for p in model.parameters()), "nothing has changed"
+    choose_trained(model, "full", first_new=TEXT, train_old_rows=True)
+    assert model.get_output_embeddings().rows is model.get_input_embeddings(), "still tied"
+    choose_trained(merge(model), preset, first_new=TEXT)
 
 
 def right(model: PackedLM, vocabulary: Vocabulary, ids: Tensor) -> float:

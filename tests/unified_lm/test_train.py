@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from anyglot_lm.data import PackedDataset, TokenDataModule
+from anyglot_lm.factored import factor_rows, unfactor_rows
 from anyglot_lm.model import new_llama
 from anyglot_lm.plan import Plan, build_plan
 from anyglot_lm.segments import Sample, Segment, Template
@@ -73,8 +74,11 @@ class Dying(LitUnified):
         return super().training_step(batch, batch_idx)
 
 
-def module(world: World, **options: Any) -> Dying:
+def module(world: World, *, factored: bool = False, **options: Any) -> Dying:
     model = new_llama(world.vocabulary, hidden_size=32, num_layers=1, num_heads=2, seed=0)
+    if factored:
+        entries = torch.randn(1, 16, 3, generator=torch.Generator().manual_seed(0))
+        factor_rows(model, world.vocabulary, {"image": entries}, {"image": (4, 4)})
     settings = {"max_steps": STEPS, "targets_per_pack": 8.0, "lr": 1e-2, "warmup_steps": 2, "log_every": 2}
     return Dying(model, world.vocabulary, **{**settings, **options})
 
@@ -130,6 +134,18 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     loss = fit(resumed, world, tmp_path, accumulate=accumulate)
     assert repr(loss) == repr(whole[accumulate][0])
     assert weights(resumed) == whole[accumulate][1]
+
+
+def test_a_killed_run_with_factored_rows_ends_like_an_uninterrupted_one(world: World, tmp_path: Path) -> None:
+    killed, resumed, whole = (module(world, factored=True) for _ in range(3))
+    killed.dies_at = 6
+    with pytest.raises(Killed):
+        fit(killed, world, tmp_path / "killed")
+    assert repr(fit(resumed, world, tmp_path / "killed")) == repr(fit(whole, world, tmp_path / "whole"))
+    assert weights(resumed) == weights(whole) != weights(module(world, factored=True))
+    for lit in (resumed, whole):
+        unfactor_rows(lit.model)
+    assert weights(resumed) == weights(whole), "and the rows that they make"
 
 
 @pytest.mark.parametrize("checkpoint_every", [4, 10])

@@ -26,6 +26,7 @@ from anyglot_tokenizers.bounds import bounded_by
 from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, UnsupportedError
+from anyglot_tokenizers.image import image_entries
 from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
 from anyglot_tokenizers.quantize import nearest
 from anyglot_tokenizers.tokenizer import CONFIG_FILE, WEIGHTS_FILE, full_precision, seeded
@@ -106,15 +107,7 @@ class PublishedImageVQ(PublishedTokenizer):
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
 
     def _spec_entries(self) -> dict[str, Any]:
-        return {
-            "modality": "image",
-            "codebook_sizes": (self.codebook_size,),
-            "axes": ("height", "width"),
-            "strides": (self.factor, self.factor),
-            "channels": 3,
-            "decodes": self.decodes,
-            "license": self.config["license"],
-        }
+        return image_entries((self.codebook_size,), self.factor, self.config["license"]) | {"decodes": self.decodes}
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:

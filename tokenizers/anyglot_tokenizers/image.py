@@ -27,6 +27,18 @@ ADDED = {"quantizer": "rvq", "quantizer_options": {}}
 """Options younger than the first checkpoints: left out of the configuration, and so of the fingerprint, by default."""
 
 
+def image_entries(codebook_sizes: Sequence[int], factor: int, license: str) -> dict[str, Any]:
+    """Entries of the `CodeSpec` of images with one code for every `factor` x `factor` pixels."""
+    return {
+        "modality": "image",
+        "codebook_sizes": codebook_sizes,
+        "axes": ("height", "width"),
+        "strides": (factor, factor),
+        "channels": 3,
+        "license": license,
+    }
+
+
 class GridImage(Tokenizer):
     """Images float32 `[B, 3, H, W]` in [0, 1] to codes int64 `[B, K, H/f, W/f]`: what tokenizers with a grid share.
 
@@ -53,14 +65,7 @@ class GridImage(Tokenizer):
         """Pixels `[B, 3, H, W]`, not clamped, of quantized latents."""
 
     def _spec_entries(self) -> dict[str, Any]:
-        return {
-            "modality": "image",
-            "codebook_sizes": self.quantizer.codebook_sizes,
-            "axes": ("height", "width"),
-            "strides": (self.factor, self.factor),
-            "channels": 3,
-            "license": self.config["license"],
-        }
+        return image_entries(self.quantizer.codebook_sizes, self.factor, self.config["license"])
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:

@@ -71,9 +71,12 @@ class ProductQuantizer(Quantizer):
             joined = code_1M + size * joined
         return joined
 
-    def _entries(self, index: int) -> Tensor:
-        ids_C, entries = torch.arange(self.codebook_size, device=self.steps.device), []
+    def _look_up(self, index: int, ids: Tensor) -> Tensor:
+        entries = []
         for part, size in zip(self._quantizers, self.sizes, strict=True):
-            entries.append(part._entries(0)[ids_C % size])
-            ids_C = ids_C // size
-        return torch.cat(entries, 1)
+            entries.append(part._look_up(0, ids % size))
+            ids = ids // size
+        return torch.cat(entries, -1)
+
+    def _entries(self, index: int) -> Tensor:
+        return self._look_up(index, torch.arange(self.codebook_size, device=self.steps.device))

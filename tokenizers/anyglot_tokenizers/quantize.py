@@ -140,7 +140,7 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(codes_BKN.device.type, enabled=False):
             total = torch.zeros((), device=codes_BKN.device)
             for index in range(codes_BKN.shape[1]):
-                total = total + F.embedding(codes_BKN[:, index], self._entries(index))
+                total = total + self._look_up(index, codes_BKN[:, index])
             return self.project_out(total).movedim(-1, 1)
 
     def train(self, mode: bool = True) -> Self:
@@ -161,6 +161,10 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def _entries(self, index: int) -> Tensor:
         """Entries of codebook `index`, `[C, d]`."""
+
+    def _look_up(self, index: int, ids: Tensor) -> Tensor:
+        """Entries `[*, d]` of codebook `index` for ids int64 `[*]`."""
+        return F.embedding(ids, self._entries(index))
 
     def _sources(self, index: int) -> list[Tensor]:
         """Tensors that `_entries` computes from."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from anyglot_tokenizers.checks import check_count, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.image import image_entries
 from anyglot_tokenizers.published import PublishedTokenizer, fitted_weights, read_safetensors
 from anyglot_tokenizers.published_audio import check_sizes
 from anyglot_tokenizers.quantize import nearest
@@ -78,14 +79,7 @@ class VQGAN(PublishedTokenizer):
         return tokenizer
 
     def _spec_entries(self) -> dict[str, Any]:
-        return {
-            "modality": "image",
-            "codebook_sizes": (self.codebook_size,),
-            "axes": ("height", "width"),
-            "strides": (self.factor, self.factor),
-            "channels": 3,
-            "license": self.config["license"],
-        }
+        return image_entries((self.codebook_size,), self.factor, self.config["license"])
 
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:

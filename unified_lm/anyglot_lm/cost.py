@@ -229,12 +229,18 @@ def flops_per_id(
 
 
 def _weights_of(model: nn.Module) -> tuple[float, float, float, float]:
-    """Weights of the layers' matrices, those of them that train, weights of the head, those that train."""
+    """Weights of the layers' matrices, those of them that train, weights of the head's matrix, those that train."""
+    import torch
+
+    from anyglot_lm.tuning import output_rows
+
     inputs: Any = model.get_input_embeddings()  # type: ignore[operator]
     outputs: Any = model.get_output_embeddings()  # type: ignore[operator]
     rows = {id(p) for end in (inputs, outputs) for p in end.parameters()}
     layers = [p for p in model.parameters() if p.ndim == 2 and id(p) not in rows]
-    head = [p for p in outputs.parameters() if p.ndim == 2]
+    with torch.enable_grad():  # a made matrix has a gradient as a whole
+        found = output_rows(model)  # type: ignore[arg-type]
+    head = found if isinstance(found, tuple) else (found,)
     sums = [
         sum(p.numel() for p in ps if p.requires_grad or not only) for ps in (layers, head) for only in (False, True)
     ]

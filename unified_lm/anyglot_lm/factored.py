@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anyglot_lm.model import make_rows_plain
 from anyglot_lm.rows import standard_entries
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import AnyglotError
@@ -42,7 +43,7 @@ class _Codebook(nn.Module):
             "digits", ids_C[None] // places[:, None] % torch.tensor(factors)[:, None], persistent=False
         )
         self.register_buffer("entries_Cd", entries_Cd, persistent=False)
-        scale = deviation / len(factors) ** 0.5
+        scale = deviation / (len(factors) + 1) ** 0.5  # of each digit's rows, and of the projected entries
         self.tables = nn.ParameterList(torch.randn(size, width) * scale for size in factors)
         self.projection_dD = nn.Parameter(torch.randn(entries_Cd.shape[1], width) * scale / entries_Cd.shape[1] ** 0.5)
 
@@ -107,7 +108,7 @@ def factor_rows(
     *,
     seed: int = 0,
 ) -> None:
-    """Make the rows of codes sums, in place; they start anew, their digits' part as wide as the model's rows were.
+    """Make the rows of codes sums, in place; they start anew, as wide as the model's rows were.
 
     Args:
         model: with the rows of `vocabulary`, plain.
@@ -149,15 +150,9 @@ def factor_rows(
     model.set_output_embeddings(FactoredHead(outputs))
 
 
-@torch.no_grad()
 def unfactor_rows(model: PreTrainedModel) -> PreTrainedModel:
     """Back to a plain model with a row per id, in place; one without such rows stays as it is."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, FactoredEmbedding) and isinstance(head, FactoredHead):
-        weight_VD = embedding.weight
-        plain = nn.Embedding(weight_VD.shape[0], weight_VD.shape[1], _weight=weight_VD)
-        line = nn.Linear(weight_VD.shape[1], weight_VD.shape[0], bias=False, device="meta")
-        line.weight = plain.weight if head.rows is embedding else nn.Parameter(head.weight)
-        model.set_input_embeddings(plain)
-        model.set_output_embeddings(line)
+        make_rows_plain(model, tied=head.rows is embedding)
     return model

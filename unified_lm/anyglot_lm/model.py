@@ -236,6 +236,18 @@ def _name_controls(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
 
 
 @torch.no_grad()
+def make_rows_plain(model: PreTrainedModel, *, tied: bool) -> None:
+    """Put a plain embedding and a plain head, without bias, in the place of modules that make their `weight` [V, D]."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight_VD = embedding.weight
+    plain = nn.Embedding(weight_VD.shape[0], weight_VD.shape[1], _weight=weight_VD)
+    line = nn.Linear(weight_VD.shape[1], weight_VD.shape[0], bias=False, device="meta")
+    line.weight = plain.weight if tied else nn.Parameter(head.weight)
+    model.set_input_embeddings(plain)
+    model.set_output_embeddings(line)
+
+
+@torch.no_grad()
 def start_from_codebooks(
     model: PreTrainedModel,
     vocabulary: Vocabulary,

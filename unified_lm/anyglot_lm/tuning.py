@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from anyglot_lm.factored import FactoredRows, unfactor_rows
+from anyglot_lm.model import make_rows_plain
 from anyglot_tokenizers.errors import ManifestError
 
 Preset = Literal["rows", "lora", "full"]
@@ -105,8 +107,8 @@ def choose_trained(
         train_old_rows: preset "full" only: the rows below `first_new` train too.
 
     Raises:
-        ManifestError: an unknown preset, a setting that the preset does not read, a pattern that fits no parameter, a
-            layer that the model lacks, or nothing left to train.
+        ManifestError: an unknown preset, a setting that the preset does not read, factored rows where old ones must
+            stay, a pattern that fits no parameter, a layer that the model lacks, or nothing left to train.
     """
     if preset not in ("rows", "lora", "full"):
         raise ManifestError(f"preset {preset!r}; use rows, lora or full")
@@ -115,6 +117,11 @@ def choose_trained(
     if not 0 < first_new <= model.get_input_embeddings().weight.shape[0]:
         rows = model.get_input_embeddings().weight.shape[0]
         raise ManifestError(f"first_new={first_new}, but the model has {rows} rows; give the vocabulary's text_size")
+    if not train_old_rows and isinstance(model.get_input_embeddings(), FactoredRows):
+        raise ManifestError(
+            f"preset {preset!r} keeps old rows apart from new ones, which factored rows are not; call "
+            "unfactor_rows(model) first, or train all rows (preset full with train_old_rows)"
+        )
     if preset != "full":
         model.requires_grad_(False)
     if preset == "lora":
@@ -172,12 +179,6 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     model.__dict__.pop("peft_config", None)  # what peft leaves behind
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, SplitRows) and isinstance(head, SplitRows):
-        tied = head.new is embedding.new
-        weight = embedding.weight
-        plain = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
-        line = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        line.weight = plain.weight if tied else nn.Parameter(head.weight)
-        model.set_input_embeddings(plain)
-        model.set_output_embeddings(line)
-    model.requires_grad_(True)
+        make_rows_plain(model, tied=head.new is embedding.new)
+    unfactor_rows(model).requires_grad_(True)
     return model
