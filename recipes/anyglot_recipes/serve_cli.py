@@ -63,7 +63,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from anyglot_lm.serve.app import build_app
     from anyglot_lm.serve.connection import listen, make_server
     from anyglot_lm.unified import UnifiedModel
-    from anyglot_recipes.serve_examples import examples
+    from anyglot_recipes.serve_examples import cards, examples
 
     limits = Limits(**{entry.name: getattr(arguments, entry.name) for entry in fields(Limits)})
     key = arguments.api_key if arguments.api_key is not None else os.environ.get(KEY_VARIABLE)
@@ -86,6 +86,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         hosts=arguments.allow_host,
         examples=examples(model) if page else None,
+        cards=cards(model) if page else (),
     )
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
