@@ -71,9 +71,7 @@ def cards(model: UnifiedModel) -> list[Card]:
             "image",
             heard,
             action="Play it",
-            examples=tuple(
-                Example(_title(scene), (_picture(scene),), heard) for scene in map(_scene, DRAWN_SEEDS)
-            ),
+            examples=tuple(Example(_title(scene), (_picture(scene),), heard) for scene in map(_scene, DRAWN_SEEDS)),
             sketch=Sketch(
                 SIZE,
                 BACKGROUND,

@@ -157,24 +157,30 @@ show();
 """
 """For gradio's HTML: `value` becomes the picture as a data: URI when it is to be answered."""
 STYLE = """
-.ag-card { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); padding: .8rem 1rem; gap: .6rem; }
-.ag-card h2 { margin: 0; font-size: 1.05rem; font-weight: 600; }
+#ag-cards { align-items: stretch; }
+.ag-card { border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); padding: .9rem 1rem;
+  gap: .7rem; }
+.ag-card h2 { margin: 0 0 .2rem; font-size: 1.05rem; font-weight: 600; }
 .ag-card p { margin: 0; font-size: .85rem; color: var(--body-text-color-subdued); }
-.ag-sketch { display: flex; flex-wrap: wrap; gap: .8rem; }
+.ag-card .html-container { padding: 0 !important; }
+.ag-card [aria-label=Clear] { display: none; } /* of the recorder, which empties itself */
+.ag-sketch { display: flex; flex-wrap: wrap; gap: 1rem; }
+.ag-sketch button { border: 0; padding: 0; background: none; cursor: pointer; }
 .ag-board { position: relative; width: 192px; height: 192px; }
 .ag-board canvas { width: 100%; height: 100%; image-rendering: pixelated; border-radius: 6px; display: block; }
 .ag-places { position: absolute; inset: 0; display: grid; grid-template-columns: repeat(var(--columns), 1fr); }
-.ag-places button { border-radius: 6px; cursor: crosshair; }
+.ag-places button { border-radius: 6px; }
 .ag-places button:hover, .ag-places button:focus-visible { box-shadow: inset 0 0 0 1px #fff8; }
-.ag-tools { display: flex; flex-direction: column; gap: .5rem; justify-content: space-between; }
-.ag-stamps { display: grid; grid-template-columns: repeat(4, 40px); gap: .3rem; }
-.ag-colors { display: flex; gap: .4rem; }
-.ag-stamps button, .ag-stamps canvas { width: 40px; height: 40px; border-radius: 6px; }
-.ag-colors button { width: 26px; height: 26px; border-radius: 50%; }
+.ag-tools { display: flex; flex-direction: column; justify-content: space-between; }
+.ag-stamps { display: grid; grid-template-columns: repeat(4, 42px); gap: .4rem; }
+.ag-stamps button, .ag-stamps canvas { display: block; width: 42px; height: 42px; border-radius: 6px; }
+.ag-colors { display: flex; justify-content: space-between; }
+.ag-colors button { width: 26px; height: 26px; border-radius: 50%; box-shadow: inset 0 0 0 1px #8884; }
 .ag-tools [aria-pressed=true] { outline: 2px solid var(--color-accent); outline-offset: 1px; }
 .ag-acts { display: flex; gap: .5rem; }
-.ag-acts button { padding: .35rem .9rem; border-radius: 6px; background: var(--button-secondary-background-fill);
+.ag-sketch .ag-acts button { padding: .35rem .9rem; border-radius: 6px; background: var(--button-secondary-background-fill);
   color: var(--button-secondary-text-color); font-size: .9rem; }
-.ag-acts .ag-go { flex: 1; background: var(--button-primary-background-fill); color: var(--button-primary-text-color); }
-.ag-acts .ag-go:disabled { opacity: .5; }
+.ag-sketch .ag-acts .ag-go { flex: 1; background: var(--button-primary-background-fill);
+  color: var(--button-primary-text-color); }
+.ag-sketch .ag-go:disabled { opacity: .5; cursor: default; }
 """

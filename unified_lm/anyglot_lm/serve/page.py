@@ -131,7 +131,7 @@ class Page:
                     chat = gr.Chatbot(
                         show_label=False,
                         height="calc(100vh - 440px)",
-                        min_height=340,
+                        min_height=520 if self.cards else 340,
                         layout="bubble",
                         buttons=[],
                         render_markdown=False,
@@ -202,6 +202,7 @@ class Page:
             for card, (box_of_card, buttons) in zip(self.cards, inputs, strict=True):
                 begun = box_of_card.submit if card.sketch else box_of_card.stop_recording
                 begun(self._at_once(card, box_of_card), [visit, *how, box_of_card], [*outputs, box_of_card], **hidden)
+                gr.on([begun, *(button.click for button in buttons)], js=SHOW_CHAT, **hidden)
                 at_once += zip(card.examples, buttons, strict=True)
             for example, button in at_once:
                 button.click(self._at_once(example), [visit, *how], outputs, **hidden)
@@ -220,7 +221,9 @@ class Page:
                 box = gr.Audio(sources=["microphone"], type="filepath", show_label=False, buttons=[], editable=False)
             else:
                 script, sketch = cards.SCRIPT, card.sketch
-                box = gr.HTML(html_template=sketch.html(card.action), js_on_load=script, sketch=sketch.props())
+                html = sketch.html(card.action)
+                box = gr.HTML(html_template=html, js_on_load=script, apply_default_css=False, sketch=sketch.props())
+            gr.HTML("<p>Or try:</p>", visible=bool(card.examples))
             with gr.Row(visible=bool(card.examples)):
                 buttons = [gr.Button(e.title, size="sm", min_width=120) for e in card.examples]
         return box, buttons
@@ -262,7 +265,7 @@ class Page:
             if visit.conversation.ticket is None:
                 visit.conversation, visit.messages = Conversation(), []
             async for look in self._talk(visit, given, what.order, (temperature, seed, most), ""):
-                yield look if box is None or isinstance(what, Card) and what.sketch else look | {box: None}
+                yield look if box is None or (isinstance(what, Card) and what.sketch) else look | {box: None}
 
         return run
 
@@ -406,6 +409,7 @@ def _side(content: str) -> str:
 
 
 NOTHING = "<p class='ag-nothing'>The ids of the prompt and of the answer appear here, coloured by what they are.</p>"
+SHOW_CHAT = "() => document.querySelector('#ag-chat').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 SHEETS = spans.STYLE + talk.STYLE + cards.STYLE
 STYLE = """
 .gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }

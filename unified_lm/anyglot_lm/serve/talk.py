@@ -203,9 +203,7 @@ def quiet(shown: Sequence[Shown]) -> list[Shown]:
     return [(kind, content.replace(PLAY, "") if kind == "html" else content) for kind, content in shown]
 
 
-def medium_html(
-    model: UnifiedModel, modality: str, media: Tensor, *, label: bool = True, play: bool = False
-) -> str:
+def medium_html(model: UnifiedModel, modality: str, media: Tensor, *, label: bool = True, play: bool = False) -> str:
     """A picture float `[3, H, W]` or a sound float `[C, samples]` as HTML that needs nothing else.
 
     A sound plays by itself with `play`, and only once it is touched without.
