@@ -327,9 +327,7 @@ def _descriptions(
     guests = guest_voices() if share else ()
     for record in records:
         guest = rng.random() < share
-        yield (
-            cache.say(record.spoken_text, guests[int(rng.integers(len(guests)))]) if guests and guest else record.speech
-        )
+        yield cache.say(record.spoken_text, guests[int(rng.integers(len(guests)))]) if guests and guest else record.speech
 
 
 def _another_question(scene: Scene, first: str, rng: np.random.Generator) -> tuple[str, str]:

@@ -50,7 +50,7 @@ def examples(model: UnifiedModel) -> list[Example]:
 
 
 def cards(model: UnifiedModel) -> list[Card]:
-    """Cards for a model; none unless they fit it. The spoken examples need an engine that speaks (flite or espeak-ng)."""
+    """Cards for a model; none unless they fit it. Spoken examples need an engine that speaks (flite or espeak-ng)."""
     if not _is_shipped(model):
         return []
     seen, heard = ("image", "speech"), ("music",)

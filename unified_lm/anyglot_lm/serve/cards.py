@@ -171,15 +171,15 @@ STYLE = """
 .ag-places { position: absolute; inset: 0; display: grid; grid-template-columns: repeat(var(--columns), 1fr); }
 .ag-places button { border-radius: 6px; }
 .ag-places button:hover, .ag-places button:focus-visible { box-shadow: inset 0 0 0 1px #fff8; }
-.ag-tools { display: flex; flex-direction: column; justify-content: space-between; }
+.ag-tools { display: flex; flex-direction: column; gap: .6rem; justify-content: space-between; }
 .ag-stamps { display: grid; grid-template-columns: repeat(4, 42px); gap: .4rem; }
 .ag-stamps button, .ag-stamps canvas { display: block; width: 42px; height: 42px; border-radius: 6px; }
 .ag-colors { display: flex; justify-content: space-between; }
 .ag-colors button { width: 26px; height: 26px; border-radius: 50%; box-shadow: inset 0 0 0 1px #8884; }
 .ag-tools [aria-pressed=true] { outline: 2px solid var(--color-accent); outline-offset: 1px; }
 .ag-acts { display: flex; gap: .5rem; }
-.ag-sketch .ag-acts button { padding: .35rem .9rem; border-radius: 6px; background: var(--button-secondary-background-fill);
-  color: var(--button-secondary-text-color); font-size: .9rem; }
+.ag-sketch .ag-acts button { padding: .35rem .9rem; border-radius: 6px; font-size: .9rem;
+  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
 .ag-sketch .ag-acts .ag-go { flex: 1; background: var(--button-primary-background-fill);
   color: var(--button-primary-text-color); }
 .ag-sketch .ag-go:disabled { opacity: .5; cursor: default; }
