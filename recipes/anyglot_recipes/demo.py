@@ -20,7 +20,6 @@ from anyglot_recipes.gallery import page, section
 from anyglot_recipes.nano import test_items
 from anyglot_tokenizers.files import atomic_write
 
-
 STORIES = {
     "speech->image+speech": "Speak: see the picture, hear the answer",
     "image->music": "Draw: hear the tune",

@@ -33,7 +33,7 @@ HIDDEN = "#ag-cards select { visibility: hidden }"
 
 
 def take(path: Path, model: str) -> None:
-    """Takes the picture of a server of `model` and writes it to `path`. Raises AnyglotError: the server did not start."""
+    """Writes a picture of the page of `model` to `path`. Raises AnyglotError: the server did not start."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright, _server(model) as url:

@@ -20,17 +20,18 @@ from anyglot_synth.nanoworld.draw import BACKGROUND, CENTERS, PALETTE, SIZE, dra
 from anyglot_synth.nanoworld.language import describe, edit, thing_words
 from anyglot_synth.nanoworld.melody import render
 from anyglot_synth.nanoworld.scene import COLUMNS, MAX_THINGS, ROWS, SHAPES, SIZES, Scene, sample_scene
-from anyglot_synth.nanoworld.voices import SAMPLE_RATE, VOICES, SpeechCache, finish, installed_voices
+from anyglot_synth.nanoworld.voices import SAMPLE_RATE, SILENCE_DB, VOICES, SpeechCache, finish, installed_voices
 from anyglot_tokenizers.errors import MediaError
 
 SHIPPED = Path(__file__).parent / "weights" / "nano"
 SEEDS = (13, 18, 4, 14, 21, 39)
 """Of scenes like those that the model was trained on."""
 SPOKEN_SEEDS, DRAWN_SEEDS = (25, 21), (2, 17)
+HOP = SAMPLE_RATE // 200
 VISITOR_VOICE = VOICES[2]
 """A man's; the model answers with a woman's."""
-NOISE_DB = -30.0
-"""Below the loudest moment of a recording nothing is speech."""
+QUIET_DB = (SILENCE_DB, -30.0)
+"""Between these, below the loudest moment of a recording, ends what is no speech: twice its noise."""
 
 
 def examples(model: UnifiedModel) -> list[Example]:
@@ -107,7 +108,10 @@ def _spoken(text: str) -> Given:
 
 def _tidy(sound: Tensor) -> Tensor:
     """A recording `[1, samples]` as clips are: without silence before and after, and as loud."""
-    found = finish(sound[0].numpy(), SAMPLE_RATE, NOISE_DB)
+    frames = sound[0, : sound.shape[1] // HOP * HOP].reshape(-1, HOP)
+    level = frames.square().mean(1).sqrt().clamp_min(1e-6).log10() * 20 if len(frames) else torch.zeros(1)
+    noise = float(level.quantile(0.1) - level.max()) + 6
+    found = finish(sound[0].numpy(), SAMPLE_RATE, min(max(noise, QUIET_DB[0]), QUIET_DB[1]))
     if not len(found):
         raise MediaError("the recording", "is silent", "check the microphone, and speak")
     return torch.from_numpy(found.astype(np.float32) / 32768)[None]

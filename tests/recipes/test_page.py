@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import gallery
 from anyglot_recipes.serve_examples import SHIPPED as NANO
 from anyglot_recipes.serve_examples import cards, examples
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score
-from anyglot_synth.nanoworld.voices import installed_voices
+from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, Voice, installed_voices
+from anyglot_tokenizers.errors import MediaError
 
 WAIT = 60_000
 """Milliseconds for anything at all."""
@@ -275,6 +278,37 @@ def test_speak_and_see_and_hear_the_answer(browser: Any, url: str, shots: Path) 
     assert page.locator("#ag-cards .record-button").is_visible()  # ready for another one
     visitor.shot(shots, "serve-spoken")
     visitor.close()
+
+
+@pytest.mark.skipif(not installed_voices(), reason="no speech engine: apt-get install flite")
+@pytest.mark.parametrize("voice", VOICES, ids=lambda voice: voice.name)
+def test_a_recording_becomes_like_a_clip(nano: UnifiedModel, voice: Voice) -> None:
+    tidy, clip = cards(nano)[0].tidy, SpeechCache().say("small white square, top left", voice)
+    assert tidy is not None
+    noise = np.random.default_rng(0).normal(0, 0.0003, len(clip) + 30_000)
+    recorded = np.pad(0.2 * clip, (20_000, 10_000)) + noise
+    (found,) = tidy(torch.from_numpy(recorded.astype(np.float32))[None]).numpy()
+    assert abs(len(found) - len(clip)) < 3_200  # 0.2 s: a soft start may drown
+    assert np.sqrt((found**2).mean()) == pytest.approx(np.sqrt((clip**2).mean()), rel=0.1)
+    for nothing in (torch.zeros(1, 16_000), torch.zeros(1, 9)):
+        with pytest.raises(MediaError, match="is silent"):
+            tidy(nothing)
+
+
+def test_a_story_of_the_demo_plays(browser: Any, tmp_path: Path) -> None:
+    for name in ("said", "answered"):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(8000, 0.1), 16000)
+    sounds = "".join(f"<audio src='{name}.wav'></audio>" for name in ("said", "answered"))
+    story = f"<div class='sample'>{sounds}<button onclick='play(this)'>Play</button></div>"
+    (tmp_path / "index.html").write_text(gallery.page("title", "intro", "", [], [story]))
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    ended = "() => [...document.querySelectorAll('audio')].map(e => e.ended)"
+    assert page.evaluate(ended) == [False, False]
+    page.get_by_role("button").click()
+    page.wait_for_function(f"() => ({ended})()[0]", timeout=WAIT)
+    page.wait_for_function(f"() => ({ended})()[1]", timeout=WAIT)
+    page.close()
 
 
 @pytest.fixture(scope="module")
