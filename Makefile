@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. Each sets itself up: .venv is made at first use and renewed only when
+# make demo | serve | test | lint | bench | clean. Each sets itself up: .venv is made at first use and renewed only when
 # pyproject.toml or constraints.txt change (or the folder moves).
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -22,13 +22,15 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 section = @printf '\n== %s ==\n' "$(1)"
 
-.PHONY: help setup speech programs demo test lint bench clean
+.PHONY: help setup speech programs demo serve picture test lint bench clean
 
 help:
 	@echo "make demo    every direction with the shipped model -> demo/index.html"
+	@echo "make serve   a page to speak, draw and talk to it"
 	@echo "make test    format, lint, types, import direction, all tests"
 	@echo "make lint    the same without the tests"
 	@echo "make bench   speed and memory against peers"
+	@echo "make picture docs/page.png, taken anew"
 	@echo "make clean   remove .venv, caches and demo/"
 
 setup: $(STAMP)
@@ -74,6 +76,13 @@ programs:
 
 demo: $(STAMP) speech
 	$(BIN)/anyglot demo --out demo
+
+serve: $(STAMP) speech
+	$(BIN)/anyglot serve
+
+# Of the README, when the shipped model or the page has changed.
+picture: $(STAMP) speech programs
+	$(PY) -m anyglot_recipes.picture
 
 lint: $(STAMP)
 	$(call section,format)

@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     expand.add_parser(commands)
     export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
-    serve_cli.add_parser(commands)
+    serve_cli.add_parser(commands, str(NANO_MODEL))
     synth_cli.add_parser(commands)
     return parser
 

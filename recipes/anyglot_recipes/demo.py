@@ -1,7 +1,8 @@
 """`anyglot demo`: every direction with the shipped model, as one page that plays, and `report.json`.
 
 Runs the nanoworld benchmark on held-out scenes and shows a few samples of every task with the checker's verdict beside
-each. The page itself is `gallery.py`'s, its table `benchmark_report.py`'s.
+each: the first ones, whatever became of them. Two tasks stand at the top, as stories. The page itself is
+`gallery.py`'s, its table `benchmark_report.py`'s.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from anyglot_recipes.evaluate import Checkers, Graded, evaluate
 from anyglot_recipes.gallery import page, section
 from anyglot_recipes.nano import test_items
 from anyglot_tokenizers.files import atomic_write
+
+STORIES = {
+    "speech->image+speech": "Speak: see the picture, hear the answer",
+    "image->music": "Draw: hear the tune",
+}
+"""Titles of the tasks at the top, which show `TOLD` samples each."""
+TOLD = 2
 
 
 def demo(
@@ -48,17 +56,24 @@ def demo(
         galleries[graded[0].task] = graded[:shown]
 
     report = evaluate(model, items, checkers=Checkers(), keep=keep, progress=progress)
-    sections = [section(model, folder, r["task"], score_line(r), galleries[r["task"]]) for r in report["rows"]]
+    sections: dict[str, str] = {}
+    for row in report["rows"]:
+        task, line = row["task"], score_line(row)
+        if task in STORIES:
+            line, galleries[task] = f"{task}: {line}", galleries[task][:TOLD]
+        sections[task] = section(model, folder, task, line, galleries[task], STORIES.get(task))
+    stories = [sections.pop(task) for task in STORIES]
     report["seconds"] = round(time.perf_counter() - started, 1)
     intro = (
         "One small language model reads and writes text, pictures, speech and music of nanoworld. Every scene below "
         "holds a combination of shape, color and size that never occurred in training. Checkers read each answer back "
         f"without the model. Mean score over the 12 directions: <b>{report['mean']}</b>. "
-        f"This page took {report['seconds']} s."
+        f"This page took {report['seconds']} s. Speak and draw yourself: <code>anyglot serve</code>."
     )
     with atomic_write(folder / "index.html") as path:
         shown_tables = as_html(tables(report["rows"]), galleries)
-        path.write_text(page("Anyglot: any modality in, any modality out", intro, shown_tables, sections), "utf-8")
+        title = "Anyglot: any modality in, any modality out"
+        path.write_text(page(title, intro, shown_tables, list(sections.values()), stories), "utf-8")
     with atomic_write(folder / "report.json") as path:
         path.write_text(json.dumps(report, indent=1))
     return report

@@ -34,6 +34,10 @@ th:first-child, td:first-child { text-align: left; }
 .sample { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 1rem; align-items: start; margin: 1rem 0;
   padding: .8rem; border: 1px solid #8884; border-radius: .5rem; }
 .sample h3 { margin: 0 0 .4rem; font-size: .8rem; text-transform: uppercase; opacity: .6; }
+.story { margin: 1.5rem 0; } .story h2 { border: 0; margin: 0; }
+.story img.picture { width: 160px; height: 160px; }
+.sample button { font: inherit; margin-bottom: .6rem; padding: .2rem .9rem; border: 0; border-radius: .4rem;
+  background: #4f46e5; color: #fff; cursor: pointer; }
 img.picture { width: 128px; height: 128px; image-rendering: pixelated; border-radius: 4px; }
 img.spectrogram { display: block; width: 100%; max-width: 20rem; height: 64px; border-radius: 4px; }
 audio { width: 100%; max-width: 20rem; height: 2.2rem; }
@@ -41,25 +45,43 @@ audio { width: 100%; max-width: 20rem; height: 2.2rem; }
 """
 
 
-def page(title: str, intro: str, tables: str, sections: Sequence[str]) -> str:
-    """A whole page. `intro` (one paragraph), `tables` and `sections` are HTML."""
+SCRIPT = """
+function play(button) {
+  const sounds = [...button.closest(".sample").querySelectorAll("audio")];
+  document.querySelectorAll("audio").forEach(sound => { sound.pause(); sound.onended = null; sound.currentTime = 0; });
+  const next = () => { const sound = sounds.shift(); if (sound) { sound.onended = next; sound.play(); } };
+  next();
+}
+"""
+"""Plays the sounds of a sample one after the other: what was said, then the answer."""
+
+
+def page(title: str, intro: str, tables: str, sections: Sequence[str], stories: Sequence[str] = ()) -> str:
+    """A whole page. `intro` (one paragraph), `tables` and all else are HTML; `stories` stand before the tables."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>
+<script>{SCRIPT}</script></head><body>
 <h1>{html.escape(title)}</h1>
 <p>{intro}</p>
+{"".join(f"<div class='story'>{story}</div>" for story in stories)}
 {tables}
 {"".join(sections)}
 </body></html>
 """
 
 
-def section(model: UnifiedModel, folder: Path, title: str, line: str, graded: Sequence[Graded]) -> str:
-    """HTML of some samples of one task below a title and a line; their media are written into `folder/media`."""
+def section(
+    model: UnifiedModel, folder: Path, name: str, line: str, graded: Sequence[Graded], title: str | None = None
+) -> str:
+    """HTML of some samples of one task below a title and a line; their media are written into `folder/media`.
+
+    `name` names the media and what links lead to, and is the title unless there is another.
+    """
     (folder / "media").mkdir(parents=True, exist_ok=True)
-    parts = [f"<h2 id='{anchor(title)}'>{html.escape(title)}</h2><p>{html.escape(line)}</p>"]
+    parts = [f"<h2 id='{anchor(name)}'>{html.escape(title or name)}</h2><p>{html.escape(line)}</p>"]
     for index, g in enumerate(graded):
-        name = f"{anchor(title)}-{index}"
+        file = f"{anchor(name)}-{index}"
         notes, given = _notes(g.item, g.task), []
         for position, segment in enumerate(prompt(g.item, g.task).segments):
             media: Any = segment.content
@@ -68,18 +90,19 @@ def section(model: UnifiedModel, folder: Path, title: str, line: str, graded: Se
                 codes = np.asarray(segment.content)[:kept] if segment.role == "assistant" else np.asarray(media)
                 media = model.decode_media(segment.modality, [codes])[0]
             note = notes.pop(0) if segment.modality == "speech" and notes else ""
-            given.append(_medium(folder, f"{name}-in{position}", segment.modality, media, model, note))
+            given.append(_medium(folder, f"{file}-in{position}", segment.modality, media, model, note))
         answered = [
-            _medium(folder, f"{name}-out{position}", output.modality, output.content, model, "")
+            _medium(folder, f"{file}-out{position}", output.modality, output.content, model, "")
             for position, output in enumerate(g.outputs)
         ]
         wanted = right_words(g.item, g.task) or describe(truth(g.item, g.task), None, "spoken")
         kind = "good" if g.score > 0.999 else "part" if g.score >= 0.5 else "bad"
         heard = "<br>".join(html.escape(h) or "<i>nothing</i>" for h in g.heard)
+        button = "<button onclick='play(this)'>▶ Play</button>" if "<audio" in "".join([*given, *answered]) else ""
         parts.append(
             f"<div class='sample'><div><h3>given</h3>{''.join(given)}</div>"
             f"<div><h3>answer</h3>{''.join(answered)}</div>"
-            f"<div><h3>verdict</h3><p class='{kind}'><b>{g.score:.2f}</b></p><p>checker read: {heard}</p>"
+            f"<div>{button}<h3>verdict</h3><p class='{kind}'><b>{g.score:.2f}</b></p><p>checker read: {heard}</p>"
             f"<p>truth: {html.escape(wanted)}</p></div></div>"
         )
     return "".join(parts)

@@ -20,10 +20,10 @@ KEY_VARIABLE = "ANYGLOT_API_KEY"
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Any, default_model: str) -> None:
     """Add the command to the main parser."""
     parser = commands.add_parser("serve", help="an HTTP server with OpenAI's API over a model")
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a unified model")
+    parser.add_argument("--model", default=default_model, metavar="DIR", help="default: the shipped model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
@@ -63,7 +63,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from anyglot_lm.serve.app import build_app
     from anyglot_lm.serve.connection import listen, make_server
     from anyglot_lm.unified import UnifiedModel
-    from anyglot_recipes.serve_examples import examples
+    from anyglot_recipes.serve_examples import cards, examples
 
     limits = Limits(**{entry.name: getattr(arguments, entry.name) for entry in fields(Limits)})
     key = arguments.api_key if arguments.api_key is not None else os.environ.get(KEY_VARIABLE)
@@ -86,6 +86,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         temperature=arguments.temperature,
         hosts=arguments.allow_host,
         examples=examples(model) if page else None,
+        cards=cards(model) if page else (),
     )
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

@@ -97,6 +97,8 @@ def test_demo_reports_what_the_page_shows(tmp_path: Path) -> None:
     assert set(rows) == set(TASKS)
     assert report["mean"] == pytest.approx(np.mean([rows[task]["score"] for task in PAIRS]), abs=1e-3)
     page = (tmp_path / "index.html").read_text()
+    assert page.index("Speak: see") < page.index("Draw: hear") < page.index("<table")
+    assert page.count("id='speech-to-image-and-speech'") == page.count("id='image-to-music'") == 1
     for task in PAIRS:
         assert task.replace(">", "&gt;") in page
     sources = [part.split("'")[0] for part in page.split("src='")[1:]]

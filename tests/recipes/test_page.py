@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import gallery
 from anyglot_recipes.serve_examples import SHIPPED as NANO
-from anyglot_recipes.serve_examples import examples
+from anyglot_recipes.serve_examples import cards, examples
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import parse
-from anyglot_synth.nanoworld.scene import Scene, sample_scene, score
+from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score
+from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, Voice, installed_voices
+from anyglot_tokenizers.errors import MediaError
 
 WAIT = 60_000
 """Milliseconds for anything at all."""
@@ -40,10 +44,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def url(serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[str]:
+def nano() -> UnifiedModel:
+    return UnifiedModel.from_pretrained(NANO)
+
+
+@pytest.fixture(scope="module")
+def url(nano: UnifiedModel, serving: Callable[..., AbstractContextManager[Any]]) -> Iterator[str]:
     """A server of the shipped model."""
-    model = UnifiedModel.from_pretrained(NANO)
-    with serving(model, name="nano", examples=examples(model)) as running:
+    with serving(nano, name="nano", examples=examples(nano), cards=cards(nano)) as running:
         yield running.url
 
 
@@ -52,8 +60,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
+        microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # it beeps
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", *microphone]
         )
         yield chromium
         chromium.close()
@@ -120,6 +129,14 @@ class Visitor:
         self.page.wait_for_selector("#ag-panel .ag-nothing", timeout=WAIT)
         assert self.page.locator("#ag-chat .bot, #ag-chat .user").count() == 0
 
+    def played(self) -> Any:
+        """The last answer, once its sound has begun to play by itself. One that was answered before plays no more."""
+        answer = self.answer()
+        self.page.wait_for_function("() => [...document.querySelectorAll('#ag-chat audio')].at(-1).currentTime > 0.2")
+        playing = self.page.locator("#ag-chat audio").evaluate_all("all => all.filter(e => !e.paused).length")
+        assert playing == 1 and answer.locator("audio").count() == 1
+        return answer
+
     def note(self, words: str) -> None:
         """Waits until the last answer is a note."""
         self.page.wait_for_selector(f"#ag-chat .ag-note:has-text('{words}')", timeout=WAIT)
@@ -163,9 +180,11 @@ def spans(visitor: Visitor, title: str) -> list[str]:
     return [box.get_attribute("data-kind") or "" for box in section.locator("details").all()]
 
 
-def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> None:
+def test_a_picture_is_described_and_spoken(visitor: Visitor, nano: UnifiedModel, shots: Path) -> None:
     page, drawn = visitor.page, scene(1)
     assert page.locator("#ag-examples button").count() == 6
+    block = nano.vocabulary.block("image")
+    assert block.length is not None
     visitor.order("text")
     visitor.send(file=("scene.png", "image/png", png(drawn)))
     answer = visitor.answer()
@@ -196,9 +215,9 @@ def test_a_picture_is_described_and_spoken(visitor: Visitor, shots: Path) -> Non
     assert spans(visitor, "Prompt") == ["control", "image", "control"]
     assert spans(visitor, "Answer") == ["speech", "control"]
     box = page.locator("#ag-panel details[data-kind=image]")
-    assert "66 ids" in box.inner_text()
+    assert f"{block.length + 2} ids" in box.inner_text()
     box.locator("summary").click()
-    assert re.search(r"\b348( \d+){47} … and 18 more", box.inner_text())
+    assert re.search(rf"\b{block.start_id}( \d+){{47}} … and {block.length + 2 - 48} more", box.inner_text())
     visitor.shot(shots, "serve-page")
 
 
@@ -212,6 +231,84 @@ def test_examples_and_a_phone(browser: Any, url: str, shots: Path) -> None:
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 420
     visitor.shot(shots, "serve-phone")
     visitor.close()
+
+
+def test_draw_and_hear_the_tune(visitor: Visitor, shots: Path) -> None:
+    page, things = visitor.page, [("small green cross", "middle left"), ("large white triangle", "bottom right")]
+    assert page.locator(".ag-go").is_disabled()
+    for said, place in [("large red circle", "top left"), ("small blue square", "top left"), *things]:
+        size, color, shape = said.split()
+        page.locator(f"[data-stamp='{size} {shape}']").click()
+        page.locator(f"[data-color={color}]").click()
+        page.locator(f"[data-place='{place}']").click()
+    page.locator("[data-place='bottom center']").click()  # a fourth: the first goes
+    page.locator("[data-place='bottom center']").click()  # the same once more: gone
+    page.locator("[data-place='top left']").click()
+    visitor.before = 0
+    page.locator(".ag-go").click()
+    visitor.played()
+    assert spans(visitor, "Prompt") == ["control", "image", "control"]
+    assert spans(visitor, "Answer") == ["music", "control"]
+    seen = page.locator("#ag-chat .user img").get_attribute("src").partition(",")[2]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(seen))).convert("RGB")).astype(int)
+    drawn = [("small green cross", "middle left"), ("large white triangle", "bottom right"),
+             ("large white triangle", "top left")]  # fmt: skip
+    wanted = Scene(tuple(Thing(s.split()[2], s.split()[1], s.split()[0], *place.split()) for s, place in drawn))
+    assert np.abs(pixels - draw(wanted)).max() <= 1
+    visitor.shot(shots, "serve-drawn")
+    page.locator(".ag-clear").click()
+    assert page.locator(".ag-go").is_disabled()
+
+
+@pytest.mark.skipif(not installed_voices(), reason="no speech engine: apt-get install flite")
+def test_speak_and_see_and_hear_the_answer(browser: Any, url: str, shots: Path) -> None:
+    visitor = Visitor(browser, url, permissions=["microphone"])
+    page = visitor.page
+    page.get_by_role("button", name="“large red circle, bottom center”").click()
+    assert visitor.played().locator("img.ag-picture").count() == 1
+    visitor.before = 0
+    page.locator("#ag-cards .record-button").click()
+    page.wait_for_timeout(1500)
+    page.locator("#ag-cards .stop-button").first.click()
+    page.wait_for_selector("#ag-stop:not([disabled])", timeout=WAIT)
+    assert visitor.played().locator("img.ag-picture").count() == 1
+    assert page.locator("#ag-chat .bot").count() == 1  # a conversation of its own
+    assert spans(visitor, "Prompt") == ["control", "speech", "control"]
+    assert spans(visitor, "Answer") == ["image", "speech", "control"]
+    assert page.locator("#ag-cards .record-button").is_visible()  # ready for another one
+    visitor.shot(shots, "serve-spoken")
+    visitor.close()
+
+
+@pytest.mark.skipif(not installed_voices(), reason="no speech engine: apt-get install flite")
+@pytest.mark.parametrize("voice", VOICES, ids=lambda voice: voice.name)
+def test_a_recording_becomes_like_a_clip(nano: UnifiedModel, voice: Voice) -> None:
+    tidy, clip = cards(nano)[0].tidy, SpeechCache().say("small white square, top left", voice)
+    assert tidy is not None
+    noise = np.random.default_rng(0).normal(0, 0.0003, len(clip) + 30_000)
+    recorded = np.pad(0.2 * clip, (20_000, 10_000)) + noise
+    (found,) = tidy(torch.from_numpy(recorded.astype(np.float32))[None]).numpy()
+    assert abs(len(found) - len(clip)) < 3_200  # 0.2 s: a soft start may drown
+    assert np.sqrt((found**2).mean()) == pytest.approx(np.sqrt((clip**2).mean()), rel=0.1)
+    for nothing in (torch.zeros(1, 16_000), torch.zeros(1, 9)):
+        with pytest.raises(MediaError, match="is silent"):
+            tidy(nothing)
+
+
+def test_a_story_of_the_demo_plays(browser: Any, tmp_path: Path) -> None:
+    for name in ("said", "answered"):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(8000, 0.1), 16000)
+    sounds = "".join(f"<audio src='{name}.wav'></audio>" for name in ("said", "answered"))
+    story = f"<div class='sample'>{sounds}<button onclick='play(this)'>Play</button></div>"
+    (tmp_path / "index.html").write_text(gallery.page("title", "intro", "", [], [story]))
+    page = browser.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    ended = "() => [...document.querySelectorAll('audio')].map(e => e.ended)"
+    assert page.evaluate(ended) == [False, False]
+    page.get_by_role("button").click()
+    page.wait_for_function(f"() => ({ended})()[0]", timeout=WAIT)
+    page.wait_for_function(f"() => ({ended})()[1]", timeout=WAIT)
+    page.close()
 
 
 @pytest.fixture(scope="module")

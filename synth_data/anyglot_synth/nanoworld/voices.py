@@ -47,7 +47,7 @@ Float32 = NDArray[np.float32]
 Int16 = NDArray[np.int16]
 
 SAMPLE_RATE = 16_000
-CLIP_VERSION = 1  # counts changes of `_finish`: part of the content address
+CLIP_VERSION = 1  # counts changes of `finish`: part of the content address
 PAUSE_S = 0.06  # silence between two clauses
 MARGIN_S = 0.02  # silence kept before and after a clip
 RMS = 0.08  # loudness of every clip (full scale = 1)
@@ -104,8 +104,11 @@ def _command(voice: Voice, text_path: Path, wav_path: Path) -> list[str]:
     raise SpeechError(f"voice {voice.name!r} names an unknown engine {voice.engine!r}; use flite or espeak-ng")
 
 
-def _finish(audio: Float32, sample_rate: int) -> Int16:
-    """What an engine made -> a clip: 16 kHz, silence trimmed to 20 ms a side, equally loud, 16 bits."""
+def finish(audio: Float32, sample_rate: int, silence_db: float = SILENCE_DB) -> Int16:
+    """What an engine made -> a clip: 16 kHz, silence trimmed to 20 ms a side, equally loud, 16 bits; empty if silent.
+
+    A recording has noise where engines have none: raise `silence_db` for it.
+    """
     if sample_rate != SAMPLE_RATE:
         audio = soxr.resample(audio, sample_rate, SAMPLE_RATE, quality="VHQ").astype(np.float32)
     audio = audio - audio.mean()
@@ -114,7 +117,7 @@ def _finish(audio: Float32, sample_rate: int) -> Int16:
     level = np.sqrt((frames.astype(np.float64) ** 2).mean(axis=1)) if len(frames) else np.zeros(0)
     if not len(level) or level.max() < 1e-4:
         return np.zeros(0, np.int16)
-    heard = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
+    heard = np.flatnonzero(level > level.max() * 10 ** (silence_db / 20))
     margin = int(MARGIN_S * SAMPLE_RATE)
     start, stop = int(heard[0]) * hop, (int(heard[-1]) + 1) * hop
     audio = np.pad(audio, margin)[start : stop + 2 * margin]
@@ -129,7 +132,7 @@ def _synthesise(text: str, voice: Voice) -> Int16:
     """Speak `text` with a fresh process of the engine -> int16 [samples] at 16 kHz. Raises SpeechError."""
     doing = f"speaking {text[:60]!r} with voice {voice.name}"
     audio, sample_rate = speak_into_file(partial(_command, voice), text, doing)
-    clip = _finish(audio, sample_rate)
+    clip = finish(audio, sample_rate)
     if not len(clip):
         raise SpeechError(f"{voice.engine} made only silence {doing}; give it words it can pronounce")
     return clip

@@ -46,7 +46,7 @@ class FliteVoice(SpeechBackend):
     """
 
     name: ClassVar[str] = "flite"
-    licence = "BSD-3-Clause"
+    licence = "Festival"  # SPDX name of the terms of flite and its voices
     seeded = False
 
     def __init__(

@@ -27,6 +27,7 @@ from anyglot_lm.engine import Engine
 from anyglot_lm.grammar import TEXT
 from anyglot_lm.serve import answers
 from anyglot_lm.serve.batcher import Answer, Batcher, Work
+from anyglot_lm.serve.cards import Card
 from anyglot_lm.serve.gate import Fork, is_page_path
 from anyglot_lm.serve.guard import Guard
 from anyglot_lm.serve.limits import Limits
@@ -319,6 +320,7 @@ def build_app(
     temperature: float = 0.0,
     hosts: Collection[str] = (),
     examples: Sequence[Example] | None = None,
+    cards: Sequence[Card] = (),
 ) -> FastAPI:
     """The ASGI application; `app.state.service` is its `Service`.
 
@@ -330,6 +332,7 @@ def build_app(
         temperature: of requests that name none (0: always the likeliest ids).
         hosts: names that browsers may call this server by, beside localhost and addresses.
         examples: what visitors of the page can try; None leaves the page out.
+        cards: what they can record or draw there.
 
     Raises:
         ImportError: a page without gradio.
@@ -340,7 +343,7 @@ def build_app(
     if examples is not None:
         from anyglot_lm.serve.page import Page
 
-        page = Page(service, examples)
+        page = Page(service, examples, cards)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

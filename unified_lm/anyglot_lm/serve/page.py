@@ -19,9 +19,10 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from anyglot_lm.grammar import TEXT
-from anyglot_lm.serve import spans, talk
+from anyglot_lm.serve import cards, spans, talk
+from anyglot_lm.serve.cards import Card
 from anyglot_lm.serve.gate import Gate, sweep, temporary_folder
-from anyglot_lm.serve.incoming import is_picture
+from anyglot_lm.serve.incoming import decode, from_data_uri, is_picture
 from anyglot_lm.serve.protocol import ChatRequest, fit
 from anyglot_lm.serve.refusal import OURS, Refusal
 from anyglot_lm.serve.talk import Conversation, Example, Given, Turn
@@ -52,16 +53,17 @@ class Page:
     Args:
         service: what answers.
         examples: what visitors can try at once.
+        cards: what they can record or draw, and get an answer at once.
 
     Raises:
         ImportError: gradio is not installed.
     """
 
-    def __init__(self, service: Service, examples: Sequence[Example]) -> None:
+    def __init__(self, service: Service, examples: Sequence[Example], cards: Sequence[Card] = ()) -> None:
         folder = temporary_folder()  # before gradio, which reads its place when it is imported
         import gradio
 
-        self.service, self.gradio, self.examples = service, gradio, list(examples)
+        self.service, self.gradio, self.examples, self.cards = service, gradio, list(examples), list(cards)
         names = {"image": service.prepare.pictures, "sound": service.prepare.sounds}
         self.kinds = {kind: modalities for kind, modalities in names.items() if modalities}
         self.host = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -81,7 +83,7 @@ class Page:
             pwa=False,
             mcp_server=False,
             theme=theme,
-            css=STYLE + spans.STYLE + talk.STYLE,
+            css=STYLE + SHEETS,
         )
         self.app = Gate(self.host, folder, service.limits.max_kept)
 
@@ -122,12 +124,14 @@ class Page:
         ) as blocks:
             visit = gr.State(Visit(), time_to_live=VISIT_SECONDS, delete_callback=_leave)
             gr.HTML(self._head(), elem_id="ag-head")
+            with gr.Row(visible=bool(self.cards), elem_id="ag-cards"):
+                inputs = [self._card(card) for card in self.cards]
             with gr.Row(equal_height=False):
                 with gr.Column(scale=3, min_width=320):
                     chat = gr.Chatbot(
                         show_label=False,
                         height="calc(100vh - 440px)",
-                        min_height=340,
+                        min_height=520 if self.cards else 340,
                         layout="bubble",
                         buttons=[],
                         render_markdown=False,
@@ -194,13 +198,35 @@ class Page:
             }
             outputs = list(self.look.values())
             box.submit(self.say, [visit, box, order, *how, *kinds], outputs, **hidden)
-            for example, button in zip(self.examples, tries, strict=True):
-                button.click(self._try(example), [visit, *how], outputs, **hidden)
+            at_once = [(e, button) for e, button in zip(self.examples, tries, strict=True)]
+            for card, (box_of_card, buttons) in zip(self.cards, inputs, strict=True):
+                begun = box_of_card.submit if card.sketch else box_of_card.stop_recording
+                begun(self._at_once(card, box_of_card), [visit, *how, box_of_card], [*outputs, box_of_card], **hidden)
+                gr.on([begun, *(button.click for button in buttons)], js=SHOW_CHAT, **hidden)
+                at_once += zip(card.examples, buttons, strict=True)
+            for example, button in at_once:
+                button.click(self._at_once(example), [visit, *how], outputs, **hidden)
             stop.click(_stop, [visit], None, **hidden)
             gr.on([new.click, chat.clear], self.clear, [visit], outputs, **hidden)
         blocks.queue(default_concurrency_limit=None)
         blocks.state_session_capacity = VISITORS
         return blocks
+
+    def _card(self, card: Card) -> tuple[Any, list[Any]]:
+        """The input of a card, and the buttons of its examples."""
+        gr = self.gradio
+        with gr.Column(min_width=320, elem_classes="ag-card"):
+            gr.HTML(f"<h2>{escape(card.title)}</h2><p>{escape(card.hint)}</p>")
+            if card.sketch is None:
+                box = gr.Audio(sources=["microphone"], type="filepath", show_label=False, buttons=[], editable=False)
+            else:
+                script, sketch = cards.SCRIPT, card.sketch
+                html = sketch.html(card.action)
+                box = gr.HTML(html_template=html, js_on_load=script, apply_default_css=False, sketch=sketch.props())
+            gr.HTML("<p>Or try:</p>", visible=bool(card.examples))
+            with gr.Row(visible=bool(card.examples)):
+                buttons = [gr.Button(e.title, size="sm", min_width=120) for e in card.examples]
+        return box, buttons
 
     def _head(self) -> str:
         model = self.service.model
@@ -227,17 +253,30 @@ class Page:
         async for look in self._talk(visit, given, order or [], (temperature, seed, most), text):
             yield look
 
-    def _try(self, example: Example) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
-        async def given() -> list[Given]:
-            return list(example.given)
+    def _at_once(self, what: Example | Card, box: Any = None) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
+        """Answers an example, or what is in the box of a card, in a new conversation."""
 
-        async def run(visit: Visit, *how: Any) -> AsyncIterator[dict[Any, Any]]:
+        async def run(visit: Visit, temperature: Any, seed: Any, most: Any, content: Any = None) -> Any:
+            async def given() -> list[Given]:
+                if isinstance(what, Example):
+                    return list(what.given)
+                return [await self.service.theirs(self._of_card, what, content)]
+
             if visit.conversation.ticket is None:
                 visit.conversation, visit.messages = Conversation(), []
-            async for look in self._talk(visit, given, example.order, how, ""):
-                yield look
+            async for look in self._talk(visit, given, what.order, (temperature, seed, most), ""):
+                yield look if box is None or (isinstance(what, Card) and what.sketch) else look | {box: None}
 
         return run
+
+    def _of_card(self, card: Card, content: Any) -> Given:
+        """What was recorded or drawn."""
+        if not isinstance(content, str):
+            raise Refusal(400, "nothing was recorded or drawn")
+        if card.sketch is not None:
+            return Given(card.modality, from_data_uri(content, "the drawing"), "the drawing")
+        sound = decode(self.service.model, card.modality, _read(Path(content)), "the recording", self.service.limits)
+        return Given(card.modality, card.tidy(sound) if card.tidy else sound)
 
     async def clear(self, visit: Visit) -> dict[Any, Any]:
         """The visitor begins a new conversation."""
@@ -253,6 +292,7 @@ class Page:
             self.gradio.Warning("The answer before this one is still being written; stop it, or wait.")
             return
         conversation, turn, note = visit.conversation, Turn(self.service.model), ""
+        visit.messages = [message | {"content": talk.quiet(message["content"])} for message in visit.messages]
         try:
             asked, most = _asked(*how)
             async for turn in talk.answer(self.service, conversation, given, order, asked, most):
@@ -284,10 +324,7 @@ class Page:
         text = (said.get("text") or "").strip()
         found = [Given(TEXT, text)] if text else []
         for path in map(Path, said.get("files") or ()):
-            try:
-                content = path.read_bytes()
-            except OSError:
-                raise Refusal(400, f"{path.name} is no longer here; add it again") from None
+            content = _read(path)
             kind = "image" if is_picture(content) else "sound"
             if kind not in chosen:
                 raise Refusal(
@@ -328,6 +365,13 @@ class Page:
         return {"role": message["role"], "content": [self.gradio.HTML(piece, render=False) for piece in pieces]}
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise Refusal(400, f"{path.name} is no longer here; add it again") from None
+
+
 def _asked(temperature: Any, seed: Any, most: Any) -> tuple[Any, int | None]:
     """The settings, checked as those of a request."""
     entries = {"temperature": temperature, "seed": seed or 0, "max_tokens": most or None}
@@ -365,6 +409,8 @@ def _side(content: str) -> str:
 
 
 NOTHING = "<p class='ag-nothing'>The ids of the prompt and of the answer appear here, coloured by what they are.</p>"
+SHOW_CHAT = "() => document.querySelector('#ag-chat').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+SHEETS = spans.STYLE + talk.STYLE + cards.STYLE
 STYLE = """
 .gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto; }
 .ag-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; }

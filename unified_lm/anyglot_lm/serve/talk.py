@@ -33,6 +33,9 @@ REFRESH_SECONDS = 0.15
 SHOWN_PIXELS = 256
 """Width to which small pictures are enlarged, in whole steps."""
 
+PLAY = " autoplay"
+"""Makes a sound play when it appears."""
+
 Shown = tuple[Literal["text", "html"], str]
 """A piece of a message: plain text, or HTML of ours."""
 
@@ -113,7 +116,8 @@ class Turn:
             elif event.kind == "end":
                 self._open = ""
                 if event.output is not None and event.output.media is not None:
-                    self.answer[-1] = ("html", medium_html(self.model, event.modality, event.output.media))
+                    play = not any(PLAY in shown for kind, shown in self.answer if kind == "html")
+                    self.answer[-1] = ("html", medium_html(self.model, event.modality, event.output.media, play=play))
         if self._open not in ("", TEXT):
             self.answer[-1] = ("html", self._progress())
 
@@ -194,8 +198,16 @@ def _take_in(service: Service, part: Given) -> tuple[Segment, Shown]:
     return segment, ("html", medium_html(service.model, part.modality, medium))
 
 
-def medium_html(model: UnifiedModel, modality: str, media: Tensor, *, label: bool = True) -> str:
-    """A picture float `[3, H, W]` or a sound float `[C, samples]` as HTML that needs nothing else."""
+def quiet(shown: Sequence[Shown]) -> list[Shown]:
+    """Pieces of a message whose sounds do not play by themselves (again)."""
+    return [(kind, content.replace(PLAY, "") if kind == "html" else content) for kind, content in shown]
+
+
+def medium_html(model: UnifiedModel, modality: str, media: Tensor, *, label: bool = True, play: bool = False) -> str:
+    """A picture float `[3, H, W]` or a sound float `[C, samples]` as HTML that needs nothing else.
+
+    A sound plays by itself with `play`, and only once it is touched without.
+    """
     rate, name = _rate(model, modality), escape(modality)
     if rate is None:
         content, (height, width) = answers.base64_of(answers.png(media)), media.shape[-2:]
@@ -208,7 +220,7 @@ def medium_html(model: UnifiedModel, modality: str, media: Tensor, *, label: boo
         said = f"{name} · {width} × {height}"
     else:
         content = answers.base64_of(answers.sound_bytes(media, rate, "wav"))
-        medium = f"<audio controls preload='auto' src='data:audio/wav;base64,{content}'></audio>"
+        medium = f"<audio controls{PLAY if play else ''} preload='auto' src='data:audio/wav;base64,{content}'></audio>"
         said = f"{name} · {media.shape[-1] / rate:.1f} s"
     caption = f"<figcaption>{said}</figcaption>" if label else ""
     return f"<figure class='ag-medium' data-modality='{name}'>{medium}{caption}</figure>"
