@@ -177,11 +177,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
             items = make_items(
                 "train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied, world.guests
             )
-            readers = (*VOICES, *guests)
-            vary = partial(another_speed, rng=np.random.default_rng([chunk_seed, 91]), share=world.varied)
-            read = reading_samples(
-                world.readings, chunk_seed, tokenizers["speech"], cache, readers, ASSISTANT_VOICE, vary
-            )
+            read = readings(world, chunk_seed, tokenizers["speech"], cache)
             samples = chain(_samples(items, chunk_seed), read)
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
@@ -336,6 +332,13 @@ def _descriptions(
         yield (
             cache.say(record.spoken_text, guests[int(rng.integers(len(guests)))]) if guests and guest else record.speech
         )
+
+
+def readings(world: WorldConfig, seed: int, speech: Tokenizer, cache: SpeechCache) -> Iterator[tuple[str, Sample]]:
+    """The words of one shard that are written down and read aloud (`reading.py`), in all voices of the training."""
+    voices = (*VOICES, *(guest_voices() if world.guests else ()))
+    vary = partial(another_speed, rng=np.random.default_rng([seed, 91]), share=world.varied)
+    return reading_samples(world.readings, seed, speech, cache, voices, ASSISTANT_VOICE, vary)
 
 
 def _another_question(scene: Scene, first: str, rng: np.random.Generator) -> tuple[str, str]:

@@ -29,14 +29,13 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
 from anyglot_recipes.expand import expand, open_tokenizers
-from anyglot_recipes.nano import ASSISTANT_VOICE, WorldConfig, guest_voices, make_items, test_items
+from anyglot_recipes.nano import WorldConfig, make_items, readings, test_items
 from anyglot_recipes.own_answers import HELD_OUT, MOST, Original, agreement, questions, talk, whole_sentences
 from anyglot_recipes.reading import TASKS as READINGS
-from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import Item, sample
 from anyglot_recipes.train import CONFIGS
-from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir
+from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.files import atomic_write
 
 SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
@@ -161,8 +160,7 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
         items = make_items("train", world.chunk, seed, tokenizers, cache, world.workers, world.varied, world.guests)
         samples = _samples(items, [task for task in config.tasks if task not in READINGS], seed)
         if config.tasks.keys() & set(READINGS):
-            voices = (*VOICES, *(guest_voices() if world.guests else ()))
-            read = reading_samples(world.readings, seed, tokenizers["speech"], cache, voices, ASSISTANT_VOICE)
+            read = readings(world, seed, tokenizers["speech"], cache)
             samples = chain(samples, (named for named in read if named[0] in config.tasks))
         skipped = write_shards(folder, samples, model.vocabulary, model.text, config.max_ids)
         run.say(f"shard {index}: {skipped} samples left out for their length")
