@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from anyglot_lm.constrain import Masks
+from anyglot_lm.constrain import FREE, Legal, Masks
 from anyglot_lm.engine import (
     GREEDY,
     GenerationError,
@@ -72,14 +72,19 @@ REQUESTS = [
 def reference(prompt: list[int], request: Request) -> list[int]:
     """Greedy decoding in the plainest way: the whole sequence for each id, full head, full mask."""
     grammar, model = SpanGrammar(VOCABULARY), tiny_llama()
-    eos, user = (VOCABULARY.controls[name] for name in ("eos", "user"))
+    user = VOCABULARY.controls["user"]
     state, ids = grammar.start(request), []
     while not grammar.finished(state):
         logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
-        logits[eos] = (logits[eos].exp() + logits[user].exp()).log()  # either ends the turn
+        if state.position < 0:
+            logits[EOS] = (logits[EOS].exp() + logits[user].exp()).log()  # either ends the turn
         mask = torch.full_like(logits, -torch.inf)
         for low, high in grammar.allowed(state):
             mask[low:high] = 0
+        if state.modality == "text" and state.position >= 0 and (mask[EOS:] == 0).any():  # what ends a text ends it all
+            ends = torch.arange(len(mask)).ge(EOS) & torch.arange(len(mask)).lt(VOCABULARY.open_size)
+            before, legal = logits[ends].exp().sum(), ends & (mask == 0)
+            logits[legal] += (before / logits[legal].exp().sum()).log()
         chances = (logits + mask).softmax(-1)
         text = chances[: VOCABULARY.text_size]
         if state.position < 0:  # text is one choice among media and eos, then its first id another
@@ -89,6 +94,28 @@ def reference(prompt: list[int], request: Request) -> list[int]:
         ids.append(int(chances.argmax()))
         state = grammar.advance(state, ids[-1])
     return ids
+
+
+@pytest.mark.parametrize("follows", ["eos", "user", "assistant", "image"])
+def test_a_text_ends_where_the_model_would_end_it_however(follows: str) -> None:
+    """The request wants speech after the text; the model would rather stop, or draw."""
+    model = copy.deepcopy(tiny_llama())
+    controls, blocks = VOCABULARY.controls, {block.modality: block.start_id for block in VOCABULARY.blocks}
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    hidden_TH = model.model(torch.tensor([[*prompts(1)[0], 3]])).last_hidden_state[0]
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[3] = 9 * hidden_TH[-2]
+        rows[{**controls, **blocks}[follows]] = 9 * hidden_TH[-1]
+        rows[5] = 5 * hidden_TH[-1]  # what a text goes on with
+    request = Request(order=("text", "speech"), max_ids=60)
+    ((first, second, *_),) = generate(model, VOCABULARY, prompts(1), request, {"text": GREEDY})
+    assert (first, second) == (3, blocks["speech"])
+    grammar = SpanGrammar(VOCABULARY)
+    legal = Legal(grammar.allowed(grammar.advance(grammar.start(request), 3)), True)
+    logits = model(torch.tensor([[*prompts(1)[0], 3]])).logits[:, -1].detach()
+    both = Masks(VOCABULARY).fill_([legal, FREE], logits.repeat(2, 1))
+    assert both[0].argmax() == blocks["speech"] and torch.equal(both[1], logits[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
@@ -134,7 +161,7 @@ def test_a_turn_ends_where_the_user_would_go_on(order: tuple[str, ...] | None) -
     written = generate(model, VOCABULARY, prompts(1), request, greedy)
     assert written == [[3, VOCABULARY.controls["eos"]]]
     logits = model(torch.tensor([[*prompts(1)[0], 3]])).logits[:, -1].detach()
-    masked = Masks(VOCABULARY).fill_([grammar.allowed(grammar.advance(grammar.start(request), 3))], logits)
+    masked = Masks(VOCABULARY).fill_([Legal(grammar.allowed(grammar.advance(grammar.start(request), 3)), True)], logits)
     assert masked.argmax() == VOCABULARY.controls["eos"]
 
 

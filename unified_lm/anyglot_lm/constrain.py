@@ -10,19 +10,27 @@ Shape suffixes: B rows, V vocabulary, M different masks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from anyglot_lm.grammar import Ranges, Request, SpanGrammar
-from anyglot_lm.sampling import join_ends
+from anyglot_lm.grammar import TEXT, Ranges, Request, SpanGrammar
+from anyglot_lm.sampling import join_all_ends, join_ends
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FREE: Ranges = ((0, 2**62),)
+
+class Legal(NamedTuple):
+    """What may come next, and whether a text is under way."""
+
+    ranges: Ranges
+    in_text: bool = False
+
+
+FREE = Legal(((0, 2**62),))
 """Every id is legal: a row that is no answer of ours."""
 
 
@@ -41,16 +49,18 @@ class Answer:
         self.grammar, self.count = grammar, 0
         self.state = self._start = grammar.start(request)
         pad = grammar.vocabulary.pad_id
-        self._pad: Ranges = ((pad, pad + 1),)
+        self._pad = Legal(((pad, pad + 1),))
 
     @property
     def done(self) -> bool:
         """Whether eos is written."""
         return self.grammar.finished(self.state)
 
-    def legal(self) -> Ranges:
+    def legal(self) -> Legal:
         """What may come next; only pad after the end."""
-        return self._pad if self.done else self.grammar.allowed(self.state)
+        if self.done:
+            return self._pad
+        return Legal(self.grammar.allowed(self.state), self.state.modality == TEXT and self.state.position >= 0)
 
     def feed(self, ids: Iterable[int]) -> None:
         """Takes what was written. After the end anything goes. Raises `GrammarError` if an id was not legal."""
@@ -75,11 +85,12 @@ class Masks:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.size = vocabulary.size
         self._eos, self._user = vocabulary.controls["eos"], vocabulary.controls["user"]
+        self._ends = slice(self._eos, vocabulary.open_size)
         self._places: dict[Ranges, int] = {}
         self._table_MV: Tensor | None = None
 
-    def fill_(self, legal: Sequence[Ranges], logits: Tensor) -> Tensor:
-        """Logits float `[B, V]` of the next ids, in place: -inf where illegal, the chance of eos as in `join_ends`.
+    def fill_(self, legal: Sequence[Legal], logits: Tensor) -> Tensor:
+        """Logits float `[B, V]` of the next ids, in place: -inf where illegal, ends as in `join_ends`, `join_all_ends`.
 
         Args:
             legal: of each row.
@@ -88,25 +99,24 @@ class Masks:
         Raises:
             CheckpointError: there are fewer logits than ids.
         """
-        illegal = self.illegal(legal, logits)
-        ours = [row for row, ranges in enumerate(legal) if ranges is not FREE]
-        if len(ours) == len(legal):
-            join_ends(logits, self._eos, self._user)
-        else:
-            at = torch.tensor(ours, device=logits.device)
-            logits[at, self._eos] = torch.logaddexp(logits[at, self._eos], logits[at, self._user])
+        illegal = self._illegal([row.ranges for row in legal], logits)
+        texts = [row for row, (_, in_text) in enumerate(legal) if in_text]
+        others = [row for row, found in enumerate(legal) if not found.in_text and found is not FREE]
+        for rows, all_ends in ((texts, True), (others, False)):
+            if not rows:
+                continue
+            at = slice(None) if len(rows) == len(legal) else torch.tensor(rows, device=logits.device)
+            found_RV = logits[at]
+            if all_ends:
+                masked = found_RV.new_zeros(()).masked_fill(illegal if len(illegal) == 1 else illegal[at], -torch.inf)
+                join_all_ends(found_RV, self._ends, masked)
+            else:
+                join_ends(found_RV, self._eos, self._user)
+            logits[at] = found_RV
         return logits.masked_fill_(illegal, -torch.inf)
 
-    def illegal(self, legal: Sequence[Ranges], logits: Tensor) -> Tensor:
-        """What to fill with -inf: bool `[B, V]`, or `[1, V]` where all rows may say the same.
-
-        Args:
-            legal: of each row.
-            logits: gives V and the device.
-
-        Raises:
-            CheckpointError: there are fewer logits than ids.
-        """
+    def _illegal(self, legal: Sequence[Ranges], logits: Tensor) -> Tensor:
+        """What to fill with -inf: bool `[B, V]`, or `[1, V]` where all rows may say the same."""
         table_MV = self._table(set(legal), logits)
         places = [self._places[ranges] for ranges in legal]
         if len(set(places)) == 1:

@@ -35,7 +35,7 @@ from anyglot_lm.int8 import Int8Linear, int8_product
 from anyglot_lm.sampling import GREEDY as GREEDY
 from anyglot_lm.sampling import GenerationError as GenerationError
 from anyglot_lm.sampling import Sampling as Sampling
-from anyglot_lm.sampling import join_ends, level_text, penalise, row_draws, sample
+from anyglot_lm.sampling import join_all_ends, join_ends, level_text, penalise, row_draws, sample
 from anyglot_lm.sampling import row_seeds as row_seeds
 from anyglot_lm.vocabulary import Vocabulary
 
@@ -409,7 +409,9 @@ class Engine:
                 continue
             rows = [self.rows[i] for i in members]
             logits_GC = self._logits(rows, low, high, scale)
-            if low <= self.grammar.eos < high:
+            if mask_C is not None and low < self.vocabulary.text_size < high and not between:
+                join_all_ends(logits_GC, slice(self.grammar.eos - low, self.vocabulary.open_size - low), mask_C)
+            elif low <= self.grammar.eos < high:
                 join_ends(logits_GC, self.grammar.eos - low, self._user - low)
             if mask_C is not None:
                 logits_GC = logits_GC + mask_C
@@ -456,12 +458,16 @@ class Engine:
         return F.linear(hidden_GH, self.weight_VH[low:high].to(hidden_GH.dtype), bias_C)
 
     def _slice(self, ranges: Ranges) -> tuple[int, int, Tensor | None]:
-        """(low, high, additive mask or None) of the smallest slice that holds all ranges, and with eos also user."""
+        """(low, high, additive mask or None) of the smallest slice that holds all ranges; with text and what may end
+        it, all that could.
+        """
         if ranges not in self._slices:
             low, high = ranges[0][0], ranges[-1][1]
             mask_C = None
             if len(ranges) > 1:
-                if low <= self.grammar.eos < high:
+                if low < self.vocabulary.text_size < high:
+                    high = max(high, self.vocabulary.open_size)
+                elif low <= self.grammar.eos < high:
                     high = max(high, self._user + 1)
                 mask_C = torch.full((high - low,), -torch.inf, device=self.device)
                 for start, stop in ranges:

@@ -84,6 +84,21 @@ def join_ends(logits_GC: Tensor, eos: int, user: int) -> None:
     logits_GC[:, eos] = torch.logaddexp(logits_GC[:, eos], logits_GC[:, user])
 
 
+def join_all_ends(logits_GC: Tensor, ends: slice, mask: Tensor) -> None:
+    """Gives the legal ends of a text, in place, the chance of all its ends: eos, the roles' markers, and start ids.
+
+    Where a request wants a medium after the text, but the model would rather end its turn, the text is as much at its
+    end: without this, it would go on with whatever follows most likely but for the end.
+
+    Args:
+        logits_GC: without the mask.
+        ends: columns of the ids that end a text.
+        mask: `[C]` or `[G, C]`, 0 where an id is legal, else -inf. Where no end is, nothing changes that is legal.
+    """
+    all_G1 = logits_GC[:, ends].logsumexp(-1, keepdim=True)
+    logits_GC[:, ends] += all_G1 - (logits_GC[:, ends] + mask[..., ends]).logsumexp(-1, keepdim=True)
+
+
 def level_text(logits_GC: Tensor, text: slice, temperature: float) -> None:
     """Gives text the chance of all its ids together, in place, where it is one choice among others.
 
