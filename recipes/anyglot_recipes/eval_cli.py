@@ -27,9 +27,9 @@ def add_parser(benchmarks: Any, default_model: str) -> None:
     )
     parser.add_argument(
         "--guidance",
-        type=float,
-        metavar="SCALE",
-        help="classifier-free guidance of all answers (for models trained with condition dropout; default: none)",
+        type=_scales,
+        metavar="SCALES",
+        help="classifier-free guidance by modality, such as speech=2,image=1.5 (of models with condition dropout)",
     )
     parser.add_argument(
         "--judge", choices=["own", "sphinx"], default="own", help="who hears speech (sphinx: pocketsphinx, slower)"
@@ -53,6 +53,14 @@ def _positive(value: str) -> int:
 
 
 _positive.__name__ = "number"  # argparse says "invalid number value"
+
+
+def _scales(value: str) -> dict[str, float]:
+    pairs = [pair.partition("=") for pair in value.split(",")]
+    return {modality.strip(): float(scale) for modality, _, scale in pairs}
+
+
+_scales.__name__ = "scales"
 
 
 def _log(line: str) -> None:
@@ -91,8 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
         samples[title] = [*graded[:SHOWN], *failed[:FAILURES]]
 
     how: dict[str, Any] = {"num": arguments.num, "seed": arguments.seed, "sections": sections}
-    if arguments.guidance is not None:
-        how["guidance"] = dict.fromkeys(("text", *model.vocabulary.modalities), arguments.guidance)
+    how["guidance"] = arguments.guidance
     report = run(model, **how, checkers=checkers, keep=keep, progress=_log)
     report = {"model": arguments.model, "judge": arguments.judge, **report}
     if arguments.out:

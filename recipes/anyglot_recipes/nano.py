@@ -35,7 +35,7 @@ from anyglot_recipes.chain import (
     write_shards,
 )
 from anyglot_recipes.reading import TASKS as READINGS
-from anyglot_recipes.reading import reading_samples
+from anyglot_recipes.reading import reading_samples, reading_strings
 from anyglot_recipes.shots import RULES, Picture
 from anyglot_recipes.tasks import EXTRA, TASKS, Item, sample
 from anyglot_synth.nanoworld import language
@@ -234,6 +234,7 @@ def _train_text(folder: Path, vocab_size: int, seed: int) -> None:
         scene = sample_scene(rng, "train")
         lines += [language.describe(scene, rng), *language.question(scene, rng), language.edit(scene, rng)[0]]
         lines += language.presence(scene, rng, present=bool(rng.integers(2)))
+    lines += reading_strings(2000, rng)
     TextTokenizer.train(lines, folder / "text.model", vocab_size=vocab_size)
 
 

@@ -2,12 +2,15 @@
 
 Descriptions of scenes are few sentences, and a model that has heard all of them learns which words never meet: after
 "small red" there was never a "circle", so it says "square" where a circle is asked for. Strings of the world's words in
-random order have no such habits; what is left to learn is which sound is which word. A held-out combination
-(`scene.HELD_OUT`) stands in no string, in whatever order. For training only: nothing here is graded.
+random order have no such habits; what is left to learn is which sound is which word. Every other string is a
+description with words from outside of the world in it ("small red kettle, top left"): after "small red" may then come
+many words, and only the text tells which. A held-out combination (`scene.HELD_OUT`) stands in no string, in whatever
+order. For training only: nothing here is graded.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,21 +18,75 @@ import numpy as np
 from anyglot_lm.segments import Sample, Segment
 from anyglot_recipes.chain import encode_audio
 from anyglot_synth.nanoworld.language import NUMBERS, WORDS
-from anyglot_synth.nanoworld.scene import HELD_OUT
+from anyglot_synth.nanoworld.scene import COLORS, COLUMNS, HELD_OUT, ROWS, SHAPES, SIZES
 from anyglot_synth.nanoworld.voices import SpeechCache, Voice
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 TASKS = ("write down", "read aloud")
 MOST_WORDS = 6
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "size": ("heavy", "wooden", "broken", "empty", "quiet", "gentle", "narrow", "silver"),
+    "color": ("orange", "brown", "golden", "copper", "marble", "velvet", "cotton", "rusty"),
+    "shape": (
+        "kettle",
+        "ladder",
+        "window",
+        "pencil",
+        "garden",
+        "lemon",
+        "rabbit",
+        "button",
+        "candle",
+        "hammer",
+        "basket",
+        "feather",
+        "island",
+        "pillow",
+        "rocket",
+        "saddle",
+        "tiger",
+        "violin",
+        "walnut",
+        "anchor",
+        "bottle",
+        "carpet",
+        "dragon",
+        "engine",
+    ),
+}
+"""Words of no scene, by the place they take in a description."""
+OWN = {"size": SIZES, "color": COLORS, "shape": SHAPES}
 
 
 def word_string(rng: np.random.Generator) -> str:
     """Two to six words of the world."""
     known = (*WORDS, *NUMBERS)
+    return " ".join(known[int(i)] for i in rng.integers(len(known), size=int(rng.integers(2, MOST_WORDS + 1))))
+
+
+def foreign_description(rng: np.random.Generator) -> str:
+    """One or two things as spoken descriptions have them, in each of which at least one word is foreign."""
+    clauses = []
+    for _ in range(int(rng.integers(1, 3))):
+        kinds = list(FOREIGN)
+        foreign = {kinds[int(rng.integers(len(kinds)))], *(kind for kind in kinds if rng.random() < 0.2)}
+        chosen = (FOREIGN[kind] if kind in foreign else OWN[kind] for kind in kinds)
+        thing = " ".join(words[int(rng.integers(len(words)))] for words in chosen)
+        place = " ".join(words[int(rng.integers(len(words)))] for words in (ROWS, COLUMNS))
+        clauses.append(f"{thing}, {place}" if rng.integers(2) else f"{place}, {thing}")
+    return ". ".join(clauses)
+
+
+def reading_strings(num: int, rng: np.random.Generator) -> list[str]:
+    """`num` strings, of both kinds by turns."""
+    return [_allowed(word_string if i % 2 else foreign_description, rng) for i in range(num)]
+
+
+def _allowed(make: Callable[[np.random.Generator], str], rng: np.random.Generator) -> str:
     while True:
-        chosen = [known[int(i)] for i in rng.integers(len(known), size=int(rng.integers(2, MOST_WORDS + 1)))]
-        if not any(set(triple) <= set(chosen) for triple in HELD_OUT):
-            return " ".join(chosen)
+        text = make(rng)
+        if not any(set(triple) <= set(re.findall(r"\w+", text)) for triple in HELD_OUT):
+            return text
 
 
 def reading_samples(
@@ -45,7 +102,7 @@ def reading_samples(
     aloud in the assistant's.
     """
     rng = np.random.default_rng([seed, 79])
-    strings = [word_string(rng) for _ in range(num)]
+    strings = reading_strings(num, rng)
     users = [voices[int(i)] for i in rng.integers(len(voices), size=num)]
     heard = encode_audio(speech, [vary(cache.say(text, voice)) for text, voice in zip(strings, users, strict=True)])
     said = encode_audio(speech, [cache.say(text, assistant) for text in strings])

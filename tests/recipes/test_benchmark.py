@@ -243,12 +243,11 @@ def test_everything_with_an_untrained_model(
         monkeypatch.setattr(benchmark_media, "installed_voices", lambda: VOICES)
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     arguments = ["eval", "nanoworld", "--model", str(tmp_path / "model"), "--num", "2", "--sections", sections]
-    arguments += ["--guidance", "1.5"] if version == 1 else []
+    arguments += ["--guidance", "speech=2,image=1.5"] if version == 1 else []
     assert main([*arguments, "--out", str(tmp_path / "a"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == printed
-    modalities = ("text", *model.vocabulary.modalities)
-    assert printed["guidance"] == (dict.fromkeys(modalities, 1.5) if version == 1 else {})
+    assert printed["guidance"] == ({"speech": 2.0, "image": 1.5} if version == 1 else {})
     rows = printed["rows"]
     keys = [(row["section"], row["task"], row["condition"]) for row in rows]
     assert len(set(keys)) == len(keys) and {row["section"] for row in rows} == set(read_sections(sections))

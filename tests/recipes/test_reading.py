@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,28 @@ import pytest
 from anyglot_recipes.chain import build_tokenizer
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import SPEED, another_speed
-from anyglot_recipes.reading import MOST_WORDS, word_string
+from anyglot_recipes.reading import FOREIGN, MOST_WORDS, reading_strings
 from anyglot_synth.nanoworld.language import NUMBERS, WORDS
 from anyglot_synth.nanoworld.scene import HELD_OUT
 from anyglot_tokenizers.errors import ManifestError
 
 
 def test_no_string_holds_a_held_out_combination() -> None:
-    rng = np.random.default_rng(0)
-    strings = [word_string(rng).split() for _ in range(4000)]
-    assert all(2 <= len(words) <= MOST_WORDS and set(words) <= {*WORDS, *NUMBERS} for words in strings)
-    assert not any(set(triple) <= set(words) for words in strings for triple in HELD_OUT)
-    assert len({tuple(words) for words in strings}) > 2500
+    strings = reading_strings(8000, np.random.default_rng(0))
+    words = [re.findall(r"[a-z]+", string) for string in strings]
+    assert not any(set(triple) <= set(found) for found in words for triple in HELD_OUT)
+    assert all(2 <= len(found) <= MOST_WORDS and set(found) <= {*WORDS, *NUMBERS} for found in words[1::2])
+    assert len(set(strings)) > 6000
+    foreign = {word for kind in FOREIGN.values() for word in kind}
+    assert not foreign & {*WORDS, *NUMBERS} and all(len(found) in (5, 10) for found in words[::2])
+    assert all(foreign & set(found[:5]) and foreign & set(found[-5:]) for found in words[::2])
+    assert foreign <= {word for found in words[::2] for word in found}
+
+
+def test_what_follows_small_red_is_open() -> None:
+    strings = reading_strings(8000, np.random.default_rng(0))
+    after = Counter(match[1] for string in strings if (match := re.search("small red ([a-z]+)", string)))
+    assert "circle" not in after and len(after) > 20 and max(after.values()) < 0.3 * sum(after.values())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from anyglot_lm.engine import (
     sample,
 )
 from anyglot_lm.grammar import Request, SpanGrammar
-from anyglot_lm.sampling import level_text
+from anyglot_lm.sampling import guided, level_text
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 
 VOCABULARY = Vocabulary.build(
@@ -258,15 +258,26 @@ def test_guidance_of_scale_one_and_equal_prompts_changes_nothing() -> None:
     plain = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2)
     other = prompts(8, seed=9)
     assert generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {})) == plain
-    assert (
-        generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(rows, {"image": 5.0})) == plain
+    greedy = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], {"image": GREEDY})
+    same = generate(
+        tiny_llama(), VOCABULARY, rows, REQUESTS[0], {"image": GREEDY}, guidance=Guidance(rows, {"image": 5.0})
     )
+    assert same == greedy
     assert (
         generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 5.0})) != plain
     )
     # scale 0 is the unconditional model: that of the other prompts
     zero = generate(tiny_llama(), VOCABULARY, rows, REQUESTS[0], seed=2, guidance=Guidance(other, {"image": 0.0}))
     assert zero == generate(tiny_llama(), VOCABULARY, other, REQUESTS[0], seed=2)
+
+
+def test_guidance_never_makes_an_unlikely_id_the_likeliest() -> None:
+    conditional = torch.tensor([[0.6, 0.3, 0.0999, 0.0001]]).log()
+    unconditional = torch.tensor([[0.6, 0.2, 0.199999, 0.000001]]).log()
+    found = guided(conditional, unconditional, 4.0)
+    assert (unconditional + 4 * (conditional - unconditional)).argmax() == 3 and found.argmax() == 1
+    assert found[0, 3] == -torch.inf and torch.isfinite(found[0, :3]).all()
+    assert torch.isfinite(guided(conditional, unconditional, 0.5)).all()
 
 
 def test_repetition_penalty_of_a_row_is_its_own() -> None:

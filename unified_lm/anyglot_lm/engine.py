@@ -35,7 +35,7 @@ from anyglot_lm.int8 import Int8Linear, int8_product
 from anyglot_lm.sampling import GREEDY as GREEDY
 from anyglot_lm.sampling import GenerationError as GenerationError
 from anyglot_lm.sampling import Sampling as Sampling
-from anyglot_lm.sampling import join_all_ends, join_ends, level_text, penalise, row_draws, sample
+from anyglot_lm.sampling import guided, join_all_ends, join_ends, level_text, penalise, row_draws, sample
 from anyglot_lm.sampling import row_seeds as row_seeds
 from anyglot_lm.vocabulary import Vocabulary
 
@@ -54,7 +54,7 @@ NO_SAMPLING = Sampling()
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022).
+    """Classifier-free guidance (Ho and Salimans 2022), among ids that are plausible without it (`sampling.guided`).
 
     logits = unconditional + scale * (conditional - unconditional)
 
@@ -408,13 +408,9 @@ class Engine:
                 ids_B[members_G] = low
                 continue
             rows = [self.rows[i] for i in members]
-            logits_GC = self._logits(rows, low, high, scale)
-            if mask_C is not None and low < self.vocabulary.text_size < high and not between:
-                join_all_ends(logits_GC, slice(self.grammar.eos - low, self.vocabulary.open_size - low), mask_C)
-            elif low <= self.grammar.eos < high:
-                join_ends(logits_GC, self.grammar.eos - low, self._user - low)
-            if mask_C is not None:
-                logits_GC = logits_GC + mask_C
+            logits_GC = self._logits(rows, 0, low, high, mask_C, between)
+            if scale != 1:
+                logits_GC = guided(logits_GC, self._logits(rows, 1, low, high, mask_C, between), scale)
             if sampling.repetition_penalty != 1:
                 seen_GC = torch.stack([row.seen_V[low:high] for row in rows if row.seen_V is not None])
                 logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
@@ -427,21 +423,20 @@ class Engine:
                 row.seen_V.index_fill_(0, ids_B[i : i + 1], True)
         return ids_B, finite
 
-    def _logits(self, rows: list[Row], low: int, high: int, scale: float) -> Tensor:
-        """float32[G, C]: the slice of the head over the rows of a group, guided where asked."""
-
-        def head(stream: int) -> Tensor:
-            slots = [row.slots[stream] for row in rows]
-            first = slots[0]
-            consecutive = slots == list(range(first, first + len(slots)))
-            where = slice(first, first + len(slots)) if consecutive else self._on_device(slots)
-            hidden_GH = self._hidden_SH[where]
-            return self._head(hidden_GH, low, high).float()
-
-        if scale == 1.0:
-            return head(0)
-        unconditional_GC = head(1)
-        return unconditional_GC + scale * (head(0) - unconditional_GC)
+    def _logits(
+        self, rows: list[Row], stream: int, low: int, high: int, mask_C: Tensor | None, between: bool
+    ) -> Tensor:
+        """float32[G, C]: the slice of the head over one stream of a group's rows, -inf where illegal, ends joined."""
+        slots = [row.slots[stream] for row in rows]
+        first = slots[0]
+        consecutive = slots == list(range(first, first + len(slots)))
+        where = slice(first, first + len(slots)) if consecutive else self._on_device(slots)
+        logits_GC = self._head(self._hidden_SH[where], low, high).float()
+        if mask_C is not None and low < self.vocabulary.text_size < high and not between:
+            join_all_ends(logits_GC, slice(self.grammar.eos - low, self.vocabulary.open_size - low), mask_C)
+        elif low <= self.grammar.eos < high:
+            join_ends(logits_GC, self.grammar.eos - low, self._user - low)
+        return logits_GC if mask_C is None else logits_GC + mask_C
 
     def _on_device(self, places: list[int]) -> Tensor:
         """Indices as a tensor, sent once while the same rows are in flight."""

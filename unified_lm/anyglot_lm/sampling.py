@@ -59,6 +59,9 @@ class Sampling:
 LEAST_TEMPERATURE = 1e-5
 """Below it the likeliest id is taken: quotients would leave float32."""
 
+PLAUSIBLE = 0.05
+"""See `guided`."""
+
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -110,6 +113,20 @@ def level_text(logits_GC: Tensor, text: slice, temperature: float) -> None:
     else:
         most_G1 = temperature * (logits_GC[:, text] / temperature).logsumexp(-1, keepdim=True)
     logits_GC[:, text] += logits_GC[:, text].logsumexp(-1, keepdim=True) - most_G1
+
+
+def guided(conditional_GC: Tensor, unconditional_GC: Tensor, scale: float) -> Tensor:
+    """Logits of classifier-free guidance; beyond scale 1 only of plausible ids, -inf for the rest.
+
+    Where an id is unlikely with the prompt and still less likely without, guidance alone would make it the likeliest of
+    all. Plausible are ids at least `PLAUSIBLE` times as likely as the best one, as in contrastive decoding (Li et al.
+    2022, arXiv 2210.15097).
+    """
+    guided_GC = unconditional_GC + scale * (conditional_GC - unconditional_GC)
+    if scale <= 1:
+        return guided_GC
+    least_G1 = conditional_GC.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    return guided_GC.masked_fill(~(conditional_GC >= least_G1), -torch.inf)
 
 
 def penalise(logits_GC: Tensor, seen_GC: Tensor, penalty: float) -> Tensor:
