@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from anyglot_recipes.chain import encode_audio
 from anyglot_recipes.field import (
     IMAGE_SIZE,
     SAMPLE_RATE,
@@ -19,8 +20,20 @@ from anyglot_recipes.field import (
     vary_picture,
     vary_speech,
 )
+from anyglot_recipes.field_graders import interval
+from anyglot_recipes.field_meaning import (
+    caption_words,
+    heard_sources,
+    to_tensor,
+    train_heard,
+    vary_images,
+    vary_power,
+)
+from anyglot_recipes.field_voices import Voices
 from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.media import write_audio
+from anyglot_tokenizers.tokenizer import seeded
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +104,50 @@ def test_an_unknown_speaker_names_those_there_are(tmp_path: Path) -> None:
 def test_missing_data_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="speakers found: none .*--data.root"):
         read_field_data(FieldDataConfig(root=str(tmp_path / "missing")))
+
+
+def test_the_model_answers_in_a_voice_it_may_hear(shared_data: Path) -> None:
+    with pytest.raises(ManifestError, match="reply_speaker 'jackson' must be one of the training speakers"):
+        read_field_data(FieldDataConfig(root=str(shared_data / "real"), reply_speaker="jackson"))
+
+
+def test_readers_learn_what_is_said_and_shown(data: FieldData) -> None:
+    """Two speakers, three digits, some steps: codes of a third speaker tell the digits apart."""
+    heard = HeardVQ(dim=64, depth=2, channels=16, codebook_size=64, stage_steps=30)
+    few = [c for c in data.clips if c.digit in (1, 6, 7) and c.take < 20]
+    train = [c for c in few if c.speaker != "lucas"]
+    head = train_heard(heard, heard_sources(heard, train, Voices([], [])), steps=60, seed=0, batch_size=24)
+    test = [c for c in few if c.speaker == "lucas"]
+    codes = encode_audio(heard, [c.audio for c in test])
+    guesses = []
+    for code in codes:
+        q_BDN = heard.quantizer.decode(torch.from_numpy(code)[None])
+        guesses.append(int(head(q_BDN, torch.ones(1, code.shape[1], dtype=torch.bool)).argmax()))
+    assert np.mean([g == c.digit for g, c in zip(guesses, test, strict=True)]) > 0.6  # chance: a third
+
+
+def test_varied_power_and_pictures_keep_their_kind(data: FieldData) -> None:
+    heard, rng = HeardVQ(), np.random.default_rng(0)
+    (people, none) = heard_sources(heard, data.clips[:2], Voices([], []))
+    assert not none and [d for d, _ in people[:2]] == [c.digit for c in data.clips[:2]]
+    for _, power in people:
+        varied = vary_power(power, rng)
+        assert varied.shape[1] == power.shape[1] and bool((varied >= 0).all()) and bool(varied.isfinite().all())
+        assert 0.7 * len(power) < len(varied) < 1.4 * len(power) + 24
+    x_BCHW = to_tensor(data.pictures[:4])
+    with seeded(0):
+        moved = vary_images(x_BCHW, torch.tensor([True, True, False, False]))
+    assert moved.shape == x_BCHW.shape and 0 <= float(moved.min()) <= float(moved.max()) <= 1
+    assert float((moved - x_BCHW).abs().mean()) > 0.01
+
+
+def test_words_of_captions_are_those_that_recur() -> None:
+    assert caption_words(["red heart", "red red car", "a red sun", "heart"], least=2) == ["heart", "red"]
+
+
+def test_an_interval_holds_the_mean_and_narrows() -> None:
+    low, high = interval([1.0] * 80 + [0.0] * 20)
+    assert 0.70 < low < 0.8 < high < 0.90
+    wide = interval([1.0] * 8 + [0.0] * 2)
+    assert wide[1] - wide[0] > 2 * (high - low)
+    assert interval([1.0] * 10) == (1.0, 1.0)
