@@ -28,6 +28,7 @@ from anyglot_recipes.chain import (
     LMConfig,
     Run,
     TokenizerConfig,
+    build_tokenizer,
     build_vocabulary,
     check_lm,
     encode_audio,
@@ -335,6 +336,13 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     seed = config.seed
     check_lm(config.lm)
+    for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
+        options = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.").config
+        if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
+            raise ManifestError(
+                f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
+                f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
+            )
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
     data = read_field_data(config.data)
     run.say(

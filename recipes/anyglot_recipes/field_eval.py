@@ -171,7 +171,7 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
         how = f"{name}, ten takes a digit; limit: the speaker's real clips through the codec (uncoded: "
         how += f"{_share(judge(real), wanted):.2f})"
         found = judge(spoken)
-        rows.append(_row("word->speech", _same(found, digits), 0.1, limit, how))
+        rows.append(_row(f"word->speech, {name}", _same(found, digits), 0.1, limit, how))
     for name, group in (("new takes of its speakers", known), ("the held-out speaker", data.test_clips)):
         found = classify([c.audio for c in group])
         right = _same(found, [c.digit for c in group])
