@@ -58,12 +58,12 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 DIGITS = tuple("0123456789")
 IMAGE_SIZE = 64
 SHARES = {
-    "speech->text": 0.16,
+    "speech->text": 0.10,
     "text->speech": 0.15,
-    "speech->text+image": 0.37,
-    "photo->text": 0.10,
+    "speech->text+image": 0.45,
+    "photo->text": 0.09,
     "emoji->text": 0.12,
-    "text->emoji": 0.10,
+    "text->emoji": 0.09,
 }
 """Share of the training ids by task."""
 REPLY_VARIANTS = 4
