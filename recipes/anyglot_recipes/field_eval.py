@@ -38,7 +38,7 @@ SPOKEN = {**GREEDY, "speech": Sampling(temperature=0.5)}
 NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 TEN, TWENTY = 10, 20
-SHOWN = 8
+SHOWN = 4
 """Drawings a digit on the page."""
 
 
@@ -166,7 +166,11 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
     known = [c for c in data.clips if c.take < TEST_TAKES]
     real = [c.audio for c in clips]
     rows = []
-    for name, judge in (("pocketsphinx", lambda sounds: [listen(s) for s in sounds]), ("judge of digits", classify)):
+    judges: dict[str, Callable[[Sequence[Any]], Sequence[int | None]]] = {
+        "pocketsphinx": lambda sounds: [listen(sound) for sound in sounds],
+        "judge of digits": classify,
+    }
+    for name, judge in judges.items():
         limit = _share(judge(rebuilt), wanted)
         how = f"{name}, ten takes a digit; limit: the speaker's real clips through the codec (uncoded: "
         how += f"{_share(judge(real), wanted):.2f})"
