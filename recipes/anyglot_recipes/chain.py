@@ -321,9 +321,13 @@ def encode_images(tokenizer: Tokenizer, images: np.ndarray, batch: int = 128) ->
 
 
 def build_vocabulary(
-    text: AnyText, tokenizers: dict[str, Tokenizer], config: LMConfig, grid: tuple[int, int]
+    text: AnyText,
+    tokenizers: dict[str, Tokenizer],
+    config: LMConfig,
+    grid: tuple[int, int] | Mapping[str, tuple[int, int]],
 ) -> Vocabulary:
-    """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes."""
+    """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes, or one by modality."""
+    grids = grid if isinstance(grid, Mapping) else {"image": grid}
     blocks = []
     for modality, tokenizer in tokenizers.items():
         how = config.blocks.get(modality, BlockConfig())
@@ -333,7 +337,7 @@ def build_vocabulary(
                 num_quantizers=how.num_quantizers,
                 pattern=how.pattern,
                 input_pattern=how.input_pattern,
-                grid=grid if modality == "image" else None,
+                grid=grids.get(modality),
                 max_frames=how.max_frames,
             )
         )

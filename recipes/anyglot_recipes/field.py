@@ -1,9 +1,10 @@
 """The `field` recipe: human speech, photos and emoji, held out by speaker and by picture.
 
 Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, and emoji with captions;
-trains an image tokenizer, a speech codec and a language model on them, and answers: speech -> word, photo -> word,
-speech -> photo, word -> speech, caption -> emoji, emoji -> caption. One speaker and a tenth of the pictures are never
-seen in training; the graders are trained on training pictures only (`field_eval.py`). Nanoworld has no part in it.
+trains tokenizers and a language model on them, and answers: speech -> word, photo -> word, speech -> word and photo,
+word -> speech, caption -> emoji, emoji -> caption. What the model reads is written in codes of what is said and shown
+(`heard`, `seen`: `field_meaning.py`), what it makes in codes that can be decoded (`speech`, `image`). One speaker and a
+tenth of the pictures are never seen in training (`field_eval.py` grades on them). Nanoworld has no part in it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from anyglot_recipes.chain import (
     LMConfig,
     Run,
     TokenizerConfig,
+    build_tokenizer,
     build_vocabulary,
     check_lm,
     encode_audio,
@@ -36,26 +38,36 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.field_meaning import (
+    heard_sources,
+    heard_variants,
+    seen_variants,
+    train_heard,
+    train_seen,
+)
+from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
+from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.media import read_audio, read_image
+from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
+from anyglot_tokenizers.media import read_audio, read_image, write_image
 from anyglot_tokenizers.tokenizer import Tokenizer
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = tuple("0123456789")
-SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64
 SHARES = {
-    "speech->text": 0.22,
-    "text->speech": 0.10,
-    "speech->image": 0.18,
-    "photo->text": 0.15,
+    "speech->text": 0.10,
+    "text->speech": 0.15,
+    "speech->text+image": 0.45,
+    "photo->text": 0.09,
     "emoji->text": 0.12,
-    "text->emoji": 0.23,
+    "text->emoji": 0.09,
 }
 """Share of the training ids by task."""
+REPLY_VARIANTS = 4
+SEEN_VARIANTS = 16
 
 
 @dataclass
@@ -65,6 +77,7 @@ class FieldDataConfig:
     Args:
         root: folder with spoken_digits, sign_digits, emoji and (for the codec only) librispeech_clips.
         held_out_speaker: never heard in training.
+        reply_speaker: the voice that the model answers in.
         held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the picture.
         speech_variants: augmented versions of every training clip (speed, pitch, noise, tilt).
         image_variants: augmented versions of every training picture (shift, brightness; photos also mirrored).
@@ -72,9 +85,27 @@ class FieldDataConfig:
 
     root: str = "../shared/data/real"
     held_out_speaker: str = "jackson"
+    reply_speaker: str = "lucas"
     held_out_share: float = 0.1
-    speech_variants: int = 12
+    speech_variants: int = 10
     image_variants: int = 6
+
+
+@dataclass
+class ReaderConfig:
+    """A tokenizer for reading and its training.
+
+    Args:
+        model: arguments of `HeardVQ` or `SeenVQ`.
+        max_steps: optimizer steps.
+        batch_size: items per step.
+        lr: peak learning rate.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    max_steps: int = 1500
+    batch_size: int = 48
+    lr: float = 3e-3
 
 
 @dataclass
@@ -85,8 +116,10 @@ class FieldConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         data: what is read and held out.
-        image: image tokenizer.
-        speech: speech codec.
+        heard: tokenizer of speech that is read.
+        seen: tokenizer of pictures that are read.
+        image: image tokenizer, for pictures that are made.
+        speech: speech codec, for speech that is made.
         lm: language model.
         table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`.
     """
@@ -94,6 +127,8 @@ class FieldConfig:
     run_dir: str = "runs/field"
     seed: int = 0
     data: FieldDataConfig = field(default_factory=FieldDataConfig)
+    heard: ReaderConfig = field(default_factory=ReaderConfig)
+    seen: ReaderConfig = field(default_factory=ReaderConfig)
     image: TokenizerConfig = field(default_factory=TokenizerConfig)
     speech: TokenizerConfig = field(default_factory=TokenizerConfig)
     lm: LMConfig = field(default_factory=LMConfig)
@@ -107,6 +142,7 @@ class Clip:
     digit: int
     speaker: str
     audio: np.ndarray
+    take: int = 0
 
 
 @dataclass
@@ -142,13 +178,15 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)", path.stem)
         if match:
             audio = read_audio(path, sample_rate=SAMPLE_RATE)[0].numpy()
-            clips.append(Clip(int(match[1]), match[2], _level(audio)))
+            clips.append(Clip(int(match[1]), match[2], _level(audio), int(match[3])))
     speakers = sorted({clip.speaker for clip in clips})
     if config.held_out_speaker not in speakers:
         raise ManifestError(
             f"{root / 'spoken_digits'}: no clips of held_out_speaker {config.held_out_speaker!r}; "
             f"speakers found: {', '.join(speakers) or 'none'} (set --data.root to the folder with the field data)"
         )
+    if config.reply_speaker not in speakers or config.reply_speaker == config.held_out_speaker:
+        raise ManifestError(f"data.reply_speaker {config.reply_speaker!r} must be one of the training speakers")
     pictures = []
     for row in _rows(root / "sign_digits", {}):
         if row.text in DIGITS and "image" in row.media:
@@ -215,6 +253,14 @@ def vary_speech(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+def reply_variant(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same voice a little faster or slower (3 %), shifted by up to a frame of the codec."""
+    ratio = float(np.exp(rng.uniform(-0.03, 0.03)))
+    varied = soxr.resample(audio, SAMPLE_RATE, SAMPLE_RATE * ratio).astype(np.float32)
+    result: np.ndarray = np.concatenate([np.zeros(int(rng.integers(0, 640)), np.float32), varied])
+    return result
+
+
 def vary_picture(picture: Picture, rng: np.random.Generator) -> np.ndarray:
     """Shift by up to 4 pixels, brightness and contrast by up to 15 %; photos also mirrored (the other hand)."""
     pixels = picture.pixels
@@ -241,34 +287,39 @@ def draw_emoji(caption: str) -> Segment:
 
 
 def training_samples(
-    data: FieldData, variants: tuple[int, int], tokenizers: dict[str, Tokenizer], seed: int
+    data: FieldData, config: FieldDataConfig, tokenizers: dict[str, Tokenizer], voices: Voices, seed: int
 ) -> Iterator[tuple[str, Sample]]:
     """(task, sample) of the training split, every clip and picture in several augmented versions."""
     rng = np.random.default_rng([seed, 5])
-    speech_variants, image_variants = variants
-    spoken: list[tuple[int, np.ndarray]] = []
-    for variant in range(speech_variants):
-        audio = [c.audio if variant == 0 else vary_speech(c.audio, rng) for c in data.clips]
-        encoded = encode_audio(tokenizers["speech"], audio, 64)
-        spoken += [(c.digit, k) for c, k in zip(data.clips, encoded, strict=True)]
-    shown: list[tuple[Picture, np.ndarray]] = []
-    for variant in range(image_variants):
+    heard, seen = tokenizers["heard"], tokenizers["seen"]
+    assert isinstance(heard, HeardVQ) and isinstance(seen, SeenVQ)
+    drawn: dict[str, list[np.ndarray]] = {word: [] for word in WORDS}
+    emoji: list[tuple[str, np.ndarray]] = []
+    for variant in range(config.image_variants):
         pixels = np.stack([p.pixels if variant == 0 else vary_picture(p, rng) for p in data.pictures])
-        shown += list(zip(data.pictures, encode_images(tokenizers["image"], pixels), strict=True))
-    signs = {word: [k for p, k in shown if p.kind == "sign" and p.word == word] for word in WORDS}
-    for digit, codes in spoken:
-        word = WORDS[digit]
-        yield "speech->text", _pair(Segment("speech", codes, "user"), Segment("text", word, "assistant"))
-        yield "text->speech", _pair(say(word), Segment("speech", codes, "assistant"))
-        photo = signs[word][int(rng.integers(len(signs[word])))]
-        yield "speech->image", _pair(Segment("speech", codes, "user"), Segment("image", photo, "assistant"))
-    for picture, codes in shown:
-        seen = Segment("image", codes, "user")
-        if picture.kind == "sign":
-            yield "photo->text", _pair(seen, Segment("text", picture.word, "assistant"))
-        else:
-            yield "emoji->text", _pair(seen, Segment("text", picture.word, "assistant"))
-            yield "text->emoji", _pair(draw_emoji(picture.word), Segment("image", codes, "assistant"))
+        for picture, codes in zip(data.pictures, encode_images(tokenizers["image"], pixels), strict=True):
+            if picture.kind == "sign":
+                drawn[picture.word].append(codes)
+            else:
+                emoji.append((picture.word, codes))
+    turn = dict.fromkeys(WORDS, 0)
+    for digit, codes in heard_variants(heard, data.clips, voices, config.speech_variants, rng):
+        word, given = WORDS[digit], Segment("heard", codes, "user")
+        yield "speech->text", _pair(given, Segment("text", word, "assistant"))
+        photo = drawn[word][turn[word] % len(drawn[word])]
+        turn[word] += 1
+        said = Segment("text", word, "assistant")
+        yield "speech->text+image", Sample([given, said, Segment("image", photo, "assistant")])
+    reply = [c for c in data.clips if c.speaker == config.reply_speaker]
+    for variant in range(REPLY_VARIANTS):
+        audio = [c.audio if variant == 0 else reply_variant(c.audio, rng) for c in reply]
+        for clip, codes in zip(reply, encode_audio(tokenizers["speech"], audio, 64), strict=True):
+            yield "text->speech", _pair(say(WORDS[clip.digit]), Segment("speech", codes, "assistant"))
+    for picture, codes in seen_variants(seen, data.pictures, SEEN_VARIANTS, seed):
+        task = "photo->text" if picture.kind == "sign" else "emoji->text"
+        yield task, _pair(Segment("seen", codes, "user"), Segment("text", picture.word, "assistant"))
+    for word, codes in emoji:
+        yield "text->emoji", _pair(draw_emoji(word), Segment("image", codes, "assistant"))
 
 
 def _pair(given: Segment, asked: Segment) -> Sample:
@@ -281,10 +332,17 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     Returns:
         `{"rows": [...], "seconds": ...}`; the table is in `run_dir/table.md` (and `config.table`).
     """
-    from anyglot_recipes.field_eval import evaluate_field, markdown
+    from anyglot_recipes.field_eval import evaluate_field, markdown, sheet
 
     seed = config.seed
     check_lm(config.lm)
+    for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
+        options = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.").config
+        if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
+            raise ManifestError(
+                f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
+                f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
+            )
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
     data = read_field_data(config.data)
     run.say(
@@ -303,7 +361,24 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         rounds = max(config.speech.num // len(data.clips), 1)
         return [vary_speech(c.audio, rng) for _ in range(rounds) for c in data.clips] + data.unlabelled
 
+    voices = read_voices(run.once("voices", lambda folder: write_voices(folder, run.say)))
+
+    def heard(folder: Path) -> None:
+        tokenizer = HeardVQ(**{"seed": seed, **config.heard.model})
+        sources = heard_sources(tokenizer, data.clips, voices)
+        how = config.heard
+        train_heard(tokenizer, sources, how.max_steps, seed, how.batch_size, how.lr)
+        tokenizer.save_pretrained(folder, dtype=torch.float16)
+
+    def seen(folder: Path) -> None:
+        tokenizer = SeenVQ(**{"seed": seed, **config.seen.model})
+        how = config.seen
+        train_seen(tokenizer, data.pictures, how.max_steps, seed, how.batch_size, how.lr)
+        tokenizer.save_pretrained(folder, dtype=torch.float16)
+
     tokenizers = {
+        "heard": load(run.once("tokenizers/heard", heard)),
+        "seen": load(run.once("tokenizers/seen", seen)),
         "image": train_tokenizer(run, "image", config.image, pictures, seed),
         "speech": train_tokenizer(run, "speech", config.speech, sounds, seed),
     }
@@ -314,23 +389,23 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         TextTokenizer.train(lines, folder / "text.model", vocab_size=config.lm.text_vocab_size)
 
     text = TextTokenizer.load(run.once("text", train_text) / "text.model")
-    grid = (IMAGE_SIZE // tokenizers["image"].spec.downsample_factor,) * 2
-    vocabulary = build_vocabulary(text, tokenizers, config.lm, grid)
+    grids = {name: (IMAGE_SIZE // tokenizers[name].spec.downsample_factor,) * 2 for name in ("seen", "image")}
+    vocabulary = build_vocabulary(text, tokenizers, config.lm, grids)
 
     def shards(folder: Path) -> None:
-        variants = (config.data.speech_variants, config.data.image_variants)
-        samples = training_samples(data, variants, tokenizers, seed_of(seed, "shards"))
+        samples = training_samples(data, config.data, tokenizers, voices, seed_of(seed, "shards"))
         skipped = write_shards(folder, samples, vocabulary, text, config.lm.seq_len)
         run.say(f"{skipped} samples longer than {config.lm.seq_len} ids left out")
 
     folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, SHARES)
     model = UnifiedModel.from_pretrained(folder)
     with torch.inference_mode():
-        report = evaluate_field(model, data, seed=seed, say=run.say)
-    table = markdown(report, config.data.held_out_speaker)
+        report, drawn = evaluate_field(model, data, config.data, seed=seed, say=run.say)
     for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):
+        picture = path.with_name(f"{path.stem}_signs.png")
+        write_image(picture, sheet(drawn))
         with atomic_write(path) as temporary:
-            temporary.write_text(table)
+            temporary.write_text(markdown(report, config.data, picture.name))
     with atomic_write(run.dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
     return report

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from anyglot_recipes.chain import encode_audio
 from anyglot_recipes.field import (
     IMAGE_SIZE,
     SAMPLE_RATE,
@@ -19,8 +20,21 @@ from anyglot_recipes.field import (
     vary_picture,
     vary_speech,
 )
+from anyglot_recipes.field_eval import markdown, sheet
+from anyglot_recipes.field_graders import interval
+from anyglot_recipes.field_meaning import (
+    caption_words,
+    heard_sources,
+    to_tensor,
+    train_heard,
+    vary_images,
+    vary_power,
+)
+from anyglot_recipes.field_voices import Voices
 from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.media import write_audio
+from anyglot_tokenizers.tokenizer import seeded
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +105,72 @@ def test_an_unknown_speaker_names_those_there_are(tmp_path: Path) -> None:
 def test_missing_data_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="speakers found: none .*--data.root"):
         read_field_data(FieldDataConfig(root=str(tmp_path / "missing")))
+
+
+def test_the_model_answers_in_a_voice_it_may_hear(shared_data: Path) -> None:
+    with pytest.raises(ManifestError, match="reply_speaker 'jackson' must be one of the training speakers"):
+        read_field_data(FieldDataConfig(root=str(shared_data / "real"), reply_speaker="jackson"))
+
+
+def test_codes_of_a_trained_reader_say_the_digit(data: FieldData) -> None:
+    """Two digits of one speaker, a few steps: codes of takes that were never heard tell the digits apart."""
+    heard = HeardVQ(dim=64, depth=2, channels=16, codebook_size=64, stage_steps=50)
+    few = [c for c in data.clips if c.digit in (6, 7) and c.speaker == "george" and c.take < 30]
+    train, test = ([c for c in few if (c.take < 20) == known] for known in (True, False))
+    head = train_heard(heard, heard_sources(heard, train, Voices([], [])), steps=100, seed=0, batch_size=16)
+    right = []
+    for clip, code in zip(test, encode_audio(heard, [c.audio for c in test]), strict=True):
+        q_BDN = heard.quantizer.decode(torch.from_numpy(code)[None])
+        right.append(int(head(q_BDN, torch.ones(1, code.shape[1], dtype=torch.bool)).argmax()) == clip.digit)
+    assert len(right) == 20 and np.mean(right) > 0.85  # chance: a half
+
+
+def test_varied_power_and_pictures_keep_their_kind(data: FieldData) -> None:
+    heard, rng = HeardVQ(), np.random.default_rng(0)
+    (people, none) = heard_sources(heard, data.clips[:2], Voices([], []))
+    assert not none and [d for d, _ in people[:2]] == [c.digit for c in data.clips[:2]]
+    for _, power in people:
+        varied = vary_power(power, rng)
+        assert varied.shape[1] == power.shape[1] and bool((varied >= 0).all()) and bool(varied.isfinite().all())
+        assert 0.7 * len(power) < len(varied) < 1.4 * len(power) + 24
+    x_BCHW = to_tensor(data.pictures[:4])
+    with seeded(0):
+        moved = vary_images(x_BCHW, torch.tensor([True, True, False, False]))
+    assert moved.shape == x_BCHW.shape and 0 <= float(moved.min()) <= float(moved.max()) <= 1
+    assert float((moved - x_BCHW).abs().mean()) > 0.01
+
+
+def test_words_of_captions_are_those_that_recur() -> None:
+    assert caption_words(["red heart", "red red car", "a red sun", "heart"], least=2) == ["heart", "red"]
+
+
+def test_an_interval_holds_the_mean_and_narrows() -> None:
+    low, high = interval([1.0] * 80 + [0.0] * 20)
+    assert 0.70 < low < 0.8 < high < 0.90
+    wide = interval([1.0] * 8 + [0.0] * 2)
+    assert wide[1] - wide[0] > 2 * (high - low)
+    assert interval([1.0] * 10) == (1.0, 1.0)
+
+
+def test_the_page_says_score_interval_limit_and_mistakes() -> None:
+    row = {
+        "task": "speech->word",
+        "n": 10,
+        "score": 0.9,
+        "interval": [0.7, 1.0],
+        "chance": 0.1,
+        "limit": None,
+        "how": "x",
+    }
+    report = {"rows": [row, {**row, "limit": 0.95}], "misheard": [["four", "two", 3]]}
+    page = markdown(report, FieldDataConfig(), "field_signs.png")
+    assert "| speech->word | 10 | 0.90 (0.70 to 1.00) | 0.10 |  | x |" in page and "| 0.95 | x |" in page
+    assert "four as two (3)" in page and "(field_signs.png)" in page and "`jackson`" in page and "`lucas`" in page
+    assert "Drawn by" not in markdown(report, FieldDataConfig())
+
+
+def test_drawings_stand_in_rows() -> None:
+    pictures = torch.stack([torch.full((3, 4, 4), float(i)) for i in range(5)])
+    joined = sheet(pictures, columns=2)
+    assert joined.shape == (3, 8, 8)  # the fifth would leave a gap
+    assert joined[0, 0, 0] == 0 and joined[0, 0, 4] == 1 and joined[0, 4, 0] == 2 and joined[0, 7, 7] == 3
