@@ -62,8 +62,8 @@ def test_vocabulary_of_a_folder_says_which_rows_are_new(capsys: pytest.CaptureFi
     new = config["vocab_size"] - manifest["text_size"]
     assert content["trained"] == new * config["hidden_size"] > 0
     (tmp_path / "config.json").write_text((NANO / "config.json").read_text())  # alone, it is a model before expansion
-    run("--model", str(tmp_path / "config.json"), "--preset", "rows", "--vocab_size", "4000", "--json")
-    assert json.loads(capsys.readouterr().out)["trained"] == (4000 - config["vocab_size"]) * config["hidden_size"]
+    run("--model", str(tmp_path / "config.json"), "--preset", "rows", "--vocab_size", "8000", "--json")
+    assert json.loads(capsys.readouterr().out)["trained"] == (8000 - config["vocab_size"]) * config["hidden_size"]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_nano_chat_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         direct, chain = (reader.sample(i, text).segments for reader in readers)
         assert [s.modality for s in chain] == ["image", "speech", *CHAIN] and (*chain[:2], chain[-1]) == direct
     versions = [Template.load(Path(folder) / "template.json").version for folder in report["models"].values()]
-    assert versions == [1, 2, 2, 2]
+    assert versions == [2, 2, 2, 2]
     assert nano_chat(config) == report
 
 
@@ -222,6 +222,6 @@ def test_nano_shots_runs(tmp_path: Path) -> None:
     ]
     assert all(row["score"] <= row["form"] and row["n"] == 16 for row in report["rows"])
     assert report["guess"] == pytest.approx(1 / 13, abs=1e-4)
-    assert Template.load(Path(report["model"]) / "template.json").version == 1
+    assert Template.load(Path(report["model"]) / "template.json").version == 2
     with pytest.raises(ManifestError, match="shots"):
         nano_shots(replace(config, shots=[12]))
