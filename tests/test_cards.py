@@ -50,7 +50,7 @@ def test_the_card_of_nano_is_about_these_weights() -> None:
     training = json.loads((NANO / "training.json").read_text())
     assert training["plan"][:12] in text, "other weights lie here: write their card ('this version' and known failures)"
     (result,) = header["model-index"][0]["results"]
-    told = re.search(r"\*\*mean over the 12 pairs\*\* \| \| \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text("utf-8"))
+    told = re.search(r"\*\*mean over the 12 pairs\*\* \| \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text("utf-8"))
     assert told is not None
     assert result["metrics"][0]["value"] == float(told[1]), "the mean differs from the README's table"
 
