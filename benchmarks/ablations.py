@@ -19,9 +19,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from anyglot_recipes.tasks import THROUGH
 
 SPEECH = "lm.blocks.speech"
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "speech_frame_major": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "frame_major", "lm.seq_len": 512},
     "speech_delay": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "delay", "lm.seq_len": 512},
@@ -33,12 +36,10 @@ VARIANTS: dict[str, dict[str, object]] = {
     "qk_norm": {"lm.qk_norm": True},
     "no_dropout": {"lm.condition_dropout": 0.0},
     "no_reading": {"shares": {"write down": 0.0, "read aloud": 0.0}},
-    "no_through": {"shares": dict.fromkeys([f"{a}->text+{b}" for a, b in (
-        ("image", "speech"), ("image", "music"), ("speech", "image"),
-        ("speech", "music"), ("music", "image"), ("music", "speech"))], 0.0)},
+    "no_through": {"shares": dict.fromkeys(THROUGH.values(), 0.0)},
     "small": {"lm.hidden_size": 128, "lm.num_layers": 4},
     "large": {"lm.hidden_size": 384, "lm.num_layers": 8, "lm.num_heads": 6},
-}  # fmt: skip
+}
 NEW_SHARDS = ("speech_frame_major", "speech_delay")
 """Variants with another vocabulary."""
 SHOWN = ("text->image", "text->speech", "image->text", "image->speech", "music->image")
@@ -56,12 +57,13 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
             (folder / part).symlink_to((base / part).resolve())
     settings = json.loads((base / "settings.json").read_text())
     chunks = len(list((base / "shards").glob("[0-9]*[0-9]")))
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         **{part: settings[part] for part in ("seed", "world", "image", "speech", "music")},
         "world.num_chunks": 4 if name in NEW_SHARDS else chunks,
         "lm.max_steps": steps,
         "eval.n": 0,
         **VARIANTS[name],
+        "shares": {**settings["shares"], **VARIANTS[name].get("shares", {})},
     }
     anyglot = [sys.executable, "-m", "anyglot_recipes.cli"]
     given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
@@ -76,13 +78,7 @@ def line(name: str, out: Path) -> str:
     report = json.loads((out / name / "report" / "report.json").read_text())
     trained = json.loads((out / name / "model" / "training.json").read_text())
     scores = {row["task"]: row["score"] for row in report["rows"]}
-    shown = [
-        report["mean"],
-        scores["text->image"],
-        scores["text->speech"],
-        scores["image->text"],
-        scores["music->image"],
-    ]
+    shown = [report["mean"], *(scores[task] for task in SHOWN)]
     return f"| {name} | " + " | ".join(f"{value:.3f}" for value in shown) + f" | {trained['loss']:.3f} |"
 
 

@@ -80,7 +80,7 @@ def _by_voice(bench: Bench) -> list[Row]:
             **shares(graded),
             "accuracy": float(np.mean([g.score for g in graded])),
         }
-        kind = "never heard" if voice == NEVER_HEARD else "guest of training" if voice in others else "of training"
+        kind = "of training" if voice in VOICES else "never heard" if voice == NEVER_HEARD else "guest of training"
         rows.append(
             error_row("speech->text", f"voice {voice.name}, {kind}", texts, [g.heard[0] for g in graded], **more)
         )

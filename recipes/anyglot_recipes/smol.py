@@ -1,4 +1,4 @@
-"""The recipes `smol` and `small`: a pretrained language model learns nanoworld, on a laptop.
+"""The recipes `smol` and `smol_any`: a pretrained language model learns nanoworld, on a laptop.
 
 backbone -> expanded vocabulary -> shards in its own text ids -> new rows only -> new rows and LoRA -> an adapter; the
 tasks it learnt and text perplexity, each beside what it was or what chance gives. It joins the stages that a user would

@@ -103,7 +103,9 @@ def test_broken_folders(adapter: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         UnifiedModel.from_pretrained(adapter)
     settings = json.loads((adapter / ADAPTER_FILE).read_text())
-    for change in ({"format": 2}, {"alpha": "much"}, {"backbone": {"url": "x"}}, {"tokenizers": "/etc"}):
+    backbones: list[Any] = [{"url": "x"}, {"name": "x", "package": "a.b"}]
+    changes: list[dict[str, Any]] = [{"backbone": backbone} for backbone in backbones]
+    for change in (*changes, {"format": 2}, {"alpha": "32"}, {"check": float("nan")}, {"tokenizers": "/etc"}):
         (adapter / ADAPTER_FILE).write_text(json.dumps({**settings, **change}))
         with pytest.raises(ManifestError, match=ADAPTER_FILE):
             UnifiedModel.from_pretrained(adapter)

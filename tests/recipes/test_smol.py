@@ -24,8 +24,8 @@ STAGE |= {"precision": "fp32", "model.frozen_dtype": "fp32", "model.warmup_steps
 STAGE |= {"data.seq_len": 512, "data.batch_size": 1, "data.packs_per_step": 1}
 
 
-def test_small_learns_only_what_there_is() -> None:
-    _, config = parse_recipe(find_recipe("small"), [])
+def test_smol_any_learns_only_what_there_is() -> None:
+    _, config = parse_recipe(find_recipe("smol_any"), [])
     assert set(config.tasks) <= {*TASKS, *EXTRA, "write down", "read aloud"}
     assert sum(config.tasks.values()) == pytest.approx(1.0) and config.blocks["image"] == {"grid": [8, 8]}
 

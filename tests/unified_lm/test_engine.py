@@ -278,6 +278,27 @@ def test_guidance_never_makes_an_unlikely_id_the_likeliest() -> None:
     assert (unconditional + 4 * (conditional - unconditional)).argmax() == 3 and found.argmax() == 1
     assert found[0, 3] == -torch.inf and torch.isfinite(found[0, :3]).all()
     assert torch.isfinite(guided(conditional, unconditional, 0.5)).all()
+    illegal = torch.tensor([[0.0, 0.0, 0.0, -torch.inf]])
+    for scale in (0.0, 0.5, 3.0):
+        found = guided(conditional + illegal, unconditional + illegal, scale)
+        assert found[0, 3] == -torch.inf and torch.isfinite(found[0, 0])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 30.0])
+@pytest.mark.parametrize("request_", [Request(max_ids=30), Request(order=("text", "image"), max_ids=60)])
+def test_text_can_be_guided_at_any_scale(request_: Request, scale: float) -> None:
+    rows, guidance = prompts(8), Guidance(prompts(8, seed=9), {"text": scale, "image": scale})
+    for settings in ({}, {"text": GREEDY, "image": GREEDY}):
+        for ids in generate(tiny_llama(), VOCABULARY, rows, request_, settings, guidance=guidance):
+            SpanGrammar(VOCABULARY).parse(ids)
+
+
+def test_ends_that_others_forbid_stay_forbidden() -> None:
+    legal = Legal(((0, VOCABULARY.text_size), (EOS, EOS + 1)), True)
+    logits = torch.zeros(2, VOCABULARY.size)
+    logits[:, EOS] = -torch.inf  # as min_new_tokens of transformers does
+    found = Masks(VOCABULARY).fill_([legal, legal], logits)
+    assert not found.isnan().any() and (found[:, EOS] == -torch.inf).all() and (found[:, 0] == 0).all()
 
 
 def test_repetition_penalty_of_a_row_is_its_own() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def write_adapter(
     """Write `adapter.json` and `adapter.safetensors` into a folder that has the other files of an adapter.
 
     Args:
-        checkpoint: of our own training of rows, or of rows and LoRA, that started from `backbone` with new rows.
+        checkpoint: of our own training of rows, or of rows and LoRA, that started from `backbone` with new rows: layers
+            that an earlier training changed, or other positions (`rope_scaling`), are not in it, and are not noticed.
         out: the folder, with its `vocabulary.json`.
         backbone: what the adapter is for.
         alpha: LoRA's scale of that training.
@@ -102,7 +104,7 @@ def write_adapter(
     folder = Path(out)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{checkpoint}: no checkpoint of a training ({error}); give its last.ckpt") from error
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -138,8 +140,11 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
             raise ManifestError(f"{path}: format {settings['format']}; this anyglot reads {FORMAT}: update it")
-        Backbone(**settings["backbone"])
-        float(settings["alpha"]), float(settings["check"])
+        backbone = Backbone(**settings["backbone"])
+        if not all(isinstance(settings[key], int | float) and settings[key] > 0 for key in ("alpha", "check")):
+            raise ManifestError(f"{path}: alpha and check must be numbers above 0; copy the whole folder again")
+        if backbone.package is not None and not backbone.package.isidentifier():
+            raise ManifestError(f"{path}: {backbone.package!r} is no name of a package")
         tokenizers = settings.get("tokenizers", "")
         if Path(tokenizers).is_absolute() or tokenizers.count("..") > 1:
             raise ManifestError(f"{path}: tokenizers {tokenizers!r} must be a folder here or beside this one")
@@ -185,9 +190,10 @@ def load_adapted(
         )
     expand_vocabulary(model, vocabulary, init="random")
     try:
-        model.get_input_embeddings().weight[old:].copy_(kept.pop("rows"))
-        if "head" in kept:
-            model.get_output_embeddings().weight[old:].copy_(kept.pop("head"))
+        ends = {"rows": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+        for key in [key for key in ends if key == "rows" or key in kept]:
+            new = ends[key].weight[old:]
+            new.copy_(kept.pop(key).reshape(new.shape))
         for name in [name for name in kept if name.endswith(_IN)]:
             down_rD, up_Dr = kept.pop(name).float(), kept.pop(name.removesuffix(_IN) + _OUT).float()
             layer = model.get_submodule(name.removesuffix(_IN))

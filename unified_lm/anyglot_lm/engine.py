@@ -408,14 +408,15 @@ class Engine:
                 ids_B[members_G] = low
                 continue
             rows = [self.rows[i] for i in members]
-            logits_GC = self._logits(rows, 0, low, high, mask_C, between)
-            if scale != 1:
-                logits_GC = guided(logits_GC, self._logits(rows, 1, low, high, mask_C, between), scale)
+            start = between and low < self.vocabulary.text_size < high
+            streams = (0,) if scale == 1 else (0, 1)
+            found = [self._logits(rows, stream, low, high, mask_C, between) for stream in streams]
+            for logits_GC in found if start else ():
+                level_text(logits_GC, slice(0, self.vocabulary.text_size - low), sampling.temperature)
+            logits_GC = found[0] if scale == 1 else guided(*found, scale)
             if sampling.repetition_penalty != 1:
                 seen_GC = torch.stack([row.seen_V[low:high] for row in rows if row.seen_V is not None])
                 logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
-            if between and low < self.vocabulary.text_size < high:
-                level_text(logits_GC, slice(0, self.vocabulary.text_size - low), sampling.temperature)
             finite &= torch.isfinite(logits_GC.amax(-1)).all()
             ids_B[members_G] = low + sample(logits_GC, draws_B[members_G], sampling)
         for i, row in enumerate(self.rows):

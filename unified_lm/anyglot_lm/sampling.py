@@ -99,20 +99,23 @@ def join_all_ends(logits_GC: Tensor, ends: slice, mask: Tensor) -> None:
         mask: `[C]` or `[G, C]`, 0 where an id is legal, else -inf. Where no end is, nothing changes that is legal.
     """
     all_G1 = logits_GC[:, ends].logsumexp(-1, keepdim=True)
-    logits_GC[:, ends] += all_G1 - (logits_GC[:, ends] + mask[..., ends]).logsumexp(-1, keepdim=True)
+    shift_G1 = all_G1 - (logits_GC[:, ends] + mask[..., ends]).logsumexp(-1, keepdim=True)
+    logits_GC[:, ends] += shift_G1.where(shift_G1.isfinite(), 0)  # others may have forbidden the ends that are legal
 
 
 def level_text(logits_GC: Tensor, text: slice, temperature: float) -> None:
     """Gives text the chance of all its ids together, in place, where it is one choice among others.
 
     A medium has one start id, but a text may begin with many words: the likeliest of them, or all of them at a low
-    temperature, would lose against a start id that is less likely than text.
+    temperature, would lose against a start id that is less likely than text. (top-k, top-p and min-p look at single
+    ids all the same.)
     """
     if temperature < LEAST_TEMPERATURE:
         most_G1 = logits_GC[:, text].amax(-1, keepdim=True)
     else:
         most_G1 = temperature * (logits_GC[:, text] / temperature).logsumexp(-1, keepdim=True)
-    logits_GC[:, text] += logits_GC[:, text].logsumexp(-1, keepdim=True) - most_G1
+    shift_G1 = logits_GC[:, text].logsumexp(-1, keepdim=True) - most_G1
+    logits_GC[:, text] += shift_G1.where(shift_G1.isfinite(), 0)
 
 
 def guided(conditional_GC: Tensor, unconditional_GC: Tensor, scale: float) -> Tensor:
@@ -122,11 +125,11 @@ def guided(conditional_GC: Tensor, unconditional_GC: Tensor, scale: float) -> Te
     all. Plausible are ids at least `PLAUSIBLE` times as likely as the best one, as in contrastive decoding (Li et al.
     2022, arXiv 2210.15097).
     """
+    plausible_GC = conditional_GC > -torch.inf
+    if scale > 1:
+        plausible_GC &= conditional_GC >= conditional_GC.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
     guided_GC = unconditional_GC + scale * (conditional_GC - unconditional_GC)
-    if scale <= 1:
-        return guided_GC
-    least_G1 = conditional_GC.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
-    return guided_GC.masked_fill(~(conditional_GC >= least_G1), -torch.inf)
+    return guided_GC.masked_fill(~plausible_GC, -torch.inf)
 
 
 def penalise(logits_GC: Tensor, seen_GC: Tensor, penalty: float) -> Tensor:
