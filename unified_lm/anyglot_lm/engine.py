@@ -413,7 +413,7 @@ class Engine:
             found = [self._logits(rows, stream, low, high, mask_C, between) for stream in streams]
             for logits_GC in found if start else ():
                 level_text(logits_GC, slice(0, self.vocabulary.text_size - low), sampling.temperature)
-            logits_GC = found[0] if scale == 1 else guided(*found, scale)
+            logits_GC = found[0] if scale == 1 else guided(found[0], found[1], scale)
             if sampling.repetition_penalty != 1:
                 seen_GC = torch.stack([row.seen_V[low:high] for row in rows if row.seen_V is not None])
                 logits_GC = penalise(logits_GC, seen_GC, sampling.repetition_penalty)
