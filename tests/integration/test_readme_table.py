@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import nano
 from anyglot_recipes.evaluate import evaluate
-from anyglot_recipes.nano import ASSISTANT_VOICE, test_items
 from anyglot_recipes.tasks import PAIRS, TASKS, THROUGH
 from anyglot_synth.nanoworld.voices import FLITE_VOICES, installed_voices
 
@@ -45,9 +45,11 @@ def readme_table() -> dict[str, float]:
 @pytest.mark.slow
 def test_the_table_of_the_readme() -> None:
     told = readme_table()
-    assert {*told} >= {*TASKS, "mean"} and ASSISTANT_VOICE == "slt"
+    assert {*told} >= {*TASKS, "mean"} and nano.ASSISTANT_VOICE == "slt"
     model = UnifiedModel.from_pretrained(NANO)
-    rows = evaluate(model, test_items(model, SCENES, SEED), tasks=[task for task in told if task != "mean"])["rows"]
+    rows = evaluate(model, nano.test_items(model, SCENES, SEED), tasks=[task for task in told if task != "mean"])[
+        "rows"
+    ]
     assert min(row["ceiling"] for row in rows) >= 0.9
     scores = {row["task"]: np.array(row["scores"]) for row in rows}
     scores["mean"] = np.mean([scores[task] for task in PAIRS], axis=0)
