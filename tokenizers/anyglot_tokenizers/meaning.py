@@ -24,7 +24,7 @@ from anyglot_tokenizers.audio import mel_filters
 from anyglot_tokenizers.checks import check_audio, check_images
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import UnsupportedError
-from anyglot_tokenizers.image import ChannelNorm
+from anyglot_tokenizers.image import ChannelNorm, image_entries
 from anyglot_tokenizers.quantizers import make_quantizer
 from anyglot_tokenizers.tokenizer import Tokenizer, full_precision, seeded
 
@@ -211,15 +211,8 @@ class SeenVQ(MeaningTokenizer):
             )
 
     def _spec_entries(self) -> dict[str, Any]:
-        return {
-            "modality": self.modality,
-            "codebook_sizes": self.quantizer.codebook_sizes,
-            "axes": ("height", "width"),
-            "strides": (16, 16),
-            "channels": 3,
-            "license": self.config["license"],
-            "decodes": False,
-        }
+        entries = image_entries(self.quantizer.codebook_sizes, 16, self.config["license"])
+        return entries | {"modality": self.modality, "decodes": False}
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
         """Latents `[B, D, H/16, W/16]`."""
