@@ -8,6 +8,7 @@ RUNS.json is a list of [arguments of `run_stage`, micro-batch in which it dies o
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -44,3 +45,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # gloo threads that a model still holds may abort the interpreter's own end (pytorch issue 190489)

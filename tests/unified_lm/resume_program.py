@@ -153,3 +153,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # gloo threads that a model still holds may abort the interpreter's own end (pytorch issue 190489)
