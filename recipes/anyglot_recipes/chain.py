@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import pickle
 import shutil
 import sys
 import time
@@ -32,6 +33,10 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+LM_STATE = Path("training") / "lm" / "last.ckpt"
+"""Where a run keeps the state of its language model's training."""
 
 
 @dataclass
@@ -376,6 +381,7 @@ def train_lm(
     seed: int,
     weights: dict[str, float] | None = None,
     start: Callable[[], PreTrainedModel] | None = None,
+    trained: Path | None = None,
     template: Template = CHAT,
 ) -> tuple[Path, float]:
     """Train a language model on the shards and store the unified model as `model` of the run.
@@ -390,13 +396,15 @@ def train_lm(
         seed: of weights and plan.
         weights: share of ids by task, default in proportion to what there is.
         start: makes the model to train, default a new Llama of the configured size.
+        trained: another run's folder, whose training the new model's weights are taken from.
         template: that made the shards.
 
     Returns:
         The model folder and the last training loss, which the folder keeps in `training.json`.
 
     Raises:
-        ManifestError: settings that cannot work (`check_lm`), or rows of codebooks where no tokenizer has one.
+        ManifestError: settings that cannot work (`check_lm`), rows of codebooks where no tokenizer has one, or `trained`
+            holds no training of such a model.
     """
     from anyglot_lm.data import TokenDataModule
     from anyglot_lm.factored import factor_rows, unfactor_rows
@@ -427,6 +435,8 @@ def train_lm(
         if config.factored:
             factors = {name: t.factors for name, t in tokenizers.items() if t.factors is not None}
             factor_rows(model, vocabulary, entries, factors, seed=seed)
+        if trained is not None:
+            take_weights(model, trained / LM_STATE)
         return model
 
     def make(folder: Path) -> None:
@@ -461,7 +471,7 @@ def train_lm(
         loss = fit_lm(
             module,
             data,
-            run_dir=run.dir / "training" / "lm",
+            run_dir=run.dir / LM_STATE.parent,
             precision=resolve_precision(config.precision),
             checkpoint_every=config.checkpoint_every,
         )
@@ -474,6 +484,19 @@ def train_lm(
 
     folder = run.once("model", make)
     return folder, json.loads((folder / "training.json").read_text())["loss"]
+
+
+def take_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Give a model the weights that a training of one like it had at the end. Raises ManifestError."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "lm.model."
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ManifestError(
+            f"{checkpoint}: no training of a model of these settings ({error}); give the same blocks, sizes and `lm` "
+            "settings as that run"
+        ) from error
 
 
 def can_compile(run: Run) -> bool:

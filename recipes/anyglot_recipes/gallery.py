@@ -19,7 +19,7 @@ from torch import Tensor
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.benchmark_report import anchor
 from anyglot_recipes.evaluate import Graded, truth
-from anyglot_recipes.tasks import CHAINED, CHAT, HEARD, SPOKEN, Item, prompt, right_words
+from anyglot_recipes.tasks import CHAINED, CHAT, SPOKEN, Item, prompt, right_words
 from anyglot_synth.nanoworld.language import describe
 from anyglot_tokenizers.audio import mel_filters
 from anyglot_tokenizers.files import atomic_write
@@ -112,7 +112,7 @@ def _notes(item: Item, task: str) -> list[str]:
     """The words of the spoken parts of a prompt."""
     if task == CHAT:
         return [item.question, item.answer, item.second_question]
-    return [item.question] if task in (SPOKEN, HEARD, CHAINED) else []
+    return [item.question] if task in (SPOKEN, CHAINED) else []
 
 
 def _medium(folder: Path, name: str, modality: str, media: Any, model: UnifiedModel, note: str) -> str:

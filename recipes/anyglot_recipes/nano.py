@@ -7,6 +7,7 @@ machine from a seed; every stage continues where it was killed (see `chain.py`).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +64,8 @@ SPEED = 1.18
 """Most that `another_speed` changes."""
 TEMPLATE = Template(version=2)
 """Tells transcripts from answers (`tasks.CHAINS`)."""
+QUESTIONS = 12
+"""Of one `quiz`."""
 EVERYTHING = (*TASKS, *EXTRA, *READINGS)
 """What a shard holds."""
 
@@ -107,6 +110,8 @@ class NanoConfig:
     Args:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
+        start: run folder of this recipe whose model is trained on: its tokenizers, its text tokenizer and its weights
+            are taken, so `image`, `speech` and `music` say nothing. Another `seed` gives other scenes.
         world: how much data.
         shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA` and `reading.TASKS`; 1 where
             not named.
@@ -119,6 +124,7 @@ class NanoConfig:
 
     run_dir: str = "runs/nano"
     seed: int = 0
+    start: str | None = None
     world: WorldConfig = field(default_factory=WorldConfig)
     shares: dict[str, float] = field(default_factory=dict)
     image: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -147,6 +153,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
     run = Run(config.run_dir, settings)
+    if config.start is not None:
+        take_parts(run, Path(config.start))
     cache = SpeechCache(default_cache_dir(), world.workers)
     guests = guest_voices() if world.guests else ()
     made = cache.prefetch(spoken_sentences(), (*VOICES, *guests))
@@ -185,7 +193,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         shards.append(run.once(f"shards/{index:05d}", make))
     tasks = EVERYTHING if world.readings else (*TASKS, *EXTRA)
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
-    folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, template=TEMPLATE)
+    trained = None if config.start is None else Path(config.start)
+    how: dict[str, Any] = {"template": TEMPLATE, "trained": trained}
+    folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, **how)
     report: dict[str, Any] = {}
     if config.eval.n:
         from anyglot_recipes.evaluate import evaluate
@@ -197,6 +207,14 @@ def nano(config: NanoConfig) -> dict[str, Any]:
             path.write_text(json.dumps(report, indent=1))
         run.say(f"mean over the 12 pairs {report['mean']}")
     return {**report, "loss": loss}
+
+
+def take_parts(run: Run, start: Path) -> None:
+    """Copy the tokenizers of another run of this recipe. Raises ManifestError where it lacks one."""
+    for name in ("tokenizers/image", "tokenizers/speech", "tokenizers/music", "text"):
+        if not (start / name).is_dir():
+            raise ManifestError(f"start: {start} has no {name}; give the folder of a nano run that is done")
+        run.once(name, partial(shutil.copytree, start / name, dirs_exist_ok=True))
 
 
 def images(num: int, seed: int) -> np.ndarray:
@@ -257,6 +275,21 @@ def written_questions(scenes: list[Scene], rng: np.random.Generator) -> list[tup
     ]
 
 
+def quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """`QUESTIONS` written questions about one scene, no two alike: half about presence, about as many yes as no."""
+    asked: dict[str, str] = {}
+    for i in range(10 * QUESTIONS):  # a small scene may not have so many
+        if i % 2:
+            found = language.presence(scene, rng, present=bool(rng.integers(2)), hard=bool(rng.integers(2)))
+        else:
+            found = language.question(scene, rng)
+        asked.setdefault(*found)
+        if len(asked) == QUESTIONS:
+            break
+    order = rng.permutation(len(asked))
+    return [list(asked.items())[i] for i in order]
+
+
 def make_items(
     split: Split,
     num: int,
@@ -295,6 +328,7 @@ def make_items(
     asked_again = [cache.say(q, r.voice) for (q, _), r in zip(seconds, records, strict=True)]
     second_questions = encode_audio(speech, [another_speed(audio, speeds_again, varied) for audio in asked_again])
     second_answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in seconds])
+    quizzes = np.random.default_rng([seed, 92])
     examples = pictures("train", num + 1, seed, tokenizers["image"])  # two at least
     shown = pictures(split, num, seed + 1, tokenizers["image"])
     return [
@@ -318,6 +352,7 @@ def make_items(
             second_answer_speech=second_answers[i],
             shown=[*(examples[j] for j in more.choice(num + 1, size=2, replace=False)), shown[i]],
             rule=RULES[int(more.integers(len(RULES)))],
+            quiz=quiz(record.scene, quizzes),
         )
         for i, record in enumerate(records)
     ]

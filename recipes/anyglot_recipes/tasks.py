@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 
 import numpy as np
 
@@ -30,9 +30,7 @@ SPOKEN = "image+speech->speech"
 """A spoken question about a picture, answered directly."""
 WRITTEN = "image+text->text"
 """A written question about a picture, half of the time whether something is there, answered in writing."""
-HEARD = "image+speech->text"
-"""The spoken question of `SPOKEN`, answered in writing."""
-TASKS: tuple[str, ...] = (*PAIRS, *COMBINED, WRITTEN, HEARD)
+TASKS: tuple[str, ...] = (*PAIRS, *COMBINED, WRITTEN)
 CHAINED = "image+speech->text+text+speech"
 """`SPOKEN` by way of text (`grammar.CHAIN`): the question in writing, the answer in writing, the answer spoken."""
 THROUGH: dict[str, str] = {f"{a}->{b}": f"{a}->{TEXT}+{b}" for a, b in permutations(MODALITIES[1:], 2)}
@@ -43,7 +41,9 @@ CHAT = "chat"
 """`SPOKEN`, and then a second spoken question about the same picture, answered aloud. The second answer is graded."""
 SHOTS = "shots"
 """Pictures with answers by a rule that nothing names, and a last picture (`shots.document`). The last is graded."""
-EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS)
+QUIZ = "quiz"
+"""One picture, and written questions and answers about it by turns; each begins as `WRITTEN` does."""
+EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS, QUIZ)
 """Longer forms, not part of `TASKS`."""
 
 
@@ -54,7 +54,8 @@ class Item:
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
     and "music" of the scene; `reply` is what the reply says. Other tasks need more: a spoken question and its spoken
     answer, and a second of both; an edit with the codes of the edited picture; a written question and its answer;
-    pictures of single things, the last of which is asked about, with the rule of their answers.
+    pictures of single things, the last of which is asked about, with the rule of their answers; more written questions
+    with their answers.
     """
 
     scene: Scene
@@ -76,11 +77,12 @@ class Item:
     shown: Sequence[Picture] = ()
     rule: Rule = ()
     reply: str = ""
+    quiz: Sequence[tuple[str, str]] = ()
 
 
 def split_task(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """`"text+image->speech"` -> (("text", "image"), ("speech",)). Of longer forms: what a turn gives and asks."""
-    source, _, target = {CHAT: SPOKEN, SHOTS: "image->text"}.get(task, task).partition("->")
+    source, _, target = {CHAT: SPOKEN, SHOTS: "image->text", QUIZ: WRITTEN}.get(task, task).partition("->")
     return tuple(source.split("+")), tuple(target.split("+"))
 
 
@@ -88,8 +90,10 @@ def right_words(item: Item, task: str) -> str | None:
     """The words that answer a question; None where the answer is a scene."""
     if task == SHOTS:
         return say(item.shown[-1][0], item.rule)
+    if task == QUIZ:
+        return item.quiz[-1][1]
     answers = {WRITTEN: item.written_answer, CHAT: item.second_answer}
-    return answers.get(task, item.answer if task in (SPOKEN, HEARD, CHAINED) else None)
+    return answers.get(task, item.answer if task in (SPOKEN, CHAINED) else None)
 
 
 def _given(item: Item, modality: str, rng: np.random.Generator | None) -> str | np.ndarray:
@@ -113,15 +117,17 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
     if task == CHAT:
         second = _turn(task, [("speech", item.second_question_speech)], [("speech", item.second_answer_speech)])
         return Sample([*sample(item, SPOKEN).segments, *second])
+    if task == QUIZ:
+        turns = [_turn(task, [("text", question)], [("text", reply)]) for question, reply in item.quiz]
+        return Sample([Segment("image", item.codes["image"], "user", loss=False), *chain.from_iterable(turns)])
     given: _Parts = [("image", item.codes["image"])]
     if task == WRITTEN:
         given.append(("text", item.written_question))
         asked: _Parts = [("text", item.written_answer)]
-    elif task in (SPOKEN, HEARD, CHAINED):
+    elif task in (SPOKEN, CHAINED):
         given.append(("speech", item.question_speech))
-        text: _Parts = [("text", item.question), ("text", item.answer)]
-        speech: _Parts = [("speech", item.answer_speech)]
-        asked = {SPOKEN: speech, HEARD: text[1:], CHAINED: text + speech}[task]
+        asked = [("text", item.question), ("text", item.answer)] if task == CHAINED else []
+        asked.append(("speech", item.answer_speech))
     elif task == "text+image->image":
         given = [("text", item.instruction), ("image", item.codes["image"])]
         asked = [("image", item.edited_image)]
