@@ -9,7 +9,7 @@ import pytest
 
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, make_items
+from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, QUESTIONS, guest_voices, make_items, quiz
 from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import (
@@ -17,8 +17,8 @@ from anyglot_recipes.tasks import (
     CHAT,
     COMBINED,
     EXTRA,
-    HEARD,
     PAIRS,
+    QUIZ,
     SHOTS,
     TASKS,
     THROUGH,
@@ -30,7 +30,7 @@ from anyglot_recipes.tasks import (
     split_task,
 )
 from anyglot_synth.nanoworld.language import answer, parse
-from anyglot_synth.nanoworld.scene import Scene, Thing
+from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene
 from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, default_cache_dir, installed_voices
 
 needs_voices = pytest.mark.skipif(
@@ -66,6 +66,7 @@ def item() -> Item:
         shown=[(SCENE.things[0], codes(10 + i, 4, 4)) for i in range(3)],
         rule=("place", "color"),
         reply="top left, large red circle",
+        quiz=[("is there a circle?", "yes"), ("what size is the circle?", "large")],
     )
 
 
@@ -74,7 +75,7 @@ def test_guests_are_no_voice_of_the_world_nor_of_the_benchmark() -> None:
 
 
 def test_the_tasks() -> None:
-    assert len(PAIRS) == 12 and len(COMBINED) == 3 and len(set(TASKS)) == 17 and not set(EXTRA) & set(TASKS)
+    assert len(PAIRS) == 12 and len(COMBINED) == 3 and len(set(TASKS)) == 16 and not set(EXTRA) & set(TASKS)
     assert split_task("text+image->speech") == (("text", "image"), ("speech",))
 
 
@@ -111,7 +112,6 @@ def contents(made: Sample) -> list[object]:
 
 def test_questions_answered_in_writing(item: Item) -> None:
     assert contents(sample(item, WRITTEN)) == [1, "is there a blue thing?", "no"]
-    assert contents(sample(item, HEARD)) == [1, 5, "red"]
     assert contents(sample(item, CHAINED)) == [1, 5, "what color is the circle?", "red", 6]
 
 
@@ -127,6 +127,8 @@ def test_longer_forms_are_asked_up_to_the_last_answer(item: Item) -> None:
     said = "top left red"
     assert contents(sample(item, SHOTS)) == [10, said, 11, said, 12, said]
     assert contents(prompt(item, SHOTS)) == [10, said, 11, said, 12]
+    quiz = [word for turn in item.quiz for word in turn]
+    assert contents(sample(item, QUIZ)) == [1, *quiz] and contents(prompt(item, QUIZ)) == [1, *quiz[:-1]]
     for task in EXTRA:
         made = sample(item, task).segments
         assert all(s.loss == (s.role == "assistant") for s in made)
@@ -138,10 +140,10 @@ def test_the_words_of_an_answer(item: Item) -> None:
     assert {task: said for task, said in found.items() if said is not None} == {
         "image+speech->speech": "red",
         "image+text->text": "no",
-        "image+speech->text": "red",
         CHAINED: "red",
         CHAT: "top left",
         SHOTS: "top left red",
+        QUIZ: "large",
     }
 
 
@@ -164,6 +166,8 @@ def test_items_have_what_every_task_needs(
         assert len(item.shown) == 3 and item.rule in RULES
         assert not any(Scene((thing,)).has_held_out for thing, _ in item.shown)
         assert parse(item.reply) == item.scene
+        about = [asked for asked, _ in item.quiz if "is there" not in asked]
+        assert dict(item.quiz).keys() >= {*about} and all(answer(item.scene, q) == dict(item.quiz)[q] for q in about)
     visited = make_items("train", 8, 3, tokenizers, cache, 1, guests=1.0)
     for item, other in zip(items, visited, strict=True):
         same = [task for task in (*TASKS, *EXTRA) if sample(item, task) == sample(other, task)]
@@ -216,3 +220,13 @@ def test_wording_follows_the_generator(item: Item) -> None:
 
     assert wordings(0) == wordings(0) and len(set(wordings(0))) > 1
     assert sample(item, "image->text").segments[-1].content == sample(item, "image->text").segments[-1].content
+
+
+def test_a_quiz_is_half_about_presence_and_balanced() -> None:
+    rng = np.random.default_rng(0)
+    quizzes = [quiz(sample_scene(rng, "train"), rng) for _ in range(300)]
+    assert all(len(asked) == len(dict(asked)) == QUESTIONS for asked in quizzes)
+    said = [reply for asked in quizzes for question, reply in asked if question.startswith("is there a")]
+    assert 0.45 < len(said) / (300 * QUESTIONS) < 0.55 and 0.45 < np.mean([reply == "yes" for reply in said]) < 0.55
+    first = [asked[0][0].startswith("is there a") for asked in quizzes]
+    assert 0.4 < np.mean(first) < 0.6  # in any order
