@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anyglot_recipes.nano import EVERYTHING
 from anyglot_recipes.tasks import THROUGH
 
 SPEECH = "lm.blocks.speech"
@@ -56,6 +57,9 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
         if not (folder / part).exists() and not (part == "shards" and name in NEW_SHARDS):
             (folder / part).symlink_to((base / part).resolve())
     settings = json.loads((base / "settings.json").read_text())
+    unknown = settings["shares"].keys() - set(EVERYTHING)
+    if unknown:
+        raise SystemExit(f"{base} was made by another anyglot, with {', '.join(sorted(unknown))}; train nano anew")
     chunks = len(list((base / "shards").glob("[0-9]*[0-9]")))
     options: dict[str, Any] = {
         **{part: settings[part] for part in ("seed", "world", "image", "speech", "music")},

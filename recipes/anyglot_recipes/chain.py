@@ -228,7 +228,12 @@ def _without_machine(settings: Any) -> Any:
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+        nothing = "nothing"
+        return [
+            d
+            for k in keys
+            for d in _differences(old.get(k, nothing), new.get(k, nothing), f"{prefix}.{k}" if prefix else k)
+        ]
     return [] if old == new else [f"{prefix}: {old} then, {new} now"]
 
 
@@ -403,8 +408,8 @@ def train_lm(
         The model folder and the last training loss, which the folder keeps in `training.json`.
 
     Raises:
-        ManifestError: settings that cannot work (`check_lm`), rows of codebooks where no tokenizer has one, or `trained`
-            holds no training of such a model.
+        ManifestError: settings that cannot work (`check_lm`), rows of codebooks where no tokenizer has one, or
+            `trained` holds no training of such a model.
     """
     from anyglot_lm.data import TokenDataModule
     from anyglot_lm.factored import factor_rows, unfactor_rows
@@ -493,10 +498,8 @@ def take_weights(model: PreTrainedModel, checkpoint: Path) -> None:
         prefix = "lm.model."
         model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ManifestError(
-            f"{checkpoint}: no training of a model of these settings ({error}); give the same blocks, sizes and `lm` "
-            "settings as that run"
-        ) from error
+        said = str(error).partition("\n")[0]
+        raise ManifestError(f"{checkpoint}: no training of such a model ({said}); give another run") from error
 
 
 def can_compile(run: Run) -> bool:

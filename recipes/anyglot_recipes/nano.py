@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -66,6 +66,10 @@ TEMPLATE = Template(version=2)
 """Tells transcripts from answers (`tasks.CHAINS`)."""
 QUESTIONS = 12
 """Of one `quiz`."""
+PARTS = ("tokenizers/image", "tokenizers/speech", "tokenizers/music", "text")
+"""What a run takes from its `start`, but for the weights."""
+SHAPE = ("blocks", "text_vocab_size", "hidden_size", "num_layers", "num_heads", "tied", "qk_norm", "factored")
+"""Settings of `LMConfig` that make the model."""
 EVERYTHING = (*TASKS, *EXTRA, *READINGS)
 """What a shard holds."""
 
@@ -152,9 +156,13 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
+    trained = None if config.start is None else Path(config.start)
+    if trained is not None:
+        settings["start"] = plan_of(trained, lm)
     run = Run(config.run_dir, settings)
-    if config.start is not None:
-        take_parts(run, Path(config.start))
+    if trained is not None:
+        for name in PARTS:
+            run.once(name, partial(shutil.copytree, trained / name, dirs_exist_ok=True))
     cache = SpeechCache(default_cache_dir(), world.workers)
     guests = guest_voices() if world.guests else ()
     made = cache.prefetch(spoken_sentences(), (*VOICES, *guests))
@@ -193,7 +201,6 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         shards.append(run.once(f"shards/{index:05d}", make))
     tasks = EVERYTHING if world.readings else (*TASKS, *EXTRA)
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
-    trained = None if config.start is None else Path(config.start)
     how: dict[str, Any] = {"template": TEMPLATE, "trained": trained}
     folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, **how)
     report: dict[str, Any] = {}
@@ -209,12 +216,25 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     return {**report, "loss": loss}
 
 
-def take_parts(run: Run, start: Path) -> None:
-    """Copy the tokenizers of another run of this recipe. Raises ManifestError where it lacks one."""
-    for name in ("tokenizers/image", "tokenizers/speech", "tokenizers/music", "text"):
-        if not (start / name).is_dir():
-            raise ManifestError(f"start: {start} has no {name}; give the folder of a nano run that is done")
-        run.once(name, partial(shutil.copytree, start / name, dirs_exist_ok=True))
+def plan_of(start: Path, lm: LMConfig) -> str:
+    """The fingerprint of the plan that a run of this recipe was trained by.
+
+    Raises:
+        ManifestError: it is not done, or its model is another one than `lm` describes.
+    """
+    try:
+        plan: str = json.loads((start / "model" / "training.json").read_text())["plan"]
+        theirs = json.loads((start / "settings.json").read_text())["lm"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"start: {start} holds no run of nano that is done ({error!r})") from error
+    missing = [name for name in PARTS if not (start / name).is_dir()]
+    if missing:
+        raise ManifestError(f"start: {start} has no {', '.join(missing)}; give the whole run folder")
+    ours = json.loads(json.dumps(asdict(lm)))
+    changed = [f"lm.{key}: {theirs.get(key)} there, {ours[key]} here" for key in SHAPE if theirs.get(key) != ours[key]]
+    if changed:
+        raise ManifestError(f"start: {start} trained another model ({'; '.join(changed)}); give its settings")
+    return plan
 
 
 def images(num: int, seed: int) -> np.ndarray:
@@ -276,18 +296,17 @@ def written_questions(scenes: list[Scene], rng: np.random.Generator) -> list[tup
 
 
 def quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """`QUESTIONS` written questions about one scene, no two alike: half about presence, about as many yes as no."""
+    """`QUESTIONS` different written questions about a scene in any order: half about presence, half of these yes."""
     asked: dict[str, str] = {}
-    for i in range(10 * QUESTIONS):  # a small scene may not have so many
+    while len(asked) < QUESTIONS:
+        i = len(asked)
         if i % 2:
-            found = language.presence(scene, rng, present=bool(rng.integers(2)), hard=bool(rng.integers(2)))
+            found = language.presence(scene, rng, present=i % 4 == 1, hard=bool(rng.integers(2)))
         else:
             found = language.question(scene, rng)
         asked.setdefault(*found)
-        if len(asked) == QUESTIONS:
-            break
-    order = rng.permutation(len(asked))
-    return [list(asked.items())[i] for i in order]
+    pairs = list(asked.items())
+    return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def make_items(

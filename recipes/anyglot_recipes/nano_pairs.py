@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="a model of the nano recipe")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--num", type=int, default=1000, help="scenes, 17 documents each (default 1000)")
+    parser.add_argument("--num", type=int, default=1000, help="scenes, 16 documents each (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     number = write_nano_pairs(arguments.model, arguments.out, arguments.num, arguments.seed)

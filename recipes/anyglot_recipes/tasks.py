@@ -1,7 +1,7 @@
 """Nanoworld's tasks: which media a sample gives, which it asks for, and what the right answer is.
 
 `Item` is one record with its media as codes; `sample` turns an item into a training `Sample` of any task: the 12
-ordered pairs of text, image, speech and music, three that combine media, two that ask in words about a picture, and
+ordered pairs of text, image, speech and music, three that combine media, one that asks in words about a picture, and
 the longer forms of `EXTRA`. The same functions build evaluation prompts. Nothing here runs a model.
 
 `CHAINS` write down first what they are about to answer (chain of modality, SpeechGPT, arXiv 2305.11000): text is the

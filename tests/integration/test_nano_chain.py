@@ -1,5 +1,5 @@
-"""The whole nano chain, short: it runs from nothing, a run killed at random moments ends with the same loss, and what it
-trained can be trained on.
+"""The whole nano chain, short: it runs from nothing, a run killed at random moments ends with the same loss, and it
+can be trained on.
 """
 
 from __future__ import annotations
@@ -65,16 +65,27 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     folders = ["model", "tokenizers/image", "tokenizers/speech", "tokenizers/music"]
     for name in [*(f"{folder}/model.safetensors" for folder in folders), "plan/plan.json"]:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    given = ["--start", str(tmp_path / "whole"), "--seed", "1", "--eval.n", "0", "--lm.max_steps", "1", "--lm.lr", "1e-12"]
+    given = [
+        "--start",
+        str(tmp_path / "whole"),
+        "--seed",
+        "1",
+        "--eval.n",
+        "0",
+        "--lm.max_steps",
+        "1",
+        "--lm.lr",
+        "1e-12",
+    ]
     finish(start(tmp_path / "more", cache, *given), tmp_path / "more.log")
     for folder in folders[1:]:
         name = f"{folder}/model.safetensors"
         assert (tmp_path / "more" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     before, after = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "more"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    other = start(tmp_path / "wider", cache, *given[:6], "--lm.hidden_size", "64")
+    other = start(tmp_path / "wider", cache, *given[:6], "--lm.hidden_size", "128")
     assert other.wait(timeout=600) == 2
-    assert "last.ckpt: no training of a model of these settings" in (tmp_path / "wider.log").read_text()
+    assert "trained another model (lm.hidden_size: 64 there, 128 here)" in (tmp_path / "wider.log").read_text()
     empty = start(tmp_path / "other", cache, "--start", str(tmp_path))
     assert empty.wait(timeout=600) == 2
-    assert f"start: {tmp_path} has no tokenizers/image" in (tmp_path / "other.log").read_text()
+    assert f"start: {tmp_path} holds no run of nano that is done" in (tmp_path / "other.log").read_text()

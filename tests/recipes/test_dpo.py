@@ -283,8 +283,9 @@ def test_two_ranks_are_as_one(run: Run, world: Path, tmp_path: Path) -> None:
         runs.append(arguments(world, place, **held_out, **shape))
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     (tmp_path / "program.py").write_text(
-        "import json, sys, torch\nfrom anyglot_recipes.stage_cli import run_stage\ntorch.set_num_threads(1)\n"
+        "import json, os, sys, torch\nfrom anyglot_recipes.stage_cli import run_stage\ntorch.set_num_threads(1)\n"
         "for arguments in json.load(open(sys.argv[1])):\n    run_stage('dpo', arguments, 'dpo')\n"
+        "os._exit(0)\n"  # as in `stage_program.py`
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
