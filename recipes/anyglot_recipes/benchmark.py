@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from anyglot_lm.candidates import best_of
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.benchmark_media import robustness, speech
 from anyglot_recipes.evaluate import (
+    SAMPLING,
     Checkers,
     Graded,
     answer,
@@ -29,13 +31,14 @@ from anyglot_recipes.evaluate import (
     evaluate,
     grade,
     means,
+    request,
     row_of,
     shares,
     truth,
 )
 from anyglot_recipes.nano import test_items
 from anyglot_recipes.shots import HELD_OUT, RULES
-from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, THROUGH, WRITTEN, Item
+from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, THROUGH, WRITTEN, Item, prompt, split_task
 from anyglot_synth.nanoworld.language import presence, same_answer, words
 from anyglot_synth.nanoworld.scene import attributes as attributes_of
 from anyglot_tokenizers.errors import ManifestError
@@ -60,6 +63,7 @@ class Bench:
         keep: called with a title and the graded samples of a row (for galleries).
         progress: called with one line per finished row.
         guidance: scales of classifier-free guidance by modality, of every answer.
+        candidates: answers of which section `checked` takes the best.
     """
 
     model: UnifiedModel
@@ -69,6 +73,7 @@ class Bench:
     keep: Keep = lambda title, graded: None
     progress: Callable[[str], None] = lambda line: None
     guidance: Mapping[str, float] | None = None
+    candidates: int = 8
     found: dict[str, list[Graded]] = field(default_factory=dict)
 
     @cached_property
@@ -211,6 +216,28 @@ def through(bench: Bench) -> list[Row]:
     return [*rows, row_of("the 12 pairs", means, section="through", condition="by way of text", **more)]
 
 
+def checked(bench: Bench) -> list[Row]:
+    """The pairs that end in a medium, each answered `candidates` times, of which the model takes the one it reads best
+    (`candidates.best_of`), and the mean of the 12 pairs with these in the place of the plain answers.
+    """
+    condition = f"best of {bench.candidates}"
+    limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
+    more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": "answered once"}
+    rows, by_pair = [], {task: bench.graded(task) for task in PAIRS}
+    before = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
+    how: dict[str, Any] = {"num": bench.candidates, "sampling": SAMPLING, "guidance": bench.guidance}
+    for task in PAIRS:
+        if split_task(task)[1] == ("text",):
+            continue
+        prompts = [prompt(item, task) for item in bench.items]
+        graded = grade(bench.items, task, best_of(bench.model, prompts, request(task), **how), bench.checkers)
+        rows.append(bench.row("checked", condition, graded, by_pair[task], ceiling=limits[task], **more))
+        by_pair[task] = graded
+    means = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
+    more.update(change_of([a - b for a, b in zip(means, before, strict=True)]))
+    return [*rows, row_of("the 12 pairs", means, section="checked", condition=condition, **more)]
+
+
 def _scores(by_pair: Mapping[str, Sequence[Graded]]) -> list[list[float]]:
     return [[g.score for g in graded] for graded in by_pair.values()]
 
@@ -299,6 +326,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "speech": speech,
     "robustness": robustness,
     "through": through,
+    "checked": checked,
     "chains": chains,
     "chat": chat,
     "shots": shots,
@@ -324,6 +352,7 @@ def run(
     sections: Sequence[str] = ("directions",),
     checkers: Checkers | None = None,
     guidance: Mapping[str, float] | None = None,
+    candidates: int = 8,
     keep: Keep = lambda title, graded: None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -337,6 +366,7 @@ def run(
         sections: names of `SECTIONS`.
         checkers: who grades, default the shipped ones.
         guidance: see `Bench`.
+        candidates: see `Bench`.
         keep: see `Bench`.
         progress: see `Bench`.
 
@@ -344,7 +374,9 @@ def run(
         ManifestError: the model lacks a modality.
     """
     started = time.perf_counter()
-    bench = Bench(model, test_items(model, num, seed), seed, checkers or Checkers(), keep, progress, guidance)
+    bench = Bench(
+        model, test_items(model, num, seed), seed, checkers or Checkers(), keep, progress, guidance, candidates
+    )
     rows = [row for name in sections for row in SECTIONS[name](bench)]
     scenes = json.dumps([item.scene.to_dict() for item in bench.items], sort_keys=True)
     return {

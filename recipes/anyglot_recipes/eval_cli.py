@@ -23,13 +23,16 @@ def add_parser(benchmarks: Any, default_model: str) -> None:
         default="directions",
         metavar="NAMES",
         help="joined by commas: directions (default), composition, hallucination, attributes, speech, robustness, "
-        "through, chains, chat, shots; or all",
+        "through, checked, chains, chat, shots; or all",
     )
     parser.add_argument(
         "--guidance",
         type=_scales,
         metavar="SCALES",
         help="classifier-free guidance by modality, such as speech=2,image=1.5 (of models with condition dropout)",
+    )
+    parser.add_argument(
+        "--candidates", type=_positive, default=8, help="answers of which section `checked` takes the best (default 8)"
     )
     parser.add_argument(
         "--judge", choices=["own", "sphinx"], default="own", help="who hears speech (sphinx: pocketsphinx, slower)"
@@ -99,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         samples[title] = [*graded[:SHOWN], *failed[:FAILURES]]
 
     how: dict[str, Any] = {"num": arguments.num, "seed": arguments.seed, "sections": sections}
-    how["guidance"] = arguments.guidance
+    how |= {"guidance": arguments.guidance, "candidates": arguments.candidates}
     report = run(model, **how, checkers=checkers, keep=keep, progress=_log)
     report = {"model": arguments.model, "judge": arguments.judge, **report}
     if arguments.out:

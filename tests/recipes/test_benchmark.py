@@ -243,6 +243,7 @@ def test_everything_with_an_untrained_model(
         monkeypatch.setattr(benchmark_media, "installed_voices", lambda: VOICES)
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     arguments = ["eval", "nanoworld", "--model", str(tmp_path / "model"), "--num", "2", "--sections", sections]
+    arguments += ["--candidates", "2"]
     arguments += ["--guidance", "speech=2,image=1.5"] if version == 1 else []
     assert main([*arguments, "--out", str(tmp_path / "a"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -266,9 +267,8 @@ def test_everything_with_an_untrained_model(
     counts = {name: sum(row["section"] == name for row in rows) for name in SECTIONS}
     assert counts["directions"] == 16 and counts["composition"] == 13 and counts["attributes"] == 13 * 5
     assert counts["hallucination"] == 8 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
-    assert (counts["through"], counts["chains"], counts["chat"], counts["shots"]) == (7, 5, 2, 4) and counts[
-        "speech"
-    ] >= 8
+    assert [counts[name] for name in ("through", "checked", "chains", "chat", "shots")] == [7, 10, 5, 2, 4]
+    assert counts["speech"] >= 8 and sum(row["condition"] == "best of 2" for row in rows) == counts["checked"]
     real = [row for row in rows if row["condition"] == "real, heard by own judge"]
     assert real[0]["score"] == 0 and real[0]["measure"] == "word errors"
     clean = {row["task"]: row["scores"] for row in rows if row["condition"].endswith(": clean")}

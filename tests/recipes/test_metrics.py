@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.data_eval.ranking import first_place
 from anyglot_recipes.metrics.captions import CiderD, same_words, words
 from anyglot_recipes.metrics.joint import clip_score, retrieval
-from anyglot_recipes.metrics.likelihood import first_place, log_likelihoods
 from anyglot_recipes.metrics.speech import error_rate, open_recogniser, transcribe, voice
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -135,6 +136,7 @@ def test_log_likelihoods_are_those_of_single_samples(tiny_model: UnifiedModel) -
             slice_ = logits[at - 1, lo[kind] : hi[kind]]
             terms.append(float(slice_.log_softmax(0)[ids[at] - lo[kind]]))
         assert value == pytest.approx(np.mean(terms), rel=1e-4)
+        assert log_likelihoods(tiny_model, [sample], mean=False)[0] == pytest.approx(np.sum(terms), rel=1e-4)
 
 
 def test_voices_that_are_short_are_filled() -> None:

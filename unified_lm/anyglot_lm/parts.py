@@ -208,7 +208,7 @@ class Parts:
             return Output(TEXT, text=self.text.decode(known))
         return Output(span.modality, codes=torch.from_numpy(span.content), media=media)
 
-    def _with_media(self, outputs: list[list[Output]]) -> list[list[Output]]:
+    def with_media(self, outputs: list[list[Output]]) -> list[list[Output]]:
         """The same outputs with their media, decoded in batches across answers."""
         places: dict[str, list[tuple[int, int]]] = {}
         for i, answer in enumerate(outputs):

@@ -214,7 +214,7 @@ class AnyglotProcessor(Parts):
         rows = generated.tolist() if hasattr(generated, "tolist") else list(generated)
         rows = [rows] if rows and isinstance(rows[0], int) else rows
         outputs = [[self.output(span) for span in self.grammar.parse(self._answer(row))] for row in rows]
-        return self._with_media(outputs) if decode else outputs
+        return self.with_media(outputs) if decode else outputs
 
     def _answer(self, row: Sequence[int]) -> list[int]:
         """The ids behind the marker that begins the assistant's last turn, up to eos."""
@@ -260,7 +260,7 @@ class AnyglotProcessor(Parts):
                 raise CodesError(f"answer {row} holds no {mode}, but {said}; ask for it with Request(order=...)")
             chosen.append(found[:1])
         results: list[Any] = []
-        for [output] in self._with_media(chosen):
+        for [output] in self.with_media(chosen):
             assert output.media is not None
             timed = self.tokenizers[output.modality].spec.axes == ("time",)
             results.append(output.media.numpy() if timed else _pil(output.media))

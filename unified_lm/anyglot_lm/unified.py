@@ -195,7 +195,7 @@ class UnifiedModel(Parts):
             guidance=guide,
         )
         outputs = [[self.output(span) for span in self.grammar.parse(ids)] for ids in answers]
-        return self._with_media(outputs) if decode else outputs
+        return self.with_media(outputs) if decode else outputs
 
     def stream(
         self,

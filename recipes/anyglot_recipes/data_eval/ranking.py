@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample
 from anyglot_recipes.data_eval.evidence import Evidence
 from anyglot_recipes.data_eval.items import Item, key_of, prompt_of
 from anyglot_recipes.data_eval.scores import Result, Score
-from anyglot_recipes.metrics.likelihood import first_place, log_likelihoods
 
 
 def ranking(evidence: Evidence, candidates: int, rng: np.random.Generator) -> list[Result]:
@@ -63,3 +63,10 @@ def _others(
         if not items[i].keys & items[j].keys:
             chosen.setdefault(answers[j], j)
     return list(chosen.values())
+
+
+def first_place(right: float, others: Sequence[float]) -> float:
+    """1 if the right candidate is the likeliest, 0 if not; shared with those that are just as likely."""
+    if any(other > right for other in others):
+        return 0.0
+    return 1 / (1 + sum(other == right for other in others))

@@ -1,8 +1,7 @@
-"""Ranking by likelihood: does a model find the right answer more likely than the answers of other items?
+"""How likely a unified model finds answers that are given: within the slices of the grammar that decoding samples from.
 
-Nothing is written: the log-likelihood of each candidate answer after each input is computed, per id (divided by the
-number of ids that are predicted, the end included), within the slices of the grammar that decoding samples from. Which
-candidates stand against which is the caller's choice.
+The end of an answer counts, too. Nothing is written; what likelihoods are compared for is the caller's business
+(`candidates.py`, and rankings of `anyglot eval data`).
 """
 
 from __future__ import annotations
@@ -26,10 +25,15 @@ BATCH_IDS = 4096
 
 
 @torch.inference_mode()
-def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample]) -> list[float | None]:
-    """Mean log-probability (nats) per id of what each sample's assistant says; None where a sample does not fit.
+def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample], *, mean: bool = True) -> list[float | None]:
+    """Log-probability (nats) of what each sample's assistant says; None where a sample does not fit.
 
     A sample does not fit if a medium is too long for the vocabulary, or the whole for the model.
+
+    Args:
+        model: puts it into evaluation mode.
+        samples: what was said, the answers included.
+        mean: per id that is predicted, else of the whole.
     """
     rendered = {}
     for i, sample in enumerate(samples):
@@ -55,24 +59,16 @@ def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample]) -> list[floa
             ids_T, labels_T = rendered[i]
             ids_BT[row, : len(ids_T)] = ids_T
             labels_BT[row, : len(ids_T) - 1] = labels_T[1:]
-        for i, value in zip(group, _mean_logps(model, ids_BT, labels_BT, table), strict=True):
+        for i, value in zip(group, _logps(model, ids_BT, labels_BT, table, mean), strict=True):
             found[i] = value
     return found
 
 
-def _mean_logps(model: UnifiedModel, ids_BT: Tensor, labels_BT: Tensor, table: SliceTable) -> list[float]:
-    """Mean log-probability of each row's labels."""
+def _logps(model: UnifiedModel, ids_BT: Tensor, labels_BT: Tensor, table: SliceTable, mean: bool) -> list[float]:
     device = table.class_of_id.device
     positions_BT = torch.arange(ids_BT.shape[1], device=device).expand_as(ids_BT)
     hidden_BTD = hidden_states(model.model.base_model, ids_BT.to(device), positions_BT)
     nll = span_nll(hidden_BTD.flatten(0, 1), output_rows(model.model), labels_BT.flatten().to(device), table)
     rows_N = torch.arange(len(ids_BT), device=device).repeat_interleave(ids_BT.shape[1])
-    values: list[float] = sequence_logps(nll, rows_N, len(ids_BT), mean=True).tolist()
+    values: list[float] = sequence_logps(nll, rows_N, len(ids_BT), mean=mean).tolist()
     return values
-
-
-def first_place(right: float, others: Sequence[float]) -> float:
-    """1 if the right candidate is the likeliest, 0 if not; shared with those that are just as likely."""
-    if any(other > right for other in others):
-        return 0.0
-    return 1 / (1 + sum(other == right for other in others))

@@ -1,0 +1,103 @@
+"""Several answers to a prompt, and the one of them that the model itself reads best.
+
+A model that reads what it writes can check it. Of some answers `best_of` takes the one of the largest
+
+    log P(answer | prompt) + log P(description | medium of the answer)
+
+where the description is the prompt's text; of a medium, what the model writes about it; or the text that the answer
+begins with. The noisy channel of speech recognition and of dialogue (Li et al. 2016, arXiv 1510.03055); DALL-E
+(arXiv 2102.12092) and Tortoise rank pictures and speech likewise, with a second model. It helps where a description
+says what the answer must show, so it is no way to answer questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from anyglot_lm.engine import GenerationError, Sampling, row_seeds
+from anyglot_lm.grammar import TEXT, Request
+from anyglot_lm.likelihood import log_likelihoods
+from anyglot_lm.parts import Output
+from anyglot_lm.segments import Role, Sample, Segment
+from anyglot_lm.unified import UnifiedModel
+
+DESCRIPTION = Request(order=(TEXT,), max_ids=128)
+
+
+def best_of(
+    model: UnifiedModel,
+    samples: Sequence[Sample],
+    request: Request,
+    *,
+    num: int = 8,
+    temperature: float = 0.7,
+    sampling: Mapping[str, Sampling] | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    guidance: Mapping[str, float] | None = None,
+) -> list[list[Output]]:
+    """Answers each sample `num` times and keeps the best; `num` times the work of `UnifiedModel.respond`, and a little.
+
+    Args:
+        model: must know how to write about every medium involved.
+        samples: prompts of one segment each.
+        request: asks for one medium, or for text and then a medium.
+        num: answers to each sample.
+        temperature: of all answers but the first.
+        sampling: settings of the first answer, whose other settings are those of all, by modality.
+        seed, batch_size, guidance: as for `respond`.
+
+    Raises:
+        GenerationError: another prompt or request.
+    """
+    order = request.order or ()
+    if num < 1 or not order or order[-1] == TEXT or order[:-1] not in ((), (TEXT,)):
+        raise GenerationError(f"the best of {num} is for answers of a medium, or of text and a medium, not {order}")
+    if any([segment.role for segment in sample.segments] != ["user"] for sample in samples):
+        raise GenerationError(f"the best of {num} is for prompts of one segment of the user")
+    settings = dict(sampling or {})
+    drawn = {
+        modality: replace(settings.get(modality, Sampling()), temperature=temperature)
+        for modality in (TEXT, *model.vocabulary.modalities)
+    }
+    how: dict[str, Any] = {"batch_size": batch_size, "guidance": guidance, "decode": False}
+    answers = [[answer] for answer in model.respond(samples, request, sampling, seed, **how)]
+    seeds = row_seeds(seed, len(samples) * num)[len(samples) :]
+    repeated = [sample for sample in samples for _ in range(num - 1)]
+    more = model.respond(repeated, request, drawn, seeds, **how)
+    for i, of_sample in enumerate(answers):
+        of_sample += more[i * (num - 1) : (i + 1) * (num - 1)]
+    told = descriptions(model, samples) if len(order) == 1 else [None] * len(samples)
+    given, read = [], []
+    for sample, of_sample, text in zip(samples, answers, told, strict=True):
+        for answer in of_sample:
+            given.append(Sample([*sample.segments, *(_segment(output, "assistant") for output in answer)]))
+            about = Segment(TEXT, answer[0].text or "" if text is None else text, "assistant")
+            read.append(Sample([_segment(answer[-1], "user"), about]))
+    scores = [
+        -np.inf if a is None or b is None else a + b
+        for a, b in zip(
+            log_likelihoods(model, given, mean=False), log_likelihoods(model, read, mean=False), strict=True
+        )
+    ]
+    best = np.array(scores).reshape(len(samples), num).argmax(1)
+    return model.with_media([of_sample[int(i)] for of_sample, i in zip(answers, best, strict=True)])
+
+
+def descriptions(model: UnifiedModel, samples: Sequence[Sample]) -> list[str]:
+    """The text of each prompt, or the likeliest text of the model about its medium."""
+    media = [i for i, sample in enumerate(samples) if sample.segments[0].modality != TEXT]
+    greedy = {TEXT: Sampling(temperature=0.0)}
+    written = model.respond([samples[i] for i in media], DESCRIPTION, greedy)
+    found = [str(sample.segments[0].content) for sample in samples]
+    for i, answer in zip(media, written, strict=True):
+        found[i] = answer[0].text or ""
+    return found
+
+
+def _segment(output: Output, role: Role) -> Segment:
+    return Segment(output.modality, (output.text or "") if output.codes is None else output.codes.numpy(), role)
