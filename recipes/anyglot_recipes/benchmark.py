@@ -64,6 +64,8 @@ class Bench:
         progress: called with one line per finished row.
         guidance: scales of classifier-free guidance by modality, of every answer.
         candidates: answers of which section `checked` takes the best.
+        found: task -> the answers about the held-out items.
+        chosen: the same of section `checked`, from which on others tell of them, too.
     """
 
     model: UnifiedModel
@@ -75,6 +77,7 @@ class Bench:
     guidance: Mapping[str, float] | None = None
     candidates: int = 8
     found: dict[str, list[Graded]] = field(default_factory=dict)
+    chosen: dict[str, list[Graded]] = field(default_factory=dict)
 
     @cached_property
     def seen(self) -> list[Item]:
@@ -90,6 +93,11 @@ class Bench:
     def ask(self, items: Sequence[Item], task: str) -> list[Graded]:
         """The graded answers about some items."""
         return grade(items, task, answer(self.model, items, task, guidance=self.guidance), self.checkers)
+
+    @property
+    def best(self) -> str:
+        """How the answers of `chosen` came about, in words."""
+        return f"best of {self.candidates}"
 
     def row(
         self,
@@ -184,18 +192,21 @@ def attributes(bench: Bench) -> list[Row]:
     """What of a scene is right, for each task that answers with one scene."""
     rows = []
     lucks: dict[str, dict[str, float]] = {}
-    for task in (*PAIRS, "text+image->image"):
+    answers = [(task, "", bench.graded(task)) for task in (*PAIRS, "text+image->image")]
+    answers += [(task, f", {bench.best}", graded) for task, graded in bench.chosen.items()]
+    for task, how, graded in answers:
         about = "the scene" if task in PAIRS else task
         if about not in lucks:
             truths = [truth(item, task) for item in bench.items]
             pairs = [attributes_of(a, b) for i, a in enumerate(truths) for j, b in enumerate(truths) if i != j]
             lucks[about] = {name: float(np.mean([p[name] for p in pairs])) for name in pairs[0]} if pairs else {}
-        graded = bench.graded(task)
         parts = [attributes_of(truth(g.item, task), g.scenes[0]) for g in graded]
         for name in parts[0]:
             more: Row = {"section": "attributes", "condition": name, "chance": lucks[about].get(name, 0.0)}
-            rows.append(row_of(task, [part[name] for part in parts], **more))
-        bench.progress(f"attributes: {task}: " + ", ".join(f"{r['condition']} {r['score']:.3f}" for r in rows[-5:]))
+            rows.append(row_of(task + how, [part[name] for part in parts], **more))
+        bench.progress(
+            f"attributes: {task}{how}: " + ", ".join(f"{r['condition']} {r['score']:.3f}" for r in rows[-5:])
+        )
     return rows
 
 
@@ -220,7 +231,6 @@ def checked(bench: Bench) -> list[Row]:
     """The pairs that end in a medium, each answered `candidates` times, of which the model takes the one it reads best
     (`candidates.best_of`), and the mean of the 12 pairs with these in the place of the plain answers.
     """
-    condition = f"best of {bench.candidates}"
     limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
     more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": "answered once"}
     rows, by_pair = [], {task: bench.graded(task) for task in PAIRS}
@@ -231,11 +241,11 @@ def checked(bench: Bench) -> list[Row]:
             continue
         prompts = [prompt(item, task) for item in bench.items]
         graded = grade(bench.items, task, best_of(bench.model, prompts, request(task), **how), bench.checkers)
-        rows.append(bench.row("checked", condition, graded, by_pair[task], ceiling=limits[task], **more))
-        by_pair[task] = graded
+        rows.append(bench.row("checked", bench.best, graded, by_pair[task], ceiling=limits[task], **more))
+        by_pair[task] = bench.chosen[task] = graded
     means = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
     more.update(change_of([a - b for a, b in zip(means, before, strict=True)]))
-    return [*rows, row_of("the 12 pairs", means, section="checked", condition=condition, **more)]
+    return [*rows, row_of("the 12 pairs", means, section="checked", condition=bench.best, **more)]
 
 
 def _scores(by_pair: Mapping[str, Sequence[Graded]]) -> list[list[float]]:
@@ -320,13 +330,13 @@ def _skipped(section: str, task: str, why: str, condition: str = "") -> Row:
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "directions": directions,
+    "checked": checked,
     "composition": composition,
     "hallucination": hallucination,
     "attributes": attributes,
     "speech": speech,
     "robustness": robustness,
     "through": through,
-    "checked": checked,
     "chains": chains,
     "chat": chat,
     "shots": shots,

@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 
 from anyglot_recipes.chain import encode_audio, encode_images
-from anyglot_recipes.evaluate import Recogniser, chance, row_of, shares
+from anyglot_recipes.evaluate import Graded, Recogniser, chance, row_of, shares
 from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, world_seed
 from anyglot_recipes.tasks import Item
 from anyglot_synth.augment import augment
@@ -92,8 +92,6 @@ def _by_voice(bench: Bench) -> list[Row]:
 
 def _by_judge(bench: Bench) -> list[Row]:
     """What two recognisers hear in the model's speech, in real speech, and in real speech through the tokenizer."""
-    graded = bench.graded("text->speech")
-    spoken = [next((o.content for o in g.outputs if o.modality == "speech"), None) for g in graded]
     cache, tokenizer = SpeechCache(default_cache_dir()), bench.model.tokenizers["speech"]
     texts = [describe(item.scene, None, "spoken") for item in bench.items]
     real = [cache.say(text, ASSISTANT_VOICE) for text in texts]
@@ -102,8 +100,10 @@ def _by_judge(bench: Bench) -> list[Row]:
     sources: dict[str, Sequence[Any]] = {
         "real": real,
         "real, through the tokenizer": through,
-        "generated": spoken,
+        "generated": _spoken(bench.graded("text->speech")),
     }
+    if chosen := bench.chosen.get("text->speech"):
+        sources[f"generated, {bench.best}"] = _spoken(chosen)
     rows: list[Row] = []
     for name, load in (("own judge", SpeechJudge.load), ("pocketsphinx", SphinxJudge)):
         try:
@@ -116,9 +116,13 @@ def _by_judge(bench: Bench) -> list[Row]:
             full = [i for i, clip in enumerate(audio) if len(clip)]
             found = dict(zip(full, judge.transcribe([audio[i] for i in full]), strict=True))
             heard = [found.get(i, "") for i in range(len(audio))]
-            more = {"missing": 1 - len(full) / len(audio)} if source == "generated" else {}
+            more = {"missing": 1 - len(full) / len(audio)} if source.startswith("generated") else {}
             rows.append(error_row("text->speech", f"{source}, heard by {name}", texts, heard, **more))
     return rows
+
+
+def _spoken(graded: Sequence[Graded]) -> list[Any]:
+    return [next((o.content for o in g.outputs if o.modality == "speech"), None) for g in graded]
 
 
 # --- robustness ---

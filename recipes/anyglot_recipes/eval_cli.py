@@ -22,8 +22,8 @@ def add_parser(benchmarks: Any, default_model: str) -> None:
         "--sections",
         default="directions",
         metavar="NAMES",
-        help="joined by commas: directions (default), composition, hallucination, attributes, speech, robustness, "
-        "through, checked, chains, chat, shots; or all",
+        help="joined by commas: directions (default), checked, composition, hallucination, attributes, speech, "
+        "robustness, through, chains, chat, shots; or all",
     )
     parser.add_argument(
         "--guidance",
