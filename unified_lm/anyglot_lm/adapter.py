@@ -184,7 +184,7 @@ def load_adapted(
             f"{found:.6g}; give the same version"
         )
     old = model.get_input_embeddings().weight.shape[0]
-    if old != vocabulary.text_size:
+    if old > vocabulary.text_size:
         raise CheckpointError(
             f"{folder}: {backbone.name} has {old} rows, its vocabulary {vocabulary.text_size} of text"
         )
@@ -192,7 +192,9 @@ def load_adapted(
     try:
         ends = {"rows": model.get_input_embeddings(), "head": model.get_output_embeddings()}
         for key in [key for key in ends if key == "rows" or key in kept]:
-            new = ends[key].weight[old:]
+            weight = ends[key].weight
+            weight[old : vocabulary.text_size] = weight[:old].mean(0)  # the text tokenizer may know more ids
+            new = weight[vocabulary.text_size :]
             new.copy_(kept.pop(key).reshape(new.shape))
         for name in [name for name in kept if name.endswith(_IN)]:
             down_rD, up_Dr = kept.pop(name).float(), kept.pop(name.removesuffix(_IN) + _OUT).float()
