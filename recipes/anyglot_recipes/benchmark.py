@@ -110,7 +110,8 @@ class Bench:
     ) -> Row:
         """A row with `shares`, and with `change` and its interval where there are answers to compare item by item."""
         if show:
-            self.keep(f"{section}: {condition}", graded)
+            several = section in ("through", "checked")  # tasks of one condition
+            self.keep(f"{section}: {graded[0].task}, {condition}" if several else f"{section}: {condition}", graded)
         scores = [g.score for g in graded]
         if base:
             more.update(change_of([a - b.score for a, b in zip(scores, base, strict=True)]))

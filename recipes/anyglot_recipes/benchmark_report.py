@@ -117,17 +117,18 @@ def anchor(title: str) -> str:
 
 
 def as_html(shown: Sequence[Table], titles: Collection[str] = ()) -> str:
-    """For a page. Cells lead to its part of that title, or of the table's title and theirs."""
+    """For a page. Cells lead to its part of that title, or of the table's title and theirs (and the task's)."""
 
-    def cell(table: Table, content: str) -> str:
+    def cell(table: Table, line: Sequence[str], content: str) -> str:
         text = html.escape(content)
-        title = next((title for title in (content, f"{table.title}: {content}") if title in titles), None)
+        known = (content, f"{table.title}: {content}", f"{table.title}: {line[0]}, {content}")
+        title = next((title for title in known if title in titles), None)
         return f"<td>{text}</td>" if title is None else f"<td><a href='#{anchor(title)}'>{text}</a></td>"
 
     parts = []
     for table in shown:
         head = "".join(f"<th>{html.escape(c)}</th>" for c in table.columns)
-        body = "".join("<tr>" + "".join(cell(table, c) for c in line) + "</tr>" for line in table.rows)
+        body = "".join("<tr>" + "".join(cell(table, line, c) for c in line) + "</tr>" for line in table.rows)
         parts.append(f"<h3>{html.escape(table.title)}</h3><table><tr>{head}</tr>{body}</table>")
     return "".join(parts)
 

@@ -91,6 +91,12 @@ def test_other_requests_are_refused(nano: UnifiedModel, order: tuple[str, ...] |
         best_of(nano, asked(), Request(order=order))
 
 
+def test_answers_that_cannot_be_read_are_refused(nano: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyglot_lm.candidates.log_likelihoods", lambda model, samples, mean: [None] * len(samples))
+    with pytest.raises(GenerationError, match="no answer can be read back"):
+        best_of(nano, asked(), DRAW, num=2)
+
+
 def test_other_prompts_are_refused(nano: UnifiedModel) -> None:
     two = Sample([*asked()[0].segments, *asked()[1].segments])
     with pytest.raises(GenerationError, match="one segment of the user"):

@@ -52,7 +52,7 @@ def best_of(
         seed, batch_size, guidance: as for `respond`.
 
     Raises:
-        GenerationError: another prompt or request.
+        GenerationError: another prompt or request, or answers that the model cannot read.
     """
     order = request.order or ()
     if num < 1 or not order or order[-1] == TEXT or order[:-1] not in ((), (TEXT,)):
@@ -84,7 +84,13 @@ def best_of(
             log_likelihoods(model, given, mean=False), log_likelihoods(model, read, mean=False), strict=True
         )
     ]
-    best = np.array(scores).reshape(len(samples), num).argmax(1)
+    values_SN = np.array(scores).reshape(len(samples), num)
+    if not np.isfinite(values_SN.max(1, initial=-np.inf)).all():
+        raise GenerationError(
+            "no answer can be read back: its codes are not written as the model reads them (another pattern or fewer "
+            "codebooks than in a prompt), or answer and description are too long for the model"
+        )
+    best = values_SN.argmax(1)
     return model.with_media([of_sample[int(i)] for of_sample, i in zip(answers, best, strict=True)])
 
 

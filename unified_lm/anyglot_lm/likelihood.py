@@ -31,7 +31,7 @@ def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample], *, mean: boo
     A sample does not fit if a medium is too long for the vocabulary, or the whole for the model.
 
     Args:
-        model: puts it into evaluation mode.
+        model: who is asked; its mode comes back.
         samples: what was said, the answers included.
         mean: per id that is predicted, else of the whole.
     """
@@ -45,6 +45,7 @@ def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample], *, mean: boo
             rendered[i] = torch.from_numpy(ids), torch.from_numpy(np.where(loss, ids, IGNORE))
     lo, hi, class_of_id = model.vocabulary.slice_table()
     table = SliceTable(lo.tolist(), hi.tolist(), torch.tensor(class_of_id, device=model.model.device))
+    was_training = model.model.training
     model.model.eval()
     found: list[float | None] = [None] * len(samples)
     order = sorted(rendered, key=lambda i: (len(rendered[i][0]), i))
@@ -61,6 +62,7 @@ def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample], *, mean: boo
             labels_BT[row, : len(ids_T) - 1] = labels_T[1:]
         for i, value in zip(group, _logps(model, ids_BT, labels_BT, table, mean), strict=True):
             found[i] = value
+    model.model.train(was_training)
     return found
 
 
