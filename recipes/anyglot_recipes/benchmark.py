@@ -110,8 +110,7 @@ class Bench:
     ) -> Row:
         """A row with `shares`, and with `change` and its interval where there are answers to compare item by item."""
         if show:
-            several = section in ("through", "checked")  # tasks of one condition
-            self.keep(f"{section}: {graded[0].task}, {condition}" if several else f"{section}: {condition}", graded)
+            self.keep(f"{section}: {condition}", graded)
         scores = [g.score for g in graded]
         if base:
             more.update(change_of([a - b.score for a, b in zip(scores, base, strict=True)]))
@@ -212,41 +211,41 @@ def attributes(bench: Bench) -> list[Row]:
 
 
 def through(bench: Bench) -> list[Row]:
-    """The pairs without text answered by way of a written description, beside the direct answers, and the mean of the
-    12 pairs with these in the place of those.
-    """
-    limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
-    more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": "answered directly"}
-    rows, by_pair = [], {task: bench.graded(task) for task in PAIRS}
-    before = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
-    for pair, task in THROUGH.items():
-        graded = bench.graded(task)
-        rows.append(bench.row("through", "by way of text", graded, by_pair[pair], ceiling=limits[pair], **more))
-        by_pair[pair] = graded
-    means = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
-    more.update(change_of([a - b for a, b in zip(means, before, strict=True)]))
-    return [*rows, row_of("the 12 pairs", means, section="through", condition="by way of text", **more)]
+    """The pairs without text answered by way of a written description."""
+    answers = {pair: bench.graded(task) for pair, task in THROUGH.items()}
+    return _instead(bench, "through", "by way of text", "answered directly", answers)
 
 
 def checked(bench: Bench) -> list[Row]:
     """The pairs that end in a medium, each answered `candidates` times, of which the model takes the one it reads best
-    (`candidates.best_of`), and the mean of the 12 pairs with these in the place of the plain answers.
+    (`candidates.best_of`).
     """
-    limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
-    more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": "answered once"}
-    rows, by_pair = [], {task: bench.graded(task) for task in PAIRS}
-    before = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
     how: dict[str, Any] = {"num": bench.candidates, "sampling": SAMPLING, "guidance": bench.guidance}
     for task in PAIRS:
-        if split_task(task)[1] == ("text",):
-            continue
-        prompts = [prompt(item, task) for item in bench.items]
-        graded = grade(bench.items, task, best_of(bench.model, prompts, request(task), **how), bench.checkers)
-        rows.append(bench.row("checked", bench.best, graded, by_pair[task], ceiling=limits[task], **more))
-        by_pair[task] = bench.chosen[task] = graded
-    means = [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)]
-    more.update(change_of([a - b for a, b in zip(means, before, strict=True)]))
-    return [*rows, row_of("the 12 pairs", means, section="checked", condition=bench.best, **more)]
+        if split_task(task)[1] != ("text",):
+            prompts = [prompt(item, task) for item in bench.items]
+            outputs = best_of(bench.model, prompts, request(task), **how)
+            bench.chosen[task] = grade(bench.items, task, outputs, bench.checkers)
+            bench.progress(f"checked: {task} is answered")
+    return _instead(bench, "checked", bench.best, "answered once", bench.chosen)
+
+
+def _instead(
+    bench: Bench, section: str, condition: str, against: str, answers: Mapping[str, list[Graded]]
+) -> list[Row]:
+    """Other answers to some pairs, each beside the plain ones, and the mean of the 12 pairs with these in place."""
+    limits = ceilings(bench.model, bench.items, PAIRS, bench.checkers)
+    more: Row = {"chance": chance(bench.items, PAIRS[0]), "against": against}
+    plain = {task: bench.graded(task) for task in PAIRS}
+    rows = []
+    for pair, graded in answers.items():
+        bench.keep(f"{section}: {graded[0].task}, {condition}", graded)
+        rows.append(bench.row(section, condition, graded, plain[pair], show=False, ceiling=limits[pair], **more))
+    before, after = (
+        [np.mean(scores) for scores in zip(*_scores(by_pair), strict=True)] for by_pair in (plain, {**plain, **answers})
+    )
+    more.update(change_of([a - b for a, b in zip(after, before, strict=True)]))
+    return [*rows, row_of("the 12 pairs", after, section=section, condition=condition, **more)]
 
 
 def _scores(by_pair: Mapping[str, Sequence[Graded]]) -> list[list[float]]:

@@ -22,7 +22,7 @@ GREEDY = {m: Sampling(temperature=0.0) for m in ("text", "image", "speech", "mus
 DRAW = Request(order=("image",))
 SAID = (
     "a small red circle at the top left",
-    "a large blue cross at the middle center and a small green star at the left",
+    "a large blue cross at the middle center and a small green triangle at the bottom left",
 )
 
 
