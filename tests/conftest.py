@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -47,6 +52,36 @@ def shared_data() -> Path:
     if _in_ci():
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def _run_ranks(program: Path, *arguments: Path, ranks: int = 2, seconds: int = 300, tries: int = 1) -> None:
+    """Runs a program on gloo ranks, or on one without torchrun; fails with what it wrote to stderr.
+
+    Of a program that stands still, every process writes its stack before it is ended. `tries=2` starts it once more
+    then, with a warning: loader workers that are forked beside gloo's threads can hang, seldom, before they run
+    anything of ours (pytorch issue 75147). Only for programs that write all their files anew.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *torchrun, str(program), *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            errors = process.communicate(timeout=seconds)[1]
+        except subprocess.TimeoutExpired:
+            for child in [*psutil.Process(process.pid).children(recursive=True)[::-1], process]:
+                child.send_signal(signal.SIGABRT)
+            errors = f"{program.name} stood still for {seconds} s:\n{process.communicate()[1]}"
+            if tries > 1:
+                warnings.warn(errors, stacklevel=2)
+                return _run_ranks(program, *arguments, ranks=ranks, seconds=seconds, tries=tries - 1)
+    assert process.returncode == 0, errors[-20000:]
+    return None
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., None]:
+    """`run_ranks(program, *arguments, ranks=2)`: see `_run_ranks`."""
+    return _run_ranks
 
 
 @pytest.fixture(autouse=True)

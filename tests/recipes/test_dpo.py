@@ -6,9 +6,6 @@ import copy
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +269,7 @@ def test_wrong_settings_are_one_clear_error(run: Run, settings: dict[str, Any], 
 
 
 @pytest.mark.slow
-def test_two_ranks_are_as_one(run: Run, world: Path, tmp_path: Path) -> None:
+def test_two_ranks_are_as_one(run: Run, world: Path, tmp_path: Path, run_ranks: Callable[..., None]) -> None:
     """FSDP2 and DDP on two gloo processes, with validation in between: the log of one process."""
     held_out = {"data__val_shards": [str(world / "held_out")], "data__val_every": 2, "data__val_packs": 4}
     cases = [("fsdp2", "full"), ("fsdp2", "lora"), ("ddp", "full")]
@@ -287,11 +284,7 @@ def test_two_ranks_are_as_one(run: Run, world: Path, tmp_path: Path) -> None:
         "for arguments in json.load(open(sys.argv[1])):\n    run_stage('dpo', arguments, 'dpo')\n"
         "os._exit(0)\n"  # as in `stage_program.py`
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = [str(tmp_path / "program.py"), str(tmp_path / "runs.json")]
-    done = subprocess.run([*command, *given], capture_output=True, text=True, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr[-9000:]
+    run_ranks(tmp_path / "program.py", tmp_path / "runs.json", seconds=600)
     one = {preset: log(run(preset, model__preset=preset, **held_out)["run_dir"]) for preset in ("full", "lora")}
     names = {"loss", "preference/loss", "preference/margin", "val/preference/margin", "grad_norm"}
     for strategy, preset in cases:

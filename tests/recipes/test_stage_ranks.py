@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +61,7 @@ def arguments(root: Path, name: str, ranks: int, strategy: str, preset: str) -> 
     return [f"--{key}={value}" for key, value in given.items()]
 
 
-def start(root: Path, ranks: int, strategy: str) -> None:
+def start(run_ranks: Callable[..., None], root: Path, ranks: int, strategy: str) -> None:
     """For full and LoRA: a whole run, and one that is killed and started again."""
     runs: list[tuple[list[str], int]] = []
     for preset in ("full", "lora"):
@@ -71,18 +69,15 @@ def start(root: Path, ranks: int, strategy: str) -> None:
         runs += [(whole, -1), (cut, DIES_AT[ranks]), (cut, -1)]
     file = root / f"{strategy}.json"
     file.write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(PROGRAM), str(file)], capture_output=True, text=True, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr[-9000:]
+    run_ranks(PROGRAM, file, ranks=ranks, seconds=600)
 
 
 @pytest.fixture(scope="module")
-def runs(world: Path) -> Path:
+def runs(world: Path, run_ranks: Callable[..., None]) -> Path:
     """All runs; the folder `STRATEGY-PRESET-whole` or `-cut` of each."""
-    start(world, 1, "auto")
+    start(run_ranks, world, 1, "auto")
     for strategy in STRATEGIES.values():
-        start(world, 2, strategy)
+        start(run_ranks, world, 2, strategy)
     return world
 
 
@@ -121,17 +116,12 @@ def test_killed_and_started_again(runs: Path, strategy: str, preset: str) -> Non
         assert torch.equal(exported(cut)[name], value), name
 
 
-def test_other_ranks_go_on(runs: Path, tmp_path: Path) -> None:
+def test_other_ranks_go_on(runs: Path, tmp_path: Path, run_ranks: Callable[..., None]) -> None:
     """Two ranks stop after step 2, one goes on: the losses are those of the run that never stopped."""
     given = arguments(runs, "elastic", 2, "ddp", "full")
     for ranks, dies_at in ((2, DIES_AT[2]), (1, -1)):
         mine = [*given, f"--trainer.devices={ranks}", f"--trainer.strategy={'ddp' if ranks == 2 else 'auto'}"]
         (tmp_path / "runs.json").write_text(json.dumps([(mine, dies_at)]))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(PROGRAM), str(tmp_path / "runs.json")], capture_output=True, text=True, env=env, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-9000:]
+        run_ranks(PROGRAM, tmp_path / "runs.json", ranks=ranks)
     whole = losses(runs / "auto-full-whole")
     assert {step: pytest.approx(loss, rel=1e-5) for step, loss in losses(runs / "elastic").items()} == whole

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,15 +60,13 @@ def one_rank(program: ModuleType, plan: Path, tmp_path_factory: pytest.TempPathF
     return runs
 
 
-def _launch(folder: Path, ranks: int, jobs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _launch(
+    run_ranks: Callable[..., None], folder: Path, ranks: int, jobs: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Runs jobs of the program in processes of their own; returns what every rank reports."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs, default=str))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(torchrun if ranks > 1 else [])]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(PROGRAM), str(file)], capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-9000:]
+    run_ranks(PROGRAM, file, ranks=ranks, seconds=120, tries=2)
     return [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(ranks)]
 
 
@@ -89,9 +85,11 @@ def _matrix(plan: Path, folder: Path, workers: tuple[int, ...] = (0, 2), **optio
 
 
 @pytest.fixture(scope="module")
-def one_rank_sharded(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def one_rank_sharded(
+    plan: Path, tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None]
+) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("sharded")
-    return folder, _launch(folder, 1, _matrix(plan, folder, workers=(0,), sharded=True))
+    return folder, _launch(run_ranks, folder, 1, _matrix(plan, folder, workers=(0,), sharded=True))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +98,7 @@ def two_ranks(
     tmp_path_factory: pytest.TempPathFactory,
     one_rank: dict[str, Any],
     one_rank_sharded: tuple[Path, list[dict[str, Any]]],
+    run_ranks: Callable[..., None],
 ) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
     jobs = {}
@@ -111,7 +110,7 @@ def two_ranks(
         for cut in CUTS:
             more = {"ckpt": source / f"{cut}.ckpt", "batch_size": 1, "workers": 2, **options}
             jobs[f"{strategy}/from one/{cut}"] = {"plan_path": plan, "folder": folder / "more", **more}
-    return folder, _launch(folder, 2, jobs)
+    return folder, _launch(run_ranks, folder, 2, jobs)
 
 
 def _check(whole: dict[str, Any], resumed: dict[str, Any], cut: str) -> None:
@@ -225,12 +224,16 @@ def test_one_rank_goes_on_as_two(two_ranks: tuple[Path, list[dict[str, Any]]], s
 
 @pytest.mark.slow
 def test_two_ranks_go_on_as_one(
-    program: ModuleType, two_ranks: tuple[Path, list[dict[str, Any]]], plan: Path, tmp_path: Path
+    program: ModuleType,
+    two_ranks: tuple[Path, list[dict[str, Any]]],
+    plan: Path,
+    tmp_path: Path,
+    run_ranks: Callable[..., None],
 ) -> None:
     folder, (first, _) = two_ranks
     resumed = {"plan_path": plan, "folder": tmp_path, "batch_size": 4}
     jobs = {cut: {**resumed, "ckpt": folder / "fsdp2" / "0" / f"{cut}.ckpt", "sharded": True} for cut in CUTS}
-    (sharded,) = _launch(tmp_path, 1, jobs)
+    (sharded,) = _launch(run_ranks, tmp_path, 1, jobs)
     for cut in CUTS:
         plain = program.run(plan, tmp_path, batch_size=4, world=1, ckpt=folder / "ddp" / "2" / f"{cut}.ckpt")
         for run in (plain, sharded[cut]):
