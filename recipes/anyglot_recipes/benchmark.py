@@ -38,7 +38,20 @@ from anyglot_recipes.evaluate import (
 )
 from anyglot_recipes.nano import test_items
 from anyglot_recipes.shots import HELD_OUT, RULES
-from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, SPOKEN, TASKS, THROUGH, WRITTEN, Item, prompt, split_task
+from anyglot_recipes.tasks import (
+    CHAINED,
+    CHAT,
+    PAIRS,
+    QUIZ,
+    SHOTS,
+    SPOKEN,
+    TASKS,
+    THROUGH,
+    WRITTEN,
+    Item,
+    prompt,
+    split_task,
+)
 from anyglot_synth.nanoworld.language import presence, same_answer, words
 from anyglot_synth.nanoworld.scene import attributes as attributes_of
 from anyglot_tokenizers.errors import ManifestError
@@ -172,20 +185,36 @@ def presence_items(items: Sequence[Item], hard: bool, seed: int) -> list[Item]:
 
 
 def hallucination(bench: Bench) -> list[Row]:
-    """Questions of presence, and as a control the same ones about the picture of another scene."""
+    """Questions of presence, asked at once or when the model has described the picture, and as a control the same ones
+    about the picture of another scene.
+    """
     rows = []
     for where, of in (("", bench.items), (f", {TRAINED}", bench.seen)):
+        described = [g.heard[0] for g in bench.ask(of, "image->text")]
         for hard in (False, True):
             items = presence_items(of, hard, bench.seed)
             others = [*items[1:], items[0]]
             blind = [replace(item, codes=other.codes) for item, other in zip(items, others, strict=True)]
-            for control, given in (("", items), (", another picture", blind)):
-                graded = bench.ask(given, WRITTEN)
-                yes = float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
+            for control, given, texts in (
+                ("", items, described),
+                (", another picture", blind, [*described[1:], described[0]]),
+            ):
                 name = ("hard" if hard else "random") + " negatives" + where + control
-                best = None if control else 1.0
-                rows.append(bench.row("hallucination", name, graded, chance=0.5, ceiling=best, yes=yes))
+                more: Row = {"chance": 0.5, "ceiling": None if control else 1.0}
+                direct = bench.ask(given, WRITTEN)
+                rows.append(bench.row("hallucination", name, direct, yes=_yes(direct), **more))
+                asked = [
+                    replace(item, text=text, quiz=[(item.written_question, item.written_answer)])
+                    for item, text in zip(given, texts, strict=True)
+                ]
+                after = bench.ask(asked, QUIZ)
+                more.update(base=direct, against="asked at once", yes=_yes(after))
+                rows.append(bench.row("hallucination", name + ", after a description", after, **more))
     return rows
+
+
+def _yes(graded: Sequence[Graded]) -> float:
+    return float(np.mean([same_answer(g.heard[0], "yes") for g in graded]))
 
 
 def attributes(bench: Bench) -> list[Row]:

@@ -42,7 +42,7 @@ CHAT = "chat"
 SHOTS = "shots"
 """Pictures with answers by a rule that nothing names, and a last picture (`shots.document`). The last is graded."""
 QUIZ = "quiz"
-"""One picture, and written questions and answers about it by turns; each begins as `WRITTEN` does."""
+"""A picture, its description, and written questions and answers about it by turns. The last answer is graded."""
 EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS, QUIZ)
 """Longer forms, not part of `TASKS`."""
 
@@ -119,7 +119,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         return Sample([*sample(item, SPOKEN).segments, *second])
     if task == QUIZ:
         turns = [_turn(task, [("text", question)], [("text", reply)]) for question, reply in item.quiz]
-        return Sample([Segment("image", item.codes["image"], "user", loss=False), *chain.from_iterable(turns)])
+        seen = _turn(task, [("image", item.codes["image"])], [("text", item.text)])
+        return Sample([*seen, *chain.from_iterable(turns)])
     given: _Parts = [("image", item.codes["image"])]
     if task == WRITTEN:
         given.append(("text", item.written_question))

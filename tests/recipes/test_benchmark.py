@@ -266,7 +266,7 @@ def test_everything_with_an_untrained_model(
         return
     counts = {name: sum(row["section"] == name for row in rows) for name in SECTIONS}
     assert counts["directions"] == 16 and counts["composition"] == 13 and counts["attributes"] == (13 + 9) * 5
-    assert counts["hallucination"] == 8 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
+    assert counts["hallucination"] == 16 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
     assert [counts[name] for name in ("through", "checked", "chains", "chat", "shots")] == [7, 10, 5, 2, 4]
     assert counts["speech"] >= 8 and counts["checked"] == sum(row["condition"] == "best of 2" for row in rows)
     assert {"generated, heard by own judge", "generated, best of 2, heard by own judge"} <= {

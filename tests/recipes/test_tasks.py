@@ -127,7 +127,7 @@ def test_longer_forms_are_asked_up_to_the_last_answer(item: Item) -> None:
     said = "top left red"
     assert contents(sample(item, SHOTS)) == [10, said, 11, said, 12, said]
     assert contents(prompt(item, SHOTS)) == [10, said, 11, said, 12]
-    quiz = [word for turn in item.quiz for word in turn]
+    quiz = [item.text, *(word for turn in item.quiz for word in turn)]
     assert contents(sample(item, QUIZ)) == [1, *quiz] and contents(prompt(item, QUIZ)) == [1, *quiz[:-1]]
     for task in EXTRA:
         made = sample(item, task).segments
