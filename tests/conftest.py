@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,6 +55,15 @@ def shared_data() -> Path:
     pytest.skip(reason)
 
 
+def _end(pid: int, how: signal.Signals) -> None:
+    """Ends a process and all below it, the youngest first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [*process.children(recursive=True)[::-1], process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(how)
+
+
 def _run_ranks(program: Path, *arguments: Path, ranks: int = 2, seconds: int = 300, tries: int = 1) -> None:
     """Runs a program on gloo ranks, or on one without torchrun; fails with what it wrote to stderr.
 
@@ -64,17 +74,18 @@ def _run_ranks(program: Path, *arguments: Path, ranks: int = 2, seconds: int = 3
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *torchrun, str(program), *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as process:
-        try:
-            errors = process.communicate(timeout=seconds)[1]
-        except subprocess.TimeoutExpired:
-            for child in [*psutil.Process(process.pid).children(recursive=True)[::-1], process]:
-                child.send_signal(signal.SIGABRT)
-            errors = f"{program.name} stood still for {seconds} s:\n{process.communicate()[1]}"
-            if tries > 1:
-                warnings.warn(errors, stacklevel=2)
-                return _run_ranks(program, *arguments, ranks=ranks, seconds=seconds, tries=tries - 1)
-    assert process.returncode == 0, errors[-20000:]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        errors = process.communicate(timeout=seconds)[1][-20000:]
+    except subprocess.TimeoutExpired:
+        _end(process.pid, signal.SIGABRT)
+        errors = process.communicate(timeout=60)[1][-20000:] + f"\n{program.name} stood still for {seconds} s"
+        if tries > 1:
+            warnings.warn(errors, stacklevel=2)
+            return _run_ranks(program, *arguments, ranks=ranks, seconds=seconds, tries=tries - 1)
+    finally:
+        _end(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors
     return None
 
 

@@ -185,30 +185,28 @@ def presence_items(items: Sequence[Item], hard: bool, seed: int) -> list[Item]:
 
 
 def hallucination(bench: Bench) -> list[Row]:
-    """Questions of presence, asked at once or when the model has described the picture, and as a control the same ones
-    about the picture of another scene.
+    """Questions of presence, asked at once and after the model has described the picture, and as a control the same
+    ones about the picture of another scene.
     """
     rows = []
-    for where, of in (("", bench.items), (f", {TRAINED}", bench.seen)):
-        described = [g.heard[0] for g in bench.ask(of, "image->text")]
+    for where, of, told in (
+        ("", bench.items, bench.graded("image->text")),
+        (f", {TRAINED}", bench.seen, bench.ask(bench.seen, "image->text")),
+    ):
+        right = float(np.mean([g.score for g in told]))
         for hard in (False, True):
             items = presence_items(of, hard, bench.seed)
-            others = [*items[1:], items[0]]
-            blind = [replace(item, codes=other.codes) for item, other in zip(items, others, strict=True)]
-            for control, given, texts in (
-                ("", items, described),
-                (", another picture", blind, [*described[1:], described[0]]),
-            ):
+            for shift, control in enumerate(("", ", another picture")):
+                given = []
+                for i, item in enumerate(items):
+                    seen = told[(i + shift) % len(told)]
+                    asked = [(item.written_question, item.written_answer)]
+                    given.append(replace(item, codes=seen.item.codes, text=seen.heard[0], quiz=asked))
                 name = ("hard" if hard else "random") + " negatives" + where + control
                 more: Row = {"chance": 0.5, "ceiling": None if control else 1.0}
-                direct = bench.ask(given, WRITTEN)
+                direct, after = bench.ask(given, WRITTEN), bench.ask(given, QUIZ)
                 rows.append(bench.row("hallucination", name, direct, yes=_yes(direct), **more))
-                asked = [
-                    replace(item, text=text, quiz=[(item.written_question, item.written_answer)])
-                    for item, text in zip(given, texts, strict=True)
-                ]
-                after = bench.ask(asked, QUIZ)
-                more.update(base=direct, against="asked at once", yes=_yes(after))
+                more.update(base=direct, against="asked at once", yes=_yes(after), described=right)
                 rows.append(bench.row("hallucination", name + ", after a description", after, **more))
     return rows
 

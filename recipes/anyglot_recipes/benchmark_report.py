@@ -54,6 +54,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "corrected": _number("corrected"),
     "accuracy": _number("accuracy"),
     "yes": _number("yes"),
+    "described": _number("described"),
     "missing": _number("missing"),
     "unreadable": _number("unreadable"),
     "change (* is significant)": _change,

@@ -90,7 +90,10 @@ def section(
                 codes = np.asarray(segment.content)[:kept] if segment.role == "assistant" else np.asarray(media)
                 media = model.decode_media(segment.modality, [codes])[0]
             note = notes.pop(0) if segment.modality == "speech" and notes else ""
-            given.append(_medium(folder, f"{file}-in{position}", segment.modality, media, model, note))
+            if segment.modality == "text" and segment.role == "assistant":
+                given.append(f"<p><i>answer:</i> {html.escape(str(media))}</p>")
+            else:
+                given.append(_medium(folder, f"{file}-in{position}", segment.modality, media, model, note))
         answered = [
             _medium(folder, f"{file}-out{position}", output.modality, output.content, model, "")
             for position, output in enumerate(g.outputs)

@@ -42,7 +42,8 @@ CHAT = "chat"
 SHOTS = "shots"
 """Pictures with answers by a rule that nothing names, and a last picture (`shots.document`). The last is graded."""
 QUIZ = "quiz"
-"""A picture, its description, and written questions and answers about it by turns. The last answer is graded."""
+"""A picture, its description, and written questions and answers about it by turns. The last answer is graded. Half of
+those to learn from have no description and begin as `WRITTEN` does."""
 EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS, QUIZ)
 """Longer forms, not part of `TASKS`."""
 
@@ -110,7 +111,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
     Args:
         item: record with codes.
         task: one of `TASKS` or `EXTRA`.
-        rng: chooses the wording of written descriptions; None takes the first.
+        rng: chooses the wording of written descriptions, and whether a quiz has one; None takes the first wording, and
+            a quiz then says `item.text`.
     """
     if task == SHOTS:
         return document(item.shown, item.rule)
@@ -119,8 +121,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         return Sample([*sample(item, SPOKEN).segments, *second])
     if task == QUIZ:
         turns = [_turn(task, [("text", question)], [("text", reply)]) for question, reply in item.quiz]
-        seen = _turn(task, [("image", item.codes["image"])], [("text", item.text)])
-        return Sample([*seen, *chain.from_iterable(turns)])
+        said: _Parts = [("text", item.text)] if rng is None or rng.integers(2) else []
+        return Sample([*_turn(task, [("image", item.codes["image"])], said), *chain.from_iterable(turns)])
     given: _Parts = [("image", item.codes["image"])]
     if task == WRITTEN:
         given.append(("text", item.written_question))

@@ -15,14 +15,14 @@ import torch
 from anyglot_lm.segments import Template
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes import benchmark_media
-from anyglot_recipes.benchmark import SECTIONS, change_of, gap_of, presence_items, read_sections
+from anyglot_recipes.benchmark import SECTIONS, Bench, change_of, gap_of, hallucination, presence_items, read_sections
 from anyglot_recipes.benchmark_media import WAYS, error_row, spoken_form
 from anyglot_recipes.benchmark_report import as_markdown, as_text, compare, comparison_table, tables
 from anyglot_recipes.cli import main
-from anyglot_recipes.evaluate import GROUPS, Checkers, grade, group_of, means, row_of
+from anyglot_recipes.evaluate import GROUPS, Checkers, Graded, grade, group_of, means, row_of
 from anyglot_recipes.nano import ASSISTANT_VOICE, written_questions
 from anyglot_recipes.shots import HELD_OUT, RULES
-from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, SHOTS, TASKS, WRITTEN, Item
+from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, QUIZ, SHOTS, TASKS, WRITTEN, Item
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import describe, words
 from anyglot_synth.nanoworld.listen import listen
@@ -42,6 +42,39 @@ RED = Thing("circle", "red", "large", "top", "left")
 def items(num: int) -> list[Item]:
     rng = np.random.default_rng(0)
     return [Item(sample_scene(rng, "test"), "", {"image": np.zeros((1, 4, 4), int)}) for _ in range(num)]
+
+
+def test_presence_is_asked_after_the_models_own_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Question i is about picture i, or as a control picture i + 1; the text before it is what was said of that."""
+    asked: list[tuple[str, list[Item]]] = []
+
+    def ask(self: Bench, of: list[Item], task: str) -> list[Graded]:
+        asked.append((task, of))
+        said = [f"said {item.codes['image'][0, 0, 0]}" if task == "image->text" else "yes" for item in of]
+        found = [Graded(task, item, []) for item in of]
+        for i, (graded, words_) in enumerate(zip(found, said, strict=True)):
+            graded.heard, graded.score = [words_], float(task == QUIZ or i == 0)
+        return found
+
+    def about(first: int) -> list[Item]:
+        return [replace(item, codes={"image": np.full((1, 4, 4), first + i)}) for i, item in enumerate(items(4))]
+
+    monkeypatch.setattr(Bench, "ask", ask)
+    bench = Bench(None, about(0), 0, None)  # type: ignore[arg-type]  # nobody answers, nobody grades
+    bench.__dict__["seen"] = about(4)
+    rows = hallucination(bench)
+    assert [row["score"] for row in rows] == [0.25, 1.0] * 8
+    assert [row.get("described") for row in rows] == [None, 0.25] * 8
+    assert all(row["change"] == 0.75 and row["yes"] == 1.0 for row in rows[1::2])
+    quizzes = [of for task, of in asked if task == QUIZ]
+    assert len(quizzes) == 8 and [of for task, of in asked if task == WRITTEN] == quizzes
+    for index, of in enumerate(quizzes):
+        truth = presence_items(bench.items if index < 4 else bench.seen, index % 4 > 1, 0)
+        for i, (item, true) in enumerate(zip(of, truth, strict=True)):
+            picture = (i + index % 2) % 4 + 4 * (index > 3)
+            assert item.codes["image"][0, 0, 0] == picture and item.text == f"said {picture}"
+            assert item.quiz == [(true.written_question, true.written_answer)] and item.scene == true.scene
+            assert item.written_question == true.written_question
 
 
 def test_a_row_by_hand() -> None:
