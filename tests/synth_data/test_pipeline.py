@@ -280,7 +280,8 @@ def test_a_program_that_hangs_is_ended_too(tmp_path: Path) -> None:
 
 
 PARENT = """
-import sys; sys.path[:0] = [{tests!r}]
+import signal, sys; sys.path[:0] = [{tests!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
 from pathlib import Path
 from test_pipeline import Marks, make
 if __name__ == "__main__":
