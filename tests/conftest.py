@@ -68,8 +68,8 @@ def _run_ranks(program: Path, *arguments: Path, ranks: int = 2, seconds: int = 3
     """Runs a program on gloo ranks, or on one without torchrun; fails with what it wrote to stderr.
 
     Of a program that stands still, every process writes its stack before it is ended. `tries=2` starts it once more
-    then, with a warning: loader workers that are forked beside gloo's threads can hang, seldom, before they run
-    anything of ours (pytorch issue 75147). Only for programs that write all their files anew.
+    then, with a warning: seldom one does, and why is not known (a fork of loader workers beside gloo's threads may be,
+    as in pytorch issue 75147). Only for programs that write all their files anew.
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *torchrun, str(program), *map(str, arguments)]
