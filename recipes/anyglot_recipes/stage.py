@@ -7,6 +7,7 @@ program that runs both is `stage_cli.py`; preferences are `dpo.py`'s, the loss a
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import CheckpointError, ManifestError
 
+MODEL = "lm.model."
+"""Where a checkpoint has the model's parameters."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -34,6 +37,8 @@ class Stage(LitUnified):
         start: model folder to start from (`anyglot expand` makes the first one).
         preset: what trains: "rows" (new rows only), "lora" (new rows and LoRA) or "full".
         lora: adapters of preset lora.
+        weights_from: `last.ckpt` of an earlier run that began at the same `start` and trained the same parameters: this
+            one begins with its weights, but with a schedule, an optimizer and data of its own.
         freeze: regular expressions; parameters whose name one of them finds do not train.
         train_old_rows: preset full: text rows train too.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
@@ -58,6 +63,7 @@ class Stage(LitUnified):
         start: str,
         preset: Preset = "full",
         lora: Lora | None = None,
+        weights_from: str | None = None,
         freeze: list[str] | None = None,
         train_old_rows: bool = False,
         gradient_checkpointing: bool = False,
@@ -98,7 +104,7 @@ class Stage(LitUnified):
             compile=compile,
             log_every=log_every,
         )
-        self.preset, self.lora, self.frozen = preset, lora, list(freeze or [])
+        self.preset, self.lora, self.weights_from, self.frozen = preset, lora, weights_from, list(freeze or [])
         self.train_old_rows, self.gradient_checkpointing = train_old_rows, gradient_checkpointing
         self.rope_scaling, self.frozen_dtype = rope_scaling, DTYPES[frozen_dtype]
 
@@ -120,7 +126,34 @@ class Stage(LitUnified):
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.frozen_dtype)
+        if self.weights_from is not None:
+            self._take(model, self.weights_from)
         return model
+
+    @torch.no_grad()
+    def _take(self, model: PreTrainedModel, path: str) -> None:
+        """Copy the trained weights of a checkpoint into the parameters that train here."""
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            saved = {name.removeprefix(MODEL): weight for name, weight in checkpoint["state_dict"].items()}
+        except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"model.weights_from {path}: no checkpoint of a stage ({error}); give its last.ckpt"
+            ) from error
+        if checkpoint.get("anyglot", {}).get("start") != self.started_from:
+            raise CheckpointError(
+                f"model.weights_from {path}: started from another model than {self.start}, or with another "
+                "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"
+            )
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for name in sorted(saved.keys() | trained.keys()):
+            shapes = [tuple(part[name].shape) if name in part else None for part in (saved, trained)]
+            if shapes[0] != shapes[1]:
+                raise CheckpointError(
+                    f"model.weights_from {path}: {name} has shape {shapes[0]}, this run trains {shapes[1]}; give the "
+                    "model.preset, model.lora and model.freeze of that run"
+                )
+            trained[name].copy_(saved[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
