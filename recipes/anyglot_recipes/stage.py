@@ -145,7 +145,8 @@ class Stage(LitUnified):
                 f"model.weights_from {path}: started from another model than {self.start}, or with another "
                 "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"
             )
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        named = model.named_parameters(remove_duplicate=False)  # tied rows have two names in a checkpoint
+        trained = {name: p for name, p in named if p.requires_grad}
         for name in sorted(saved.keys() | trained.keys()):
             shapes = [tuple(part[name].shape) if name in part else None for part in (saved, trained)]
             if shapes[0] != shapes[1]:
