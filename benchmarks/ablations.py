@@ -6,8 +6,12 @@
 
 Tokenizers and text tokenizer are those of a finished run of the recipe, linked, and so are its shards unless a variant
 writes other ones. All variants see the same number of ids in the same order, as far as their tasks are the same. What
-is done is not done again. Runs are short and single: small differences mean nothing, and what helps a short run need
-not help a long one.
+is done is not done again. Runs are short and single: differences mean nothing unless they are larger than that of
+`base` and `again`, which differ in luck, and what helps a short run need not help a long one.
+
+`nats` are what the true answers of the held-out scenes cost the model, per answer, as means over the answers of a kind:
+steadier than scores of a short run. Where `speech` or the head have other ids, only the same columns can be compared.
+Of `small`, `base` and `large` a power law of the parameters is fitted, too.
 """
 
 from __future__ import annotations
@@ -21,12 +25,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anyglot_recipes.nano import EVERYTHING
-from anyglot_recipes.tasks import THROUGH
+import numpy as np
 
+from anyglot_lm.likelihood import log_likelihoods
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.nano import EVERYTHING, test_items
+from anyglot_recipes.tasks import THROUGH, sample
+from anyglot_tokenizers.files import atomic_write
+
+MEDIA = ("text", "image", "speech", "music")
 SPEECH = "lm.blocks.speech"
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
+    "again": {"seed": 1},
     "speech_frame_major": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "frame_major", "lm.seq_len": 512},
     "speech_delay": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "delay", "lm.seq_len": 512},
     "image_half": {"lm.modality_weights": {"image": 0.5}},
@@ -43,7 +54,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 NEW_SHARDS = ("speech_frame_major", "speech_delay")
 """Variants with another vocabulary."""
+SIZES = ("small", "base", "large")
 SHOWN = ("text->image", "text->speech", "image->text", "image->speech", "music->image")
+KINDS = {kind: [f"{other}->{kind}" for other in MEDIA if other != kind] for kind in MEDIA}
 
 
 def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
@@ -77,13 +90,43 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
     return (time.perf_counter() - started) / 60
 
 
-def line(name: str, out: Path) -> str:
+def measured(folder: Path, num: int) -> dict[str, Any]:
+    """Parameters and nats of a trained variant, kept in its folder."""
+    path = folder / "nats.json"
+    if not path.exists():
+        model = UnifiedModel.from_pretrained(folder / "model")
+        items = test_items(model, num)
+        nats = {}
+        for kind, tasks in KINDS.items():
+            found = log_likelihoods(model, [sample(item, task) for task in tasks for item in items], mean=False)
+            nats[kind] = -float(np.mean([value for value in found if value is not None]))
+        size = sum(parameter.numel() for parameter in model.model.parameters())
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"parameters": size, "nats": nats}))
+    kept: dict[str, Any] = json.loads(path.read_text())
+    return kept
+
+
+def line(name: str, out: Path, num: int) -> str:
     """A row of the table."""
     report = json.loads((out / name / "report" / "report.json").read_text())
-    trained = json.loads((out / name / "model" / "training.json").read_text())
     scores = {row["task"]: row["score"] for row in report["rows"]}
     shown = [report["mean"], *(scores[task] for task in SHOWN)]
-    return f"| {name} | " + " | ".join(f"{value:.3f}" for value in shown) + f" | {trained['loss']:.3f} |"
+    nats = measured(out / name, num)["nats"].values()
+    return f"| {name} | " + " | ".join([*(f"{v:.3f}" for v in shown), *(f"{v:.1f}" for v in nats)]) + " |"
+
+
+def fitted(out: Path, num: int) -> str:
+    """nats of all answers = a x parameters^-b, by least squares of the logarithms; and how far off it is."""
+    kept = [measured(out / name, num) for name in SIZES]
+    sizes = np.log([found["parameters"] for found in kept])
+    nats = np.log([np.mean(list(found["nats"].values())) for found in kept])
+    slope, start = np.polyfit(sizes, nats, 1)
+    off = np.abs(np.exp(nats - (slope * sizes + start)) - 1).max()
+    means = [json.loads((out / name / "report" / "report.json").read_text())["mean"] for name in SIZES]
+    points = zip(np.exp(sizes), np.exp(nats), means, strict=True)
+    rows = [f"{size:,.0f} parameters: {value:.1f} nats, mean {mean:.3f}" for size, value, mean in points]
+    return "; ".join(rows) + f"\nnats = {np.exp(start):.3g} x parameters^{slope:.3f}, at most {off:.1%} off"
 
 
 def main() -> None:
@@ -105,10 +148,12 @@ def main() -> None:
     for name in chosen:
         minutes = run(name, arguments.base, arguments.out, arguments.steps, arguments.num)
         print(f"{name}: {minutes:.1f} minutes", file=sys.stderr, flush=True)
-    print(f"| variant | mean of 12 | {' | '.join(SHOWN)} | loss |")
-    print("|---" * (3 + len(SHOWN)) + "|")
+    print(f"| variant | mean of 12 | {' | '.join(SHOWN)} | {' | '.join(f'nats of {kind}' for kind in KINDS)} |")
+    print("|---" * (2 + len(SHOWN) + len(KINDS)) + "|")
     for name in chosen:
-        print(line(name, arguments.out))
+        print(line(name, arguments.out, arguments.num))
+    if set(SIZES) <= set(chosen):
+        print(fitted(arguments.out, arguments.num))
     versions = {"python": sys.version.split()[0], "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     means = {name: json.loads((arguments.out / name / "report" / "report.json").read_text())["mean"] for name in chosen}
     print(json.dumps({"benchmark": "ablations", "scores": means, "versions": versions}))
