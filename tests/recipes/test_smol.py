@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
@@ -68,3 +69,16 @@ def test_from_the_backbone_to_the_adapter(
     capsys.readouterr()
     assert main(["train", str(tmp_path / "small.yaml")]) == 0  # nothing is done again
     assert "adapter: done before" in capsys.readouterr().err
+    still = {**options["lora"], "model.lr": 0.0, "model.rows_lr": 0.0}  # what it begins with is what comes out
+    options |= {"start": str(tmp_path / "run"), "run_dir": str(tmp_path / "more"), "seed": 1, "lora": still}
+    (tmp_path / "more.yaml").write_text(json.dumps({"program": "smol", **options}))
+    assert main(["train", str(tmp_path / "more.yaml")]) == 0
+    assert not (tmp_path / "more" / "rows").exists() and not (tmp_path / "more" / "start").exists()
+    first, more = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("run", "more"))
+    assert first.keys() == more.keys() and all(torch.equal(first[name], more[name]) for name in first)
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "more.yaml"), "--blocks.image.grid=[2,2]", f"--run_dir={tmp_path / 'x'}"]) == 2
+    assert "trained another model (blocks" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "more.yaml"), f"--start={tmp_path}", f"--run_dir={tmp_path / 'x'}"]) == 2
+    assert "no run of this recipe that is done, it has no settings.json" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -215,6 +215,36 @@ def test_a_run_folder_of_another_start_is_refused(
     run("--model.preset=lora", f"--model.start={tmp_path / 'moved'}")
 
 
+@pytest.mark.parametrize("preset", ["rows", "lora", "full"])
+def test_a_stage_begins_with_the_weights_of_another_run(run: Callable[..., dict[str, Any]], preset: str) -> None:
+    """At a rate of zero nothing changes, so what comes out is what the first run made."""
+    first = run(f"--model.preset={preset}", name="first")
+    taken = f"--model.weights_from={Path(first['run_dir']) / 'last.ckpt'}"
+    second = run(f"--model.preset={preset}", taken, "--model.lr=0", "--model.rows_lr=0", name="second")
+    made, again = tensors(first), tensors(second)
+    assert made.keys() == again.keys() and all(torch.equal(made[name], again[name]) for name in made)
+    fresh = run(f"--model.preset={preset}", "--model.lr=0", "--model.rows_lr=0", name="fresh")
+    assert any(not torch.equal(made[name], tensor) for name, tensor in tensors(fresh).items())
+
+
+def test_weights_of_a_run_that_does_not_fit_are_refused(
+    run: Callable[..., dict[str, Any]], world: dict[str, str], tmp_path: Path
+) -> None:
+    report = run("--model.preset=lora", "--model.lora.r=4", name="first")
+    taken = f"--model.weights_from={Path(report['run_dir']) / 'last.ckpt'}"
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((Path(report["run_dir"]) / "last.ckpt").read_bytes()[:1000])
+    for arguments, message in (
+        (["--model.preset=lora", taken, "--model.lora.r=2"], "shape .* this run trains .*give the model.preset"),
+        (["--model.preset=lora", taken, "--model.lora.alpha=8"], "another model than"),
+        (["--model.preset=lora", f"--model.weights_from={broken}"], "broken.ckpt: no checkpoint of a stage"),
+        (["--model.preset=lora", f"--model.weights_from={tmp_path / 'none.ckpt'}"], "none.ckpt: no checkpoint"),
+    ):
+        with pytest.raises(AnyglotError, match=message):
+            run(*arguments, name="other")
+    assert not (tmp_path / "other" / "last.ckpt").exists()
+
+
 def test_frozen_weights_in_half_the_memory(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
     report = run("--model.preset=rows", "--model.frozen_dtype=bf16", "--precision=bf16")
     start = load_file(Path(world["start"]) / "model.safetensors")
