@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import pickle
 import shutil
 import sys
 import time
@@ -25,9 +24,10 @@ import torch
 
 from anyglot_lm.hf_text import AnyText
 from anyglot_lm.segments import CHAT, Sample, Template
+from anyglot_lm.trained import trained_weights
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers import load
-from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.errors import CheckpointError, ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
@@ -492,14 +492,13 @@ def train_lm(
 
 
 def take_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Give a model the weights that a training of one like it had at the end. Raises ManifestError."""
+    """Give a model the weights that a training of one like it had at the end. Raises CheckpointError."""
+    weights, _ = trained_weights(checkpoint)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "lm.model."
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
         said = str(error).partition("\n")[0]
-        raise ManifestError(f"{checkpoint}: no training of such a model ({said}); give another run") from error
+        raise CheckpointError(f"{checkpoint}: no training of such a model ({said}); give another run") from error
 
 
 def can_compile(run: Run) -> bool:

@@ -7,11 +7,12 @@ program that runs both is `stage_cli.py`; preferences are `dpo.py`'s, the loss a
 from __future__ import annotations
 
 import hashlib
-import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
@@ -19,14 +20,13 @@ from anyglot_lm.backbone import load_backbone
 from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Template
 from anyglot_lm.train import LitUnified
+from anyglot_lm.trained import trained_weights
 from anyglot_lm.tuning import Lora, Preset, choose_trained, merge
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import CheckpointError, ManifestError
 
-MODEL = "lm.model."
-"""Where a checkpoint has the model's parameters."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,8 +37,9 @@ class Stage(LitUnified):
         start: model folder to start from (`anyglot expand` makes the first one).
         preset: what trains: "rows" (new rows only), "lora" (new rows and LoRA) or "full".
         lora: adapters of preset lora.
-        weights_from: `last.ckpt` of an earlier run that began at the same `start` and trained the same parameters: this
-            one begins with its weights, but with a schedule, an optimizer and data of its own.
+        weights_from: `last.ckpt` (one file) of an earlier run that began at the same `start` and trained the same
+            parameters: this one begins with its weights, but with a schedule, an optimizer, factors of the loss and
+            data of its own. The file has to stay until the run is done.
         freeze: regular expressions; parameters whose name one of them finds do not train.
         train_old_rows: preset full: text rows train too.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
@@ -105,10 +106,18 @@ class Stage(LitUnified):
             log_every=log_every,
         )
         self.preset, self.lora, self.weights_from, self.frozen = preset, lora, weights_from, list(freeze or [])
+        self.began_with: str | None = None
         self.train_old_rows, self.gradient_checkpointing = train_old_rows, gradient_checkpointing
         self.rope_scaling, self.frozen_dtype = rope_scaling, DTYPES[frozen_dtype]
 
     def build(self) -> PreTrainedModel:
+        """The model that this run begins with."""
+        model = self._prepare()
+        if self.weights_from is not None:
+            self.began_with = self._take(model, self.weights_from)
+        return model
+
+    def _prepare(self) -> PreTrainedModel:
         """The model of the start folder, in float32, with what trains chosen."""
         model = load_backbone(self.start, rope_scaling=self.rope_scaling)
         self.started_from = _identity(model, self.rope_scaling, self.lora if self.preset == "lora" else None)
@@ -126,21 +135,16 @@ class Stage(LitUnified):
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.frozen_dtype)
-        if self.weights_from is not None:
-            self._take(model, self.weights_from)
         return model
 
     @torch.no_grad()
-    def _take(self, model: PreTrainedModel, path: str) -> None:
-        """Copy the trained weights of a checkpoint into the parameters that train here."""
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            saved = {name.removeprefix(MODEL): weight for name, weight in checkpoint["state_dict"].items()}
-        except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"model.weights_from {path}: no checkpoint of a stage ({error}); give its last.ckpt"
-            ) from error
-        if checkpoint.get("anyglot", {}).get("start") != self.started_from:
+    def _take(self, model: PreTrainedModel, path: str) -> str:
+        """Copy the weights of a checkpoint into the parameters that train here; the sha256 of what they are then.
+
+        Raises `CheckpointError`.
+        """
+        saved, own = trained_weights(path)
+        if own.get("start") != self.started_from:
             raise CheckpointError(
                 f"model.weights_from {path}: started from another model than {self.start}, or with another "
                 "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"
@@ -155,17 +159,23 @@ class Stage(LitUnified):
                     "model.preset, model.lora and model.freeze of that run"
                 )
             trained[name].copy_(saved[name])
+        return _digest(trained.items())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["anyglot"]["start"] = self.started_from
+        checkpoint["anyglot"] |= {"start": self.started_from, "began_with": self.began_with}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises `CheckpointError` if what trains was trained on top of other weights: they would not fit together."""
+        """Raises `CheckpointError` if what trains was trained on top of other weights, or began with other ones."""
         if checkpoint.get("anyglot", {}).get("start", self.started_from) != self.started_from:
             raise CheckpointError(
                 f"the checkpoint of this run folder was started from another model than {self.start}, or with another "
                 "model.lora.alpha or model.rope_scaling; give another --run_dir, or the old settings back"
+            )
+        if checkpoint.get("anyglot", {}).get("began_with") != self.began_with:
+            raise CheckpointError(
+                "the checkpoint of this run folder began with other weights than those of model.weights_from "
+                f"{self.weights_from}; give the old ones back, or another --run_dir"
             )
         super().on_load_checkpoint(checkpoint)
 
@@ -177,7 +187,7 @@ class Stage(LitUnified):
             whole = get_model_state_dict(model, options=options)
             if not self.trainer.is_global_zero:
                 return
-            model = self.build()
+            model = self._prepare()
             model.load_state_dict(whole)
         if not self.trainer.is_global_zero:
             return
@@ -189,5 +199,9 @@ class Stage(LitUnified):
 
 def _identity(model: PreTrainedModel, rope_scaling: dict[str, Any] | None, lora: Lora | None) -> str:
     """sha256 of what a checkpoint leaves out and its weights depend on: sums of the start's bits, positions, scale."""
-    sums = [(name, int(p.detach().view(torch.int32).sum(dtype=torch.int64))) for name, p in model.named_parameters()]
-    return hashlib.sha256(repr((sums, rope_scaling, lora and lora.alpha)).encode()).hexdigest()
+    return _digest(model.named_parameters(), rope_scaling, lora and lora.alpha)
+
+
+def _digest(parameters: Iterable[tuple[str, Tensor]], *more: Any) -> str:
+    sums = [(name, int(p.detach().view(torch.int32).sum(dtype=torch.int64))) for name, p in parameters]
+    return hashlib.sha256(repr((sums, *more)).encode()).hexdigest()

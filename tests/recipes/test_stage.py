@@ -237,12 +237,33 @@ def test_weights_of_a_run_that_does_not_fit_are_refused(
     for arguments, message in (
         (["--model.preset=lora", taken, "--model.lora.r=2"], "shape .* this run trains .*give the model.preset"),
         (["--model.preset=lora", taken, "--model.lora.alpha=8"], "another model than"),
-        (["--model.preset=lora", f"--model.weights_from={broken}"], "broken.ckpt: no checkpoint of a stage"),
+        (["--model.preset=lora", f"--model.weights_from={broken}"], "broken.ckpt: no checkpoint of a training"),
         (["--model.preset=lora", f"--model.weights_from={tmp_path / 'none.ckpt'}"], "none.ckpt: no checkpoint"),
+        (["--model.preset=lora", f"--model.weights_from={tmp_path}"], "in shards.* start from the model folder"),
     ):
         with pytest.raises(AnyglotError, match=message):
             run(*arguments, name="other")
     assert not (tmp_path / "other" / "last.ckpt").exists()
+
+
+def test_factors_of_the_loss_are_not_taken(run: Callable[..., dict[str, Any]]) -> None:
+    first = run("--model.learned_weights=true", name="first")
+    run(f"--model.weights_from={Path(first['run_dir']) / 'last.ckpt'}", name="second")
+
+
+@pytest.mark.parametrize("program", ["stage", "dpo"])
+def test_a_run_goes_on_only_with_what_it_began_with(run: Callable[..., dict[str, Any]], program: str) -> None:
+    """For DPO it is the reference, which no checkpoint holds."""
+    how: dict[str, Any] = {"program": program, "data": "preferences" if program == "dpo" else "pairs"}
+    few, more = (
+        f"--model.weights_from={Path(run(f'--model.lr={lr}', name=f'at {lr}')['run_dir']) / 'last.ckpt'}"
+        for lr in (0.001, 0.01)
+    )
+    run(few, **how)
+    for other in ([more], []):
+        with pytest.raises(AnyglotError, match="began with other weights"):
+            run(*other, **how)
+    run(few, **how)
 
 
 def test_frozen_weights_in_half_the_memory(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyglot_lm.hf_text import HFTextTokenizer
+from anyglot_lm.trained import trained_weights
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import CheckpointError, ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -102,13 +102,9 @@ def write_adapter(
         CheckpointError: the checkpoint cannot be read, or it holds more than rows and LoRA.
     """
     folder = Path(out)
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{checkpoint}: no checkpoint of a training ({error}); give its last.ckpt") from error
+    state, _ = trained_weights(checkpoint)
     kept: dict[str, Tensor] = {}
-    for name, value in state.items():
-        short = name.removeprefix("lm.model.")
+    for short, value in state.items():
         known = next((key for key, row in _ROWS.items() if short == row), short if short.endswith((_IN, _OUT)) else "")
         if not known:
             raise CheckpointError(
