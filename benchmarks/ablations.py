@@ -5,13 +5,14 @@
     anyglot eval nanoworld --compare ablations                              # every row, with paired intervals
 
 Tokenizers and text tokenizer are those of a finished run of the recipe, linked, and so are its shards unless a variant
-writes other ones. All variants see the same number of ids in the same order, as far as their tasks are the same. What
-is done is not done again. Runs are short and single: differences mean nothing unless they are larger than that of
-`base` and `again`, which differ in luck, and what helps a short run need not help a long one.
+writes other ones. All variants but `again` see the same number of ids in the same order, as far as their tasks are the
+same. What is done is not done again. Runs are short and single: differences mean nothing unless they are larger than
+that of `base` and `again`, which differ in luck (one draw of it), and what helps a short run need not help a long one.
 
 `nats` are what the true answers of the held-out scenes cost the model, per answer, as means over the answers of a kind:
-steadier than scores of a short run. Where `speech` or the head have other ids, only the same columns can be compared.
-Of `small`, `base` and `large` a power law of the parameters is fitted, too.
+steadier than scores of a short run. Where speech has other ids, only the columns of the other media can be compared.
+Of `small`, `base` and `large` a power law of the parameters is fitted, too, to the mean of the four kinds; rows of ids
+count as the model folder has them, which is one row for each.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MEDIA = ("text", "image", "speech", "music")
 SPEECH = "lm.blocks.speech"
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "again": {"seed": 1},
+    "again": {},
     "speech_frame_major": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "frame_major", "lm.seq_len": 512},
     "speech_delay": {f"{SPEECH}.num_quantizers": 2, f"{SPEECH}.pattern": "delay", "lm.seq_len": 512},
     "image_half": {"lm.modality_weights": {"image": 0.5}},
@@ -79,6 +80,7 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
         "world.num_chunks": 4 if name in NEW_SHARDS else chunks,
         "lm.max_steps": steps,
         "eval.n": 0,
+        **({"seed": settings["seed"] + 1} if name == "again" else {}),
         **VARIANTS[name],
         "shares": {**settings["shares"], **VARIANTS[name].get("shares", {})},
     }
@@ -92,8 +94,9 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
 
 def measured(folder: Path, num: int) -> dict[str, Any]:
     """Parameters and nats of a trained variant, kept in its folder."""
-    path = folder / "nats.json"
-    if not path.exists():
+    path, plan = folder / "nats.json", json.loads((folder / "model" / "training.json").read_text())["plan"]
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if (kept.get("plan"), kept.get("num")) != (plan, num):
         model = UnifiedModel.from_pretrained(folder / "model")
         items = test_items(model, num)
         nats = {}
@@ -101,9 +104,9 @@ def measured(folder: Path, num: int) -> dict[str, Any]:
             found = log_likelihoods(model, [sample(item, task) for task in tasks for item in items], mean=False)
             nats[kind] = -float(np.mean([value for value in found if value is not None]))
         size = sum(parameter.numel() for parameter in model.model.parameters())
+        kept = {"plan": plan, "num": num, "parameters": size, "nats": nats}
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({"parameters": size, "nats": nats}))
-    kept: dict[str, Any] = json.loads(path.read_text())
+            temporary.write_text(json.dumps(kept))
     return kept
 
 
@@ -117,7 +120,7 @@ def line(name: str, out: Path, num: int) -> str:
 
 
 def fitted(out: Path, num: int) -> str:
-    """nats of all answers = a x parameters^-b, by least squares of the logarithms; and how far off it is."""
+    """nats of an answer = a x parameters^-b, by least squares of the logarithms; and how far off it is."""
     kept = [measured(out / name, num) for name in SIZES]
     sizes = np.log([found["parameters"] for found in kept])
     nats = np.log([np.mean(list(found["nats"].values())) for found in kept])

