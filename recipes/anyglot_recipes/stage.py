@@ -54,6 +54,8 @@ class Stage(LitUnified):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp squared.
+        keep_text: preset lora: plain text is not learnt, but kept as the start has it: it costs this factor times
+            KL(start || model) an id. 0: it is learnt like all else.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         compile: torch.compile the decoder.
         log_every: steps between log lines.
@@ -79,6 +81,7 @@ class Stage(LitUnified):
         modality_weights: dict[str, float] | None = None,
         learned_weights: bool = False,
         z_loss: float = 0.0,
+        keep_text: float = 0.0,
         sliced: bool = True,
         compile: bool = False,
         log_every: int = 10,
@@ -88,6 +91,11 @@ class Stage(LitUnified):
             raise ManifestError(
                 f"model.start {start!r} is no model folder (it holds no vocabulary.json); anyglot expand makes the "
                 "first one, every stage another (RUN_DIR/model)"
+            )
+        if keep_text and preset != "lora":
+            raise ManifestError(
+                f"model.keep_text compares the model with itself without LoRA, and preset {preset!r} has none; leave "
+                "model.keep_text out"
             )
         super().__init__(
             self.build,
@@ -101,6 +109,7 @@ class Stage(LitUnified):
             modality_weights=modality_weights,
             learned_weights=learned_weights,
             z_loss=z_loss,
+            keep_text=keep_text,
             sliced=sliced,
             compile=compile,
             log_every=log_every,

@@ -315,6 +315,18 @@ def test_a_round_without_a_log_line_of_its_own_counts(
     assert again.fingerprint == plan.fingerprint
 
 
+def test_plain_text_is_kept(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
+    start = UnifiedModel.from_pretrained(world["start"])
+    ids = torch.tensor([start.text.encode("green and white")])
+    moved = {}
+    for factor in (0.0, 1.0):
+        report = run("--model.preset=lora", f"--model.keep_text={factor}", data="text", name=f"keep-{factor}")
+        with torch.no_grad():
+            before, after = (m.model(ids).logits for m in (start, UnifiedModel.from_pretrained(report["model"])))
+        moved[factor] = (after - before)[..., : start.vocabulary.text_size].abs().max().item()
+    assert moved[1.0] < 0.02 * moved[0.0]
+
+
 def test_learned_weights_are_logged_and_resume(run: Callable[..., dict[str, Any]]) -> None:
     report = run("--model.learned_weights=true")
     last = log(report["run_dir"])[-1]
@@ -374,6 +386,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
         (["--model.frozen_dtype=bf16"], "frozen_dtype bf16 needs bf16 arithmetic"),
         (["--precision=fp16"], "precision 'fp16'; use auto, bf16, fp32"),
+        (["--model.keep_text=1"], "preset 'full' has none; leave model.keep_text out"),
         (["--model.freeze=['tower']"], "'tower' is found in no parameter"),
         (["--trainer.strategy=fsdp2", "--trainer.devices=auto"], "needs trainer.devices as a number"),
     ],

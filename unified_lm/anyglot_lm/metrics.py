@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from anyglot_lm.cost import flops_per_id
-from anyglot_lm.loss import class_sums
+from anyglot_lm.loss import IGNORE, class_sums
 from anyglot_lm.meter import Meter, matmul_rate
 from anyglot_lm.packed import PackedOutput, class_names
 from anyglot_lm.vocabulary import Vocabulary
@@ -70,7 +70,8 @@ class Window:
         position = batch["position_ids"]
         positions = torch.stack([position.sum(), torch.full_like(position[0, 0], position.numel())])
         self._positions = positions if self._positions is None else self._positions + positions
-        self.meter.update(batch["input_ids"], batch["labels"].flatten(), nll.predicted, out.hidden)
+        learnt_N = batch["labels"].flatten().masked_fill(nll.slice_class < 0, IGNORE)
+        self.meter.update(batch["input_ids"], learnt_N, nll.predicted, out.hidden)
 
     def add_gradient_norm(self, norm: Tensor) -> None:
         """The global norm of one optimizer step, the same on every rank."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from anyglot_lm.attention import faster_on_cpu
-from anyglot_lm.loss import SliceTable, SpanNLL, span_nll
+from anyglot_lm.loss import IGNORE, SliceTable, SpanNLL, span_kl, span_nll
 from anyglot_lm.model import hidden_states
-from anyglot_lm.tuning import output_rows
+from anyglot_lm.tuning import output_rows, without_lora
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_lm.weighting import SpanWeights, weighted_sum
 
@@ -31,8 +32,9 @@ def class_names(vocabulary: Vocabulary) -> list[str]:
 class PackedOutput(NamedTuple):
     """What `PackedLM` gives for a batch of N = B x T positions.
 
-    `total` is the differentiable sum over the batch; `nll` holds values per position; `hidden` `[B, T, D]` is what the
-    last layer gave, before the final norm, detached (None if the backbone has no `norm`).
+    `total` is the differentiable sum over the batch; `nll` holds values per position, without those of plain text under
+    `keep_text`; `hidden` `[B, T, D]` is what the last layer gave, before the final norm, detached (None if the backbone
+    has no `norm`).
     """
 
     total: Tensor
@@ -49,10 +51,13 @@ class PackedLM(nn.Module):
         weights: factors of the loss by class; equal ones by default.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         z_loss: factor of logsumexp².
+        keep_text: what plain text costs instead of its nll: this factor times KL(without LoRA || with it), so that the
+            language model stays what it was (Li & Hoiem 2016, arXiv 1606.09282); 0 for the nll, as all else has.
         compile: run the decoder through torch.compile.
     """
 
     _class_of_id: Tensor
+    _text_only: Tensor
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class PackedLM(nn.Module):
         *,
         sliced: bool = True,
         z_loss: float = 0.0,
+        keep_text: float = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -70,10 +76,13 @@ class PackedLM(nn.Module):
         self.model.config.use_cache = False
         faster_on_cpu(self.model)
         self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
-        self.sliced, self.z_loss = sliced, z_loss
+        self.sliced, self.z_loss, self.keep_text = sliced, z_loss, keep_text
         lo, hi, class_of_id = vocabulary.slice_table()
         self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
         self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
+        text_only = torch.arange(vocabulary.size) < vocabulary.text_size
+        text_only[[vocabulary.controls[name] for name in ("bos", "assistant", "eos")]] = True
+        self.register_buffer("_text_only", text_only, persistent=False)
         self.__dict__["_before_norm"] = None
         norm = getattr(model.base_model, "norm", None)
         if norm is not None:
@@ -88,11 +97,37 @@ class PackedLM(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, position_ids_BT: Tensor, labels_BT: Tensor) -> PackedOutput:
         """Loss of one packed batch; int64 `[B, T]` each, labels shifted already."""
+        plain_BT = self._plain_text(input_ids_BT, position_ids_BT) & (labels_BT != IGNORE) if self.keep_text else None
+        reference = None if plain_BT is None else self._reference(input_ids_BT, position_ids_BT, plain_BT)
         hidden_BTD = hidden_states(self.__dict__["_decoder"], input_ids_BT, position_ids_BT)
-        hidden_ND = hidden_BTD.flatten(0, 1)
-        nll = span_nll(hidden_ND, output_rows(self.model), labels_BT.flatten(), self.table, sliced=self.sliced)
+        rows = output_rows(self.model)
+        learnt_BT = labels_BT if plain_BT is None else labels_BT.masked_fill(plain_BT, IGNORE)
+        nll = span_nll(hidden_BTD.flatten(0, 1), rows, learnt_BT.flatten(), self.table, sliced=self.sliced)
         before, self.__dict__["_before_norm"] = self.__dict__["_before_norm"], None
-        return PackedOutput(weighted_sum(nll, self.weights, self.z_loss), nll, before)
+        total = weighted_sum(nll, self.weights, self.z_loss)
+        if plain_BT is not None and reference is not None:
+            labels_N = labels_BT[plain_BT]
+            kl_N = span_kl(hidden_BTD[plain_BT], rows, reference, rows, labels_N, self.table, sliced=self.sliced)
+            total = total + self.keep_text * kl_N.sum()
+        return PackedOutput(total, nll, before)
+
+    def _plain_text(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """bool `[B, T]`: ids of documents that are a text and nothing else."""
+        document_BT = (position_ids_BT == 0).long().cumsum(1)
+        other_BT = torch.zeros_like(document_BT, dtype=torch.long)
+        other_BT = F.pad(other_BT, (0, 1)).scatter_add_(1, document_BT, (~self._text_only[input_ids_BT]).long())
+        return other_BT.gather(1, document_BT) == 0
+
+    @torch.no_grad()
+    def _reference(self, input_ids_BT: Tensor, position_ids_BT: Tensor, plain_BT: Tensor) -> Tensor | None:
+        """Final hidden states `[N, D]` of plain text as they are without LoRA; None where there is none."""
+        some_B = plain_BT.any(1)
+        if not some_B.any():
+            return None
+        with without_lora(self.model):
+            found = hidden_states(self.model.base_model, input_ids_BT[some_B], position_ids_BT[some_B])
+        torch.clear_autocast_cache()  # copies made without gradients are not for the pass that has some
+        return found[plain_BT[some_B]]
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.__dict__["_before_norm"] = inputs[0].detach()

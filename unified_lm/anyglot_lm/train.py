@@ -51,6 +51,7 @@ class LitUnified(L.LightningModule):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp².
+        keep_text: what plain text costs instead of its nll: this times KL(without LoRA || with it). 0: its nll.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         compile: run the decoder through torch.compile.
         param_dtype: of the arithmetic under FSDP2, where weights are gathered in it.
@@ -75,6 +76,7 @@ class LitUnified(L.LightningModule):
         modality_weights: Mapping[str, float] | None = None,
         learned_weights: bool = False,
         z_loss: float = 0.0,
+        keep_text: float = 0.0,
         sliced: bool = True,
         compile: bool = False,
         param_dtype: torch.dtype = torch.float32,
@@ -87,7 +89,8 @@ class LitUnified(L.LightningModule):
         self.lr, self.rows_lr, self.warmup_steps, self.cooldown = lr, rows_lr, warmup_steps, cooldown
         self.weight_decay, self.muon, self.param_dtype, self.log_every = weight_decay, muon, param_dtype, log_every
         weights = SpanWeights(self.class_names, modality_weights, learned=learned_weights)
-        self._make = lambda built: PackedLM(built, vocabulary, weights, sliced=sliced, z_loss=z_loss, compile=compile)
+        how: dict[str, Any] = {"sliced": sliced, "z_loss": z_loss, "keep_text": keep_text, "compile": compile}
+        self._make = lambda built: PackedLM(built, vocabulary, weights, **how)
         self._build: Callable[[], PreTrainedModel] | None = None
         if isinstance(model, PreTrainedModel):
             self.lm = self._make(model)

@@ -17,7 +17,8 @@ the whole matrix anew in each forward; vLLM does not load such adapters, so expo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -149,6 +150,19 @@ def _add_lora(model: PreTrainedModel, lora: Lora) -> None:
         inject_adapter_in_model(config, model)
     except ValueError as error:
         raise ManifestError(f"lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def without_lora(model: PreTrainedModel) -> Iterator[None]:
+    """The layers as they were before LoRA; rows are as they are."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        layer.scale_layer(0.0)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unscale_layer()
 
 
 def _split(model: PreTrainedModel, first_new: int) -> None:

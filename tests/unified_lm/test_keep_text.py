@@ -1,0 +1,113 @@
+"""Plain text is kept, not learnt: its loss is the divergence from the model without LoRA, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyglot_lm.loss import IGNORE
+from anyglot_lm.model import hidden_states, new_llama
+from anyglot_lm.packed import PackedLM
+from anyglot_lm.tuning import Lora, choose_trained, without_lora
+from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+
+VOCABULARY = Vocabulary.build(20, BlockSpec("image", "i", 8, grid=(1, 2)))
+BOS, USER, ASSISTANT, EOS = (VOCABULARY.controls[name] for name in ("bos", "user", "assistant", "eos"))
+PLAIN = [BOS, ASSISTANT, 3, 4, 5, EOS]
+TALK = [BOS, USER, 3, ASSISTANT, 4, EOS]
+PICTURE = VOCABULARY.span("image", np.array([[[2, 5]]])).tolist()
+DRAWN = [BOS, USER, 7, ASSISTANT, *PICTURE, EOS]
+
+
+def batch(*rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed rows of documents -> ids, positions, labels of what follows the first two ids of each, padded."""
+    length = max(sum(len(document) - 1 for document in row) for row in rows)
+    ids = torch.full((len(rows), length), VOCABULARY.pad_id)
+    positions, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
+    for b, row in enumerate(rows):
+        at = 0
+        for document in row:
+            n = len(document) - 1
+            ids[b, at : at + n] = torch.tensor(document[:-1])
+            positions[b, at : at + n] = torch.arange(n)
+            labels[b, at + 1 : at + n] = torch.tensor(document[2:])
+            at += n
+    return ids, positions, labels
+
+
+def packed(keep_text: float, *, moved: float = 0.0, sliced: bool = True) -> PackedLM:
+    """A model with LoRA, whose zero matrices are `moved`."""
+    model = new_llama(VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, max_length=64)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)  # says something
+    torch.manual_seed(3)
+    choose_trained(model, "lora", first_new=VOCABULARY.text_size, lora=Lora(r=4, alpha=8.0))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=moved) if moved else p.zero_()
+    return PackedLM(model, VOCABULARY, sliced=sliced, keep_text=keep_text)
+
+
+def test_an_untouched_model_pays_nothing_for_plain_text() -> None:
+    lm = packed(2.0)
+    out = lm(*batch([PLAIN, PLAIN], [PLAIN]))
+    assert abs(out.total.item()) < 1e-5 and (out.nll.nll == 0).all()
+    out.total.backward()
+    moved = [p.grad.abs().max().item() for p in lm.parameters() if p.grad is not None]
+    assert moved and max(moved) < 1e-5
+
+
+@pytest.mark.parametrize("sliced", [True, False])
+def test_plain_text_costs_its_divergence_and_the_rest_its_nll(sliced: bool) -> None:
+    lm, learning = packed(2.0, moved=0.3, sliced=sliced), packed(0.0, moved=0.3, sliced=sliced)
+    ids, positions, labels = batch([DRAWN, PLAIN, TALK], [TALK, DRAWN])
+    plain = torch.zeros_like(ids, dtype=torch.bool)
+    plain[0, len(DRAWN) - 1 : len(DRAWN) + len(PLAIN) - 2] = True
+    rest = learning(ids, positions, labels.masked_fill(plain, IGNORE)).total
+    last = VOCABULARY.open_size if sliced else VOCABULARY.size
+
+    def log_shares() -> Tensor:
+        hidden = hidden_states(lm.model.base_model, ids, positions)[plain & (labels != IGNORE)]
+        return (hidden @ lm.model.get_output_embeddings().weight.T)[:, :last].log_softmax(-1)
+
+    with without_lora(lm.model):
+        before = log_shares()
+    kl = F.kl_div(log_shares(), before, reduction="sum", log_target=True)
+    assert kl > 0.01
+    out = lm(ids, positions, labels)
+    torch.testing.assert_close(out.total, rest + 2.0 * kl, rtol=1e-4, atol=1e-4)
+    assert (out.nll.slice_class.view(ids.shape)[plain] == -1).all()
+
+
+def test_the_model_before_lora_is_the_reference() -> None:
+    lm = packed(1.0, moved=0.3)
+    fresh = packed(1.0).model
+    ids, positions, _ = batch([PLAIN])
+    with without_lora(lm.model):
+        found = hidden_states(lm.model.base_model, ids, positions)
+    expected = hidden_states(fresh.base_model, ids, positions)
+    torch.testing.assert_close(found, expected)
+    again = hidden_states(lm.model.base_model, ids, positions)
+    assert not torch.allclose(again, expected, atol=1e-3)  # LoRA is back
+
+
+def test_training_pulls_the_text_back_to_the_start() -> None:
+    lm = packed(1.0, moved=0.3)
+    data = batch([PLAIN, [BOS, ASSISTANT, 9, 1, 3, 3, EOS]])
+    optimizer = torch.optim.Adam([p for p in lm.parameters() if p.requires_grad], lr=0.01)
+    before = lm(*data).total.item()
+    rows = copy.deepcopy(lm.model.get_output_embeddings().old)
+    for _ in range(60):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):  # its cache of casts must not lose the gradients
+            total = lm(*data).total
+        total.backward()
+        optimizer.step()
+    assert lm(*data).total.item() < 0.2 * before
+    assert torch.equal(rows, lm.model.get_output_embeddings().old)
