@@ -27,7 +27,7 @@ from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import CheckpointError, ManifestError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": None}
 
 
 class Stage(LitUnified):
@@ -44,7 +44,8 @@ class Stage(LitUnified):
         train_old_rows: preset full: text rows train too.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
         rope_scaling: RoPE scaling for inputs longer than the model knows, e.g. {"type": "yarn", "factor": 2.0}.
-        frozen_dtype: of weights that do not train, fp32 or bf16 (half the memory).
+        frozen_dtype: of weights that do not train, fp32 or bf16 (half the memory, and layers run in bf16); auto is that of
+            the arithmetic.
         lr: peak learning rate.
         rows_lr: peak learning rate of the rows of ids, default lr.
         warmup_steps: linear warm-up.
@@ -71,7 +72,7 @@ class Stage(LitUnified):
         train_old_rows: bool = False,
         gradient_checkpointing: bool = False,
         rope_scaling: dict[str, Any] | None = None,
-        frozen_dtype: Literal["fp32", "bf16"] = "fp32",
+        frozen_dtype: Literal["fp32", "bf16", "auto"] = "fp32",
         lr: float = 1e-3,
         rows_lr: float | None = None,
         warmup_steps: int = 20,
@@ -143,7 +144,7 @@ class Stage(LitUnified):
         )
         for parameter in model.parameters():
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self.frozen_dtype)
+                parameter.data = parameter.data.to(self.frozen_dtype or torch.float32)
         return model
 
     @torch.no_grad()

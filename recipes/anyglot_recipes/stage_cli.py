@@ -71,10 +71,12 @@ class StageCLI(LightningCLI):
             raise ManifestError(f"precision {config.precision!r}; use {', '.join(PRECISIONS)}")
         precision = PRECISIONS[config.precision]
         precision = resolve_precision(precision) if precision == "auto" else precision
+        if self.model.frozen_dtype is None:
+            self.model.frozen_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
         if self.model.frozen_dtype == torch.bfloat16 and not precision.startswith("bf16"):
             raise ManifestError(
                 f"model.frozen_dtype bf16 needs bf16 arithmetic, but precision {config.precision} is fp32 here; give "
-                "--precision bf16, or leave model.frozen_dtype out"
+                "--precision bf16, or --model.frozen_dtype auto"
             )
         run_dir = Path(config.run_dir)
         loggers: list[Logger] = [CSVLogger(run_dir, name="logs"), TensorBoardLogger(run_dir, name="tensorboard")]
