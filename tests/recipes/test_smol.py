@@ -76,6 +76,22 @@ def test_from_the_backbone_to_the_adapter(
     assert main(["train", str(tmp_path / "more.yaml")]) == 0
     first, more = (load_file(tmp_path / name / "adapter" / "adapter.safetensors") for name in ("run", "more"))
     assert first.keys() == more.keys() and all(torch.equal(first[name], more[name]) for name in first)
+    alone = [
+        "train",
+        str(tmp_path / "more.yaml"),
+        f"--start={shutil.copytree(tmp_path / 'run' / 'adapter', tmp_path / 'a')}",
+    ]
+    assert main([*alone, f"--run_dir={tmp_path / 'on'}"]) == 0
+    again = load_file(tmp_path / "on" / "adapter" / "adapter.safetensors")
+    assert again.keys() == first.keys() and all(torch.equal(first[name], again[name]) for name in first)
+    for arguments, message in (
+        (["--blocks.image.grid=[2,2]"], "has another vocabulary"),
+        (['--lora={"model.lora": {"r": 4, "alpha": 8.0}}'], "give its"),
+    ):
+        capsys.readouterr()
+        assert main([*alone, f"--run_dir={tmp_path / 'y'}", *arguments]) == 2
+        assert message in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "y", ignore_errors=True)
     other = ["train", str(tmp_path / "more.yaml"), f"--run_dir={tmp_path / 'x'}"]
     for arguments, message in (
         ([f"--start={tmp_path / 'more'}"], "has read the data of seed 1; give another seed"),

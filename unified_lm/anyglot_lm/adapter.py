@@ -166,11 +166,7 @@ def load_adapted(
     """
     from anyglot_lm.model import expand_vocabulary
 
-    path = folder / WEIGHTS_FILE
-    try:
-        kept = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy the whole folder again") from error
+    path, kept = folder / WEIGHTS_FILE, _matrices(folder)
     backbone = Backbone(**settings["backbone"])
     model = _load(backbone)
     found = _check(model)
@@ -201,6 +197,28 @@ def load_adapted(
     if kept:
         raise CheckpointError(f"{path}: holds {next(iter(kept))}, which is unknown; copy the folder again")
     return model.to(dtype).eval()
+
+
+def adapter_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An adapter as `trained.trained_weights` reads a checkpoint: by the names of the model in training; its settings.
+
+    Raises:
+        ManifestError, CheckpointError: there is none, or it cannot be read.
+    """
+    settings = read_settings(Path(folder))
+    if settings is None:
+        raise ManifestError(f"{folder}: no adapter (it holds no {ADAPTER_FILE}); give the whole folder of one")
+    kept = _matrices(Path(folder))
+    kept.setdefault("head", kept.get("rows", torch.empty(0)))  # tied
+    return {_ROWS.get(name, name): value for name, value in kept.items()}, settings
+
+
+def _matrices(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the whole folder again") from error
 
 
 def _load(backbone: Backbone) -> PreTrainedModel:
