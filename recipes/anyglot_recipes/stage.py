@@ -39,9 +39,9 @@ class Stage(LitUnified):
         preset: what trains: "rows" (new rows only), "lora" (new rows and LoRA) or "full".
         lora: adapters of preset lora.
         weights_from: `last.ckpt` (one file) of an earlier run that began at the same `start` and trained the same
-            parameters, or the folder of an adapter of the same vocabulary and backbone: this one begins with its
-            weights, but with a schedule, an optimizer, factors of the loss and data of its own. It has to stay until
-            the run is done.
+            parameters, or the folder of an adapter of the same vocabulary, whose backbone `start` is with new rows and
+            nothing else (this is not checked): this one begins with its weights, but with a schedule, an optimizer,
+            factors of the loss and data of its own. It has to stay until the run is done.
         freeze: regular expressions; parameters whose name one of them finds do not train.
         train_old_rows: preset full: text rows train too.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more work.
@@ -57,8 +57,8 @@ class Stage(LitUnified):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp squared.
-        keep_text: preset lora: plain text is not learnt, but kept as the start has it: it costs this factor times
-            KL(start || model) an id. 0: it is learnt like all else.
+        keep_text: preset lora: plain text is not learnt but kept: it costs this factor times KL(model without LoRA ||
+            model) an id, logged as `kept/text`. 0: it is learnt like all else.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         compile: torch.compile the decoder.
         log_every: steps between log lines.
@@ -120,6 +120,7 @@ class Stage(LitUnified):
         self.preset, self.lora, self.weights_from, self.frozen = preset, lora, weights_from, list(freeze or [])
         self.began_with: str | None = None
         self.train_old_rows, self.gradient_checkpointing = train_old_rows, gradient_checkpointing
+        self.keep_text = keep_text
         self.rope_scaling, self.frozen_dtype = rope_scaling, DTYPES[frozen_dtype]
 
     def build(self) -> PreTrainedModel:
@@ -157,17 +158,20 @@ class Stage(LitUnified):
         """
         if (Path(path) / ADAPTER_FILE).is_file():
             saved, settings = adapter_weights(path)
-            alpha = self.lora.alpha if self.lora is not None else Lora.alpha
-            theirs = Vocabulary.load(Path(path) / "vocabulary.json")
-            same = settings["alpha"] == alpha and theirs.fingerprint == self.vocabulary.fingerprint
+            alpha = (self.lora or Lora()).alpha
+            if settings["alpha"] != alpha:
+                raise CheckpointError(
+                    f"model.weights_from {path}: its LoRA has alpha {settings['alpha']}, model.lora {alpha}; give its"
+                )
+            if Vocabulary.load(Path(path) / "vocabulary.json").fingerprint != self.vocabulary.fingerprint:
+                raise CheckpointError(f"model.weights_from {path}: has another vocabulary than {self.start}")
         else:
             saved, own = trained_weights(path)
-            same = own.get("start") == self.started_from
-        if not same:
-            raise CheckpointError(
-                f"model.weights_from {path}: started from another model than {self.start}, or with another "
-                "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"
-            )
+            if own.get("start") != self.started_from:
+                raise CheckpointError(
+                    f"model.weights_from {path}: started from another model than {self.start}, or with another "
+                    "model.lora.alpha or model.rope_scaling; give the model.start and the settings of that run"
+                )
         named = model.named_parameters(remove_duplicate=False)  # tied rows have two names in a checkpoint
         trained = {name: p for name, p in named if p.requires_grad}
         for name in sorted(saved.keys() | trained.keys()):

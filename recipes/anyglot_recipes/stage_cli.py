@@ -82,6 +82,11 @@ class StageCLI(LightningCLI):
         loggers: list[Logger] = [CSVLogger(run_dir, name="logs"), TensorBoardLogger(run_dir, name="tensorboard")]
         kwargs = {"logger": loggers, "precision": precision, **kwargs}
         if config.trainer.strategy == "fsdp2":
+            if self.model.keep_text:
+                raise ManifestError(
+                    "model.keep_text runs the model once more on ranks with plain text, which FSDP2 does not allow; "
+                    "give trainer.strategy ddp, or leave model.keep_text out"
+                )
             devices = config.trainer.devices
             if not str(devices).isdigit():
                 raise ManifestError(f"trainer.strategy fsdp2 needs trainer.devices as a number, not {devices!r}")

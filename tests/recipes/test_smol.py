@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,14 +15,21 @@ from safetensors.torch import load_file
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE
-from anyglot_recipes.tasks import EXTRA, TASKS
+from anyglot_recipes.smol import _samples
+from anyglot_recipes.tasks import EXTRA, TASKS, Item
 from anyglot_recipes.train import find_recipe, parse_recipe
+from anyglot_synth.nanoworld.scene import sample_scene
 from anyglot_synth.nanoworld.voices import installed_voices
 
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
 )
-STAGE = {"trainer.max_steps": 2, "trainer.accelerator": "cpu", "checkpoint_every": 2, "model.log_every": 1}
+STAGE: dict[str, Any] = {
+    "trainer.max_steps": 2,
+    "trainer.accelerator": "cpu",
+    "checkpoint_every": 2,
+    "model.log_every": 1,
+}
 STAGE |= {"precision": "fp32", "model.frozen_dtype": "fp32", "model.warmup_steps": 1, "export_dtype": "fp32"}
 STAGE |= {"data.seq_len": 512, "data.batch_size": 1, "data.packs_per_step": 1}
 
@@ -30,6 +38,15 @@ def test_smol_any_learns_only_what_there_is() -> None:
     _, config = parse_recipe(find_recipe("smol_any"), [])
     assert set(config.tasks) <= {*TASKS, *EXTRA, "write down", "read aloud"}
     assert sum(config.tasks.values()) == pytest.approx(1.0) and config.blocks["image"] == {"grid": [8, 8]}
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_media_of_prompts_are_learnt_where_asked(learnt: bool) -> None:
+    scene = sample_scene(np.random.default_rng(0), "train")
+    item = Item(scene, "a text", {"image": np.zeros((1, 4, 4), np.int64), "music": np.zeros((2, 5), np.int64)})
+    for _, sample in _samples([item], ["image->text", "music->image", "text->music"], 0, learnt):
+        for segment in sample.segments:
+            assert segment.loss == (segment.role == "assistant" or (learnt and segment.modality != "text"))
 
 
 @needs_voices
@@ -85,13 +102,13 @@ def test_from_the_backbone_to_the_adapter(
     again = load_file(tmp_path / "on" / "adapter" / "adapter.safetensors")
     assert again.keys() == first.keys() and all(torch.equal(first[name], again[name]) for name in first)
     for arguments, message in (
-        (["--blocks.image.grid=[2,2]"], "has another vocabulary"),
-        (['--lora={"model.lora": {"r": 4, "alpha": 8.0}}'], "give its"),
+        (["--blocks.image.grid=[2,2]"], "trained another model (vocabulary"),
+        (['--lora={"model.lora": {"r": 4, "alpha": 8.0}}'], "alpha of model.lora: 12.0 there, 8.0 here"),
+        (['--lora={"model.lora": {"r": 8, "alpha": 12.0}}'], "r of model.lora: 4 there, 8 here"),
     ):
         capsys.readouterr()
         assert main([*alone, f"--run_dir={tmp_path / 'y'}", *arguments]) == 2
-        assert message in capsys.readouterr().err
-        shutil.rmtree(tmp_path / "y", ignore_errors=True)
+        assert message in capsys.readouterr().err and not (tmp_path / "y").exists()
     other = ["train", str(tmp_path / "more.yaml"), f"--run_dir={tmp_path / 'x'}"]
     for arguments, message in (
         ([f"--start={tmp_path / 'more'}"], "has read the data of seed 1; give another seed"),

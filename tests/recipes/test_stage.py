@@ -22,7 +22,7 @@ from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.stage import Stage
-from anyglot_recipes.stage_cli import run_stage
+from anyglot_recipes.stage_cli import parse_stage, run_stage
 from anyglot_recipes.stage_data import StageData
 from anyglot_recipes.train import CONFIGS, STAGES, program_of
 from anyglot_tokenizers.errors import AnyglotError
@@ -275,6 +275,13 @@ def test_frozen_weights_in_half_the_memory(run: Callable[..., dict[str, Any]], w
     assert changed.any()
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_frozen_weights_follow_the_arithmetic(world: dict[str, str], precision: str, dtype: torch.dtype) -> None:
+    options = ["--model.preset=rows", "--model.frozen_dtype=auto", f"--precision={precision}"]
+    cli = parse_stage("stage", [f"--model.start={world['start']}", '--data.shards=["x"]', *SMALL, *options])
+    assert {p.dtype for p in cli.model.build().parameters() if not p.requires_grad} == {dtype}
+
+
 def test_frozen_weights_are_not_in_checkpoints(run: Callable[..., dict[str, Any]]) -> None:
     report = run("--model.preset=rows")
     state = torch.load(Path(report["run_dir"]) / "last.ckpt", weights_only=True)["state_dict"]
@@ -321,6 +328,7 @@ def test_plain_text_is_kept(run: Callable[..., dict[str, Any]], world: dict[str,
     moved = {}
     for factor in (0.0, 1.0):
         report = run("--model.preset=lora", f"--model.keep_text={factor}", data="text", name=f"keep-{factor}")
+        assert all(("kept/text" in line) == (factor > 0) for line in log(report["run_dir"]))
         with torch.no_grad():
             before, after = (m.model(ids).logits for m in (start, UnifiedModel.from_pretrained(report["model"])))
         moved[factor] = (after - before)[..., : start.vocabulary.text_size].abs().max().item()
@@ -386,6 +394,10 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
         (["--model.frozen_dtype=bf16"], "frozen_dtype bf16 needs bf16 arithmetic"),
         (["--precision=fp16"], "precision 'fp16'; use auto, bf16, fp32"),
+        (
+            ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--model.preset=lora", "--model.keep_text=1"],
+            "FSDP2 does not",
+        ),
         (["--model.keep_text=1"], "preset 'full' has none; leave model.keep_text out"),
         (["--model.freeze=['tower']"], "'tower' is found in no parameter"),
         (["--trainer.strategy=fsdp2", "--trainer.devices=auto"], "needs trainer.devices as a number"),

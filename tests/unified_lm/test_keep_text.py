@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from anyglot_lm.model import hidden_states, new_llama
 from anyglot_lm.packed import PackedLM
 from anyglot_lm.tuning import Lora, choose_trained, without_lora
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+from anyglot_tokenizers.errors import ManifestError
 
 VOCABULARY = Vocabulary.build(20, BlockSpec("image", "i", 8, grid=(1, 2)))
 BOS, USER, ASSISTANT, EOS = (VOCABULARY.controls[name] for name in ("bos", "user", "assistant", "eos"))
@@ -83,6 +82,10 @@ def test_plain_text_costs_its_divergence_and_the_rest_its_nll(sliced: bool) -> N
     out = lm(ids, positions, labels)
     torch.testing.assert_close(out.total, rest + 2.0 * kl, rtol=1e-4, atol=1e-4)
     assert (out.nll.slice_class.view(ids.shape)[plain] == -1).all()
+    assert out.kept is not None and out.kept.tolist() == pytest.approx([kl.item(), len(before)], rel=1e-3)
+    lm.eval()  # held-out text is measured, whatever training does with text
+    measured, usual = lm(ids, positions, labels), learning(ids, positions, labels)
+    torch.testing.assert_close(measured.nll.nll, usual.nll.nll)
 
 
 def test_the_model_before_lora_is_the_reference() -> None:
@@ -102,7 +105,6 @@ def test_training_pulls_the_text_back_to_the_start() -> None:
     data = batch([PLAIN, [BOS, ASSISTANT, 9, 1, 3, 3, EOS]])
     optimizer = torch.optim.Adam([p for p in lm.parameters() if p.requires_grad], lr=0.01)
     before = lm(*data).total.item()
-    rows = copy.deepcopy(lm.model.get_output_embeddings().old)
     for _ in range(60):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):  # its cache of casts must not lose the gradients
@@ -110,4 +112,9 @@ def test_training_pulls_the_text_back_to_the_start() -> None:
         total.backward()
         optimizer.step()
     assert lm(*data).total.item() < 0.2 * before
-    assert torch.equal(rows, lm.model.get_output_embeddings().old)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 1.0])
+def test_factors_that_make_no_sense(factor: float) -> None:
+    with pytest.raises(ManifestError, match="choose preset lora, or leave keep_text out"):
+        PackedLM(new_llama(VOCABULARY, hidden_size=32, num_layers=1, num_heads=2), VOCABULARY, keep_text=factor)

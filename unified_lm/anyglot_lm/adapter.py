@@ -209,7 +209,9 @@ def adapter_weights(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
     if settings is None:
         raise ManifestError(f"{folder}: no adapter (it holds no {ADAPTER_FILE}); give the whole folder of one")
     kept = _matrices(Path(folder))
-    kept.setdefault("head", kept.get("rows", torch.empty(0)))  # tied
+    if "rows" not in kept:
+        raise CheckpointError(f"{folder}: {WEIGHTS_FILE} holds no rows; copy the whole folder again")
+    kept.setdefault("head", kept["rows"])  # tied
     return {_ROWS.get(name, name): value for name, value in kept.items()}, settings
 
 

@@ -54,6 +54,7 @@ class Window:
         self.meter.reset()
         self._losses: Tensor | None = None
         self._positions: Tensor | None = None
+        self._kept: Tensor | None = None
         self._gradients: list[Tensor] = []
 
     def __bool__(self) -> bool:
@@ -70,6 +71,8 @@ class Window:
         position = batch["position_ids"]
         positions = torch.stack([position.sum(), torch.full_like(position[0, 0], position.numel())])
         self._positions = positions if self._positions is None else self._positions + positions
+        if out.kept is not None:
+            self._kept = out.kept if self._kept is None else self._kept + out.kept
         learnt_N = batch["labels"].flatten().masked_fill(nll.slice_class < 0, IGNORE)
         self.meter.update(batch["input_ids"], learnt_N, nll.predicted, out.hidden)
 
@@ -89,6 +92,10 @@ class Window:
                 metrics[f"loss/{name}"] = (nll[c] / count[c]).item()
                 metrics[f"accuracy/{name}"] = (correct[c] / count[c]).item()
                 metrics[f"uniform/{name}"] = math.log(hi - lo)
+        if self._kept is not None:
+            kl, ids = sum_ranks(self._kept).tolist()
+            if ids:
+                metrics["kept/text"] = kl / ids
         if self.meter.rate is not None:
             assert self._positions is not None
             position, ids = sum_ranks(self._positions).tolist()

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from anyglot_lm.attention import faster_on_cpu
 from anyglot_lm.loss import IGNORE, SliceTable, SpanNLL, span_kl, span_nll
 from anyglot_lm.model import hidden_states
-from anyglot_lm.tuning import output_rows, without_lora
+from anyglot_lm.tuning import lora_layers, output_rows, without_lora
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_lm.weighting import SpanWeights, weighted_sum
+from anyglot_tokenizers.errors import ManifestError
 
 
 def class_names(vocabulary: Vocabulary) -> list[str]:
@@ -32,14 +33,16 @@ def class_names(vocabulary: Vocabulary) -> list[str]:
 class PackedOutput(NamedTuple):
     """What `PackedLM` gives for a batch of N = B x T positions.
 
-    `total` is the differentiable sum over the batch; `nll` holds values per position, without those of plain text under
-    `keep_text`; `hidden` `[B, T, D]` is what the last layer gave, before the final norm, detached (None if the backbone
-    has no `norm`).
+    `total` is the differentiable sum over the batch; `nll` holds values per position, without those of plain text that
+    is kept; `hidden` `[B, T, D]` is what the last layer gave, before the final norm, detached (None if the backbone has
+    no `norm`); `kept` `[2]` the summed KL of plain text that is kept and its number of ids, detached (None without
+    `keep_text`).
     """
 
     total: Tensor
     nll: SpanNLL
     hidden: Tensor | None
+    kept: Tensor | None = None
 
 
 class PackedLM(nn.Module):
@@ -51,9 +54,13 @@ class PackedLM(nn.Module):
         weights: factors of the loss by class; equal ones by default.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         z_loss: factor of logsumexp².
-        keep_text: what plain text costs instead of its nll: this factor times KL(without LoRA || with it), so that the
-            language model stays what it was (Li & Hoiem 2016, arXiv 1606.09282); 0 for the nll, as all else has.
+        keep_text: what plain text costs in training instead of its nll: this factor times KL(without LoRA || with it),
+            so that the language model stays what it was (Li & Hoiem 2016, arXiv 1606.09282). Both sides have the
+            present rows, and LoRA alone is held back. 0 for the nll, as all else has. Under DDP, not under FSDP2.
         compile: run the decoder through torch.compile.
+
+    Raises:
+        ManifestError: `keep_text` below 0, or of a model without LoRA.
     """
 
     _class_of_id: Tensor
@@ -77,6 +84,11 @@ class PackedLM(nn.Module):
         faster_on_cpu(self.model)
         self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
         self.sliced, self.z_loss, self.keep_text = sliced, z_loss, keep_text
+        if keep_text < 0 or (keep_text and not lora_layers(model)):
+            raise ManifestError(
+                f"keep_text {keep_text}: at least 0, and more only of a model with LoRA, compared with itself "
+                "without it; choose preset lora, or leave keep_text out"
+            )
         lo, hi, class_of_id = vocabulary.slice_table()
         self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
         self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
@@ -97,25 +109,31 @@ class PackedLM(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, position_ids_BT: Tensor, labels_BT: Tensor) -> PackedOutput:
         """Loss of one packed batch; int64 `[B, T]` each, labels shifted already."""
-        plain_BT = self._plain_text(input_ids_BT, position_ids_BT) & (labels_BT != IGNORE) if self.keep_text else None
-        reference = None if plain_BT is None else self._reference(input_ids_BT, position_ids_BT, plain_BT)
+        plain_BT = reference_ND = None
+        if self.keep_text and self.training:
+            plain_BT = self._plain_text(input_ids_BT, position_ids_BT) & (labels_BT != IGNORE)
+            reference_ND = self._reference(input_ids_BT, position_ids_BT, plain_BT)
         hidden_BTD = hidden_states(self.__dict__["_decoder"], input_ids_BT, position_ids_BT)
         rows = output_rows(self.model)
         learnt_BT = labels_BT if plain_BT is None else labels_BT.masked_fill(plain_BT, IGNORE)
         nll = span_nll(hidden_BTD.flatten(0, 1), rows, learnt_BT.flatten(), self.table, sliced=self.sliced)
         before, self.__dict__["_before_norm"] = self.__dict__["_before_norm"], None
         total = weighted_sum(nll, self.weights, self.z_loss)
-        if plain_BT is not None and reference is not None:
+        if plain_BT is None:
+            return PackedOutput(total, nll, before)
+        kept = torch.zeros(2, device=total.device)
+        if reference_ND is not None:
             labels_N = labels_BT[plain_BT]
-            kl_N = span_kl(hidden_BTD[plain_BT], rows, reference, rows, labels_N, self.table, sliced=self.sliced)
+            kl_N = span_kl(hidden_BTD[plain_BT], rows, reference_ND, rows, labels_N, self.table, sliced=self.sliced)
             total = total + self.keep_text * kl_N.sum()
-        return PackedOutput(total, nll, before)
+            kept[0], kept[1] = kl_N.detach().sum(), len(kl_N)
+        return PackedOutput(total, nll, before, kept)
 
     def _plain_text(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
         """bool `[B, T]`: ids of documents that are a text and nothing else."""
         document_BT = (position_ids_BT == 0).long().cumsum(1)
-        other_BT = torch.zeros_like(document_BT, dtype=torch.long)
-        other_BT = F.pad(other_BT, (0, 1)).scatter_add_(1, document_BT, (~self._text_only[input_ids_BT]).long())
+        other_BT = F.pad(torch.zeros_like(document_BT), (0, 1))
+        other_BT.scatter_add_(1, document_BT, (~self._text_only[input_ids_BT]).long())
         return other_BT.gather(1, document_BT) == 0
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ class LitUnified(L.LightningModule):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp².
-        keep_text: what plain text costs instead of its nll: this times KL(without LoRA || with it). 0: its nll.
+        keep_text: what plain text costs in training instead of its nll, see `PackedLM`; logged as `kept/text`.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         compile: run the decoder through torch.compile.
         param_dtype: of the arithmetic under FSDP2, where weights are gathered in it.

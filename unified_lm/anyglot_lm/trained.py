@@ -26,7 +26,9 @@ def trained_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         CheckpointError: it cannot be read, is none of a training, or is sharded over ranks.
     """
     if Path(path).is_dir():
-        raise CheckpointError(f"{path}: in shards, one of each rank; start from the model folder of that run")
+        raise CheckpointError(
+            f"{path}: no adapter, and in shards, one of each rank; start from that run's model folder"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = checkpoint["state_dict"].items()

@@ -152,10 +152,15 @@ def _add_lora(model: PreTrainedModel, lora: Lora) -> None:
         raise ManifestError(f"lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from error
 
 
+def lora_layers(model: PreTrainedModel) -> list[Any]:
+    """Its layers of peft."""
+    return [module for module in model.modules() if hasattr(module, "lora_A")]
+
+
 @contextmanager
 def without_lora(model: PreTrainedModel) -> Iterator[None]:
     """The layers as they were before LoRA; rows are as they are."""
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    layers = lora_layers(model)
     for layer in layers:
         layer.scale_layer(0.0)
     try:
