@@ -57,8 +57,8 @@ class Stage(LitUnified):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp squared.
-        keep_text: preset lora: plain text is not learnt but kept: it costs this factor times KL(model without LoRA ||
-            model) an id, logged as `kept/text`. 0: it is learnt like all else.
+        keep_text: preset lora: plain text is not learnt but kept: an id costs this factor times KL(start || model), which
+            is logged as `kept/text`; the start says nothing but text there. 0: it is learnt like all else.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         compile: torch.compile the decoder.
         log_every: steps between log lines.
@@ -145,6 +145,8 @@ class Stage(LitUnified):
             freeze=self.frozen,
             train_old_rows=self.train_old_rows,
         )
+        if self.keep_text:
+            model.get_input_embeddings().remember()  # before `weights_from`
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self.frozen_dtype or torch.float32)

@@ -105,12 +105,14 @@ def span_kl(
     table: SliceTable,
     *,
     sliced: bool = True,
+    reference_size: int | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Exact KL(reference || policy) per position, within the slice of the position's label.
 
     Arguments as in `span_nll`; the reference has the same vocabulary, its width E and its parts may be others.
-    Only the policy (`hidden_ND`, `rows`) gets gradients. The labels' values do not matter, only their slices.
+    `reference_size`: the reference never says ids from there on, whatever its rows; labels must have slices that begin
+    below. Only the policy (`hidden_ND`, `rows`) gets gradients. The labels' values do not matter, only their slices.
 
     Returns:
         [N] nats, float32 (float64 for float64), 0 where ignored. Rounding may leave a KL of 0 slightly below it.
@@ -120,10 +122,11 @@ def span_kl(
     if _bounds(reference_parts)[-1] != _bounds(parts)[-1]:
         sizes = f"{_bounds(parts)[-1]} rows, the reference's {_bounds(reference_parts)[-1]}"
         raise AnyglotError(f"the policy's output matrix has {sizes}; compare models of one vocabulary")
-    order.cuts += _bounds(reference_parts)
+    size = _bounds(parts)[-1] if reference_size is None else reference_size
+    order.cuts += [*_bounds(reference_parts), size]
     dtypes = _product_dtype(hidden_ND), _product_dtype(reference_hidden_NE)
     reference = reference_hidden_NE.detach(), *(part.detach() for part in reference_parts)
-    return _SpanKL.apply(hidden_ND, order, dtypes, reference, *parts)
+    return _SpanKL.apply(hidden_ND, order, dtypes, size, reference, *parts)
 
 
 def class_sums(values_N: Tensor, slice_class_N: Tensor, classes: int) -> Tensor:
@@ -329,9 +332,9 @@ class _SpanNLL(torch.autograd.Function):
                 return slope_RS.scatter_add_(1, column_R1, torch.where(inside_R1, -nll_grad_M[group, None], 0))
 
             head = _Head(hidden_ND, parts, order, ctx.dtype)
-            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
             hidden_grad, *part_grads = head.gradients(order, hidden_ND, needs, gradient)
-        return hidden_grad, None, None, None, *part_grads
+        return hidden_grad, None, None, None, None, *part_grads
 
 
 class _SpanKL(torch.autograd.Function):
@@ -341,6 +344,7 @@ class _SpanKL(torch.autograd.Function):
         hidden_ND: Tensor,
         order: _Order,
         dtypes: tuple[torch.dtype, torch.dtype],
+        size: int,
         reference: tuple[Tensor, ...],
         *parts: Tensor,
     ) -> Tensor:
@@ -352,14 +356,16 @@ class _SpanKL(torch.autograd.Function):
             for lo, hi, groups in order.tiles():
                 weight_SD, other_SE = policy.rows(lo, hi), other.rows(lo, hi)
                 for group in groups:
-                    logits_RS, other_RS = policy.logits(group, weight_SD), other.logits(group, other_SE)
-                    gap_RS = other_RS - logits_RS
-                    shrink_R = q.add(group, lo, other_RS)
-                    gap_M[group] = gap_M[group] * shrink_R + gap_RS.mul_(other_RS).sum(1)
+                    logits_RS = policy.logits(group, weight_SD)
+                    if lo < size:
+                        other_RS = other.logits(group, other_SE)
+                        gap_RS = other_RS - logits_RS
+                        shrink_R = q.add(group, lo, other_RS)
+                        gap_M[group] = gap_M[group] * shrink_R + gap_RS.mul_(other_RS).sum(1)
                     p.add(group, lo, logits_RS)
             lse_M, other_lse_M = p.lse(), q.lse()
         ctx.save_for_backward(hidden_ND, lse_M, other_lse_M, *reference, *parts)
-        ctx.order, ctx.dtypes, ctx.parts = order, dtypes, len(parts)
+        ctx.order, ctx.dtypes, ctx.size, ctx.parts = order, dtypes, size, len(parts)
         return order.spread(gap_M / q.mass_M - other_lse_M + lse_M, hidden_ND)
 
     @staticmethod
@@ -373,8 +379,10 @@ class _SpanKL(torch.autograd.Function):
             other = _Head(other_hidden_NE, other_parts, order, ctx.dtypes[1])
 
             def gradient(group: slice, lo: int, hi: int, logits_RS: Tensor) -> Tensor:
-                other_RS = other.logits(group, other.rows(lo, hi)).sub_(other_lse_M[group, None]).exp_()
-                return logits_RS.sub_(lse_M[group, None]).exp_().sub_(other_RS).mul_(grad_M[group, None])
+                gap_RS = logits_RS.sub_(lse_M[group, None]).exp_()
+                if lo < ctx.size:
+                    gap_RS -= other.logits(group, other.rows(lo, hi)).sub_(other_lse_M[group, None]).exp_()
+                return gap_RS.mul_(grad_M[group, None])
 
             head = _Head(hidden_ND, parts, order, ctx.dtypes[0])
             needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]

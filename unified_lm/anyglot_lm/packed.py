@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from anyglot_lm.attention import faster_on_cpu
 from anyglot_lm.loss import IGNORE, SliceTable, SpanNLL, span_kl, span_nll
 from anyglot_lm.model import hidden_states
-from anyglot_lm.tuning import lora_layers, output_rows, without_lora
+from anyglot_lm.tuning import before_training, lora_layers, output_rows
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_lm.weighting import SpanWeights, weighted_sum
 from anyglot_tokenizers.errors import ManifestError
@@ -54,9 +54,9 @@ class PackedLM(nn.Module):
         weights: factors of the loss by class; equal ones by default.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         z_loss: factor of logsumexp².
-        keep_text: what plain text costs in training instead of its nll: this factor times KL(without LoRA || with it),
-            so that the language model stays what it was (Li & Hoiem 2016, arXiv 1606.09282). Both sides have the
-            present rows, and LoRA alone is held back. 0 for the nll, as all else has. Under DDP, not under FSDP2.
+        keep_text: what an id of plain text costs in training instead of its nll: this factor times KL(the model before
+            || it), so that the language model stays what it was (Li & Hoiem 2016, arXiv 1606.09282). Before: without
+            LoRA, with the input rows of then, and saying nothing but text. 0: its nll. Under DDP, not under FSDP2.
         compile: run the decoder through torch.compile.
 
     Raises:
@@ -89,6 +89,9 @@ class PackedLM(nn.Module):
                 f"keep_text {keep_text}: at least 0, and more only of a model with LoRA, compared with itself "
                 "without it; choose preset lora, or leave keep_text out"
             )
+        if keep_text:
+            model.get_input_embeddings().remember()
+        self._text_size = vocabulary.text_size
         lo, hi, class_of_id = vocabulary.slice_table()
         self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
         self.register_buffer("_class_of_id", torch.tensor(class_of_id, dtype=torch.long), persistent=False)
@@ -111,7 +114,8 @@ class PackedLM(nn.Module):
         """Loss of one packed batch; int64 `[B, T]` each, labels shifted already."""
         plain_BT = reference_ND = None
         if self.keep_text and self.training:
-            plain_BT = self._plain_text(input_ids_BT, position_ids_BT) & (labels_BT != IGNORE)
+            is_text_BT = (labels_BT >= 0) & (labels_BT < self._text_size)
+            plain_BT = self._plain_text(input_ids_BT, position_ids_BT) & is_text_BT
             reference_ND = self._reference(input_ids_BT, position_ids_BT, plain_BT)
         hidden_BTD = hidden_states(self.__dict__["_decoder"], input_ids_BT, position_ids_BT)
         rows = output_rows(self.model)
@@ -124,7 +128,8 @@ class PackedLM(nn.Module):
         kept = torch.zeros(2, device=total.device)
         if reference_ND is not None:
             labels_N = labels_BT[plain_BT]
-            kl_N = span_kl(hidden_BTD[plain_BT], rows, reference_ND, rows, labels_N, self.table, sliced=self.sliced)
+            how: dict[str, Any] = {"sliced": self.sliced, "reference_size": self._text_size}
+            kl_N = span_kl(hidden_BTD[plain_BT], rows, reference_ND, rows, labels_N, self.table, **how)
             total = total + self.keep_text * kl_N.sum()
             kept[0], kept[1] = kl_N.detach().sum(), len(kl_N)
         return PackedOutput(total, nll, before, kept)
@@ -138,11 +143,11 @@ class PackedLM(nn.Module):
 
     @torch.no_grad()
     def _reference(self, input_ids_BT: Tensor, position_ids_BT: Tensor, plain_BT: Tensor) -> Tensor | None:
-        """Final hidden states `[N, D]` of plain text as they are without LoRA; None where there is none."""
+        """Final hidden states `[N, D]` of plain text as they were before training; None where there is none."""
         some_B = plain_BT.any(1)
         if not some_B.any():
             return None
-        with without_lora(self.model):
+        with before_training(self.model):
             found = hidden_states(self.model.base_model, input_ids_BT[some_B], position_ids_BT[some_B])
         torch.clear_autocast_cache()  # copies made without gradients are not for the pass that has some
         return found[plain_BT[some_B]]

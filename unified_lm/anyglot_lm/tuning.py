@@ -65,6 +65,11 @@ class SplitRows(nn.Module):
         else:
             self.old, self.new = share.old, share.new
 
+    def remember(self) -> None:
+        """Keep the new rows as they are now, for `before_training`; once."""
+        if not hasattr(self, "first"):
+            self.register_buffer("first", self.new.detach().clone(), persistent=False)
+
     @property
     def weight(self) -> Tensor:
         """The whole matrix `[V, D]`, made anew: for what only reads it."""
@@ -158,14 +163,17 @@ def lora_layers(model: PreTrainedModel) -> list[Any]:
 
 
 @contextmanager
-def without_lora(model: PreTrainedModel) -> Iterator[None]:
-    """The layers as they were before LoRA; rows are as they are."""
-    layers = lora_layers(model)
+def before_training(model: PreTrainedModel) -> Iterator[None]:
+    """The decoder without LoRA, and with the new input rows that its embedding remembers. For forward passes only."""
+    layers, embedding = lora_layers(model), model.get_input_embeddings()
+    now = embedding.new.data
     for layer in layers:
         layer.scale_layer(0.0)
+    embedding.new.data = embedding.first
     try:
         yield
     finally:
+        embedding.new.data = now
         for layer in layers:
             layer.unscale_layer()
 
