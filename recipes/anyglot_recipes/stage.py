@@ -57,8 +57,8 @@ class Stage(LitUnified):
         modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp squared.
-        keep_text: preset lora: plain text is not learnt but kept: an id costs this factor times KL(start || model), which
-            is logged as `kept/text`; the start says nothing but text there. 0: it is learnt like all else.
+        keep_text: preset lora: plain text is not learnt but kept: an id costs this factor times KL(start || model),
+            logged as `kept/text`; the start says nothing but text there. 0: it is learnt like all else.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         compile: torch.compile the decoder.
         log_every: steps between log lines.

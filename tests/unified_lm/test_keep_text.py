@@ -1,4 +1,4 @@
-"""Plain text is kept, not learnt: its loss is the divergence from the model without LoRA, and nothing else changes."""
+"""Plain text is kept, not learnt: its loss is the divergence from the model before, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from anyglot_lm.loss import IGNORE
 from anyglot_lm.model import hidden_states, new_llama
 from anyglot_lm.packed import PackedLM
-from anyglot_lm.tuning import Lora, choose_trained, without_lora
+from anyglot_lm.tuning import Lora, before_training, choose_trained
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
 from anyglot_tokenizers.errors import ManifestError
 
@@ -39,45 +40,56 @@ def batch(*rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, positions, labels
 
 
-def packed(keep_text: float, *, moved: float = 0.0, sliced: bool = True) -> PackedLM:
-    """A model with LoRA, whose zero matrices are `moved`."""
+def packed(keep_text: float, *, sliced: bool = True) -> PackedLM:
+    """A model with LoRA that does nothing yet."""
     model = new_llama(VOCABULARY, hidden_size=32, num_layers=2, num_heads=2, max_length=64)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20)  # says something
     torch.manual_seed(3)
     choose_trained(model, "lora", first_new=VOCABULARY.text_size, lora=Lora(r=4, alpha=8.0))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=moved) if moved else p.zero_()
     return PackedLM(model, VOCABULARY, sliced=sliced, keep_text=keep_text)
 
 
-def test_an_untouched_model_pays_nothing_for_plain_text() -> None:
+@torch.no_grad()
+def move(model: PreTrainedModel, by: float) -> None:
+    """All that trains, as training might."""
+    torch.manual_seed(4)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.add_(torch.randn_like(p), alpha=by * (0.2 if p.std() == 0 else p.std().item()))
+
+
+def test_a_model_that_says_text_only_pays_nothing_for_plain_text() -> None:
     lm = packed(2.0)
+    with torch.no_grad():  # of what is no text nothing is said
+        lm.model.get_output_embeddings().new.zero_()
     out = lm(*batch([PLAIN, PLAIN], [PLAIN]))
-    assert abs(out.total.item()) < 1e-5 and (out.nll.nll == 0).all()
+    said = [n for n in (3, 4, 5) for _ in range(3)]
+    assert out.kept is not None and out.kept[1] == len(said)  # eos is learnt
+    assert (out.nll.slice_class >= 0).sum() == 3
     out.total.backward()
-    moved = [p.grad.abs().max().item() for p in lm.parameters() if p.grad is not None]
-    assert moved and max(moved) < 1e-5
+    gradients = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
+    assert gradients and all(torch.isfinite(g).all() for g in gradients.values())
 
 
 @pytest.mark.parametrize("sliced", [True, False])
 def test_plain_text_costs_its_divergence_and_the_rest_its_nll(sliced: bool) -> None:
-    lm, learning = packed(2.0, moved=0.3, sliced=sliced), packed(0.0, moved=0.3, sliced=sliced)
+    lm, learning = packed(2.0, sliced=sliced), packed(0.0, sliced=sliced)
     ids, positions, labels = batch([DRAWN, PLAIN, TALK], [TALK, DRAWN])
     plain = torch.zeros_like(ids, dtype=torch.bool)
-    plain[0, len(DRAWN) - 1 : len(DRAWN) + len(PLAIN) - 2] = True
-    rest = learning(ids, positions, labels.masked_fill(plain, IGNORE)).total
+    plain[0, len(DRAWN) : len(DRAWN) + 3] = True  # the words; eos is learnt, as everywhere
+    assert labels[plain].tolist() == [3, 4, 5]
     last = VOCABULARY.open_size if sliced else VOCABULARY.size
 
-    def log_shares() -> Tensor:
-        hidden = hidden_states(lm.model.base_model, ids, positions)[plain & (labels != IGNORE)]
-        return (hidden @ lm.model.get_output_embeddings().weight.T)[:, :last].log_softmax(-1)
+    def logits(model: PreTrainedModel) -> Tensor:
+        hidden = hidden_states(model.base_model, ids, positions)[plain]
+        return (hidden @ model.get_output_embeddings().weight.T)[:, :last]
 
-    with without_lora(lm.model):
-        before = log_shares()
-    kl = F.kl_div(log_shares(), before, reduction="sum", log_target=True)
+    before = logits(lm.model)[:, : VOCABULARY.text_size].log_softmax(-1).detach()
+    move(lm.model, 0.3), move(learning.model, 0.3)  # rows, too: the reference stays
+    rest = learning(ids, positions, labels.masked_fill(plain, IGNORE)).total
+    after = logits(lm.model).log_softmax(-1)[:, : VOCABULARY.text_size]
+    kl = F.kl_div(after, before, reduction="sum", log_target=True)
     assert kl > 0.01
     out = lm(ids, positions, labels)
     torch.testing.assert_close(out.total, rest + 2.0 * kl, rtol=1e-4, atol=1e-4)
@@ -88,30 +100,31 @@ def test_plain_text_costs_its_divergence_and_the_rest_its_nll(sliced: bool) -> N
     torch.testing.assert_close(measured.nll.nll, usual.nll.nll)
 
 
-def test_the_model_before_lora_is_the_reference() -> None:
-    lm = packed(1.0, moved=0.3)
-    fresh = packed(1.0).model
-    ids, positions, _ = batch([PLAIN])
-    with without_lora(lm.model):
-        found = hidden_states(lm.model.base_model, ids, positions)
-    expected = hidden_states(fresh.base_model, ids, positions)
-    torch.testing.assert_close(found, expected)
+def test_before_training_is_what_was_and_is_undone() -> None:
+    lm = packed(1.0)
+    ids, positions, _ = batch([TALK])
+    expected = hidden_states(lm.model.base_model, ids, positions)
+    move(lm.model, 0.3)
+    with before_training(lm.model):
+        torch.testing.assert_close(hidden_states(lm.model.base_model, ids, positions), expected)
     again = hidden_states(lm.model.base_model, ids, positions)
-    assert not torch.allclose(again, expected, atol=1e-3)  # LoRA is back
+    assert not torch.allclose(again, expected, atol=1e-3)
 
 
 def test_training_pulls_the_text_back_to_the_start() -> None:
-    lm = packed(1.0, moved=0.3)
+    lm = packed(1.0)
+    move(lm.model, 0.3)
     data = batch([PLAIN, [BOS, ASSISTANT, 9, 1, 3, 3, EOS]])
     optimizer = torch.optim.Adam([p for p in lm.parameters() if p.requires_grad], lr=0.01)
-    before = lm(*data).total.item()
+    losses = []
     for _ in range(60):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):  # its cache of casts must not lose the gradients
-            total = lm(*data).total
-        total.backward()
+            out = lm(*data)
+        out.total.backward()
         optimizer.step()
-    assert lm(*data).total.item() < 0.2 * before
+        losses.append(out.kept[0].item())
+    assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.parametrize("factor", [-1.0, 1.0])

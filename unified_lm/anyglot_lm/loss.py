@@ -332,9 +332,9 @@ class _SpanNLL(torch.autograd.Function):
                 return slope_RS.scatter_add_(1, column_R1, torch.where(inside_R1, -nll_grad_M[group, None], 0))
 
             head = _Head(hidden_ND, parts, order, ctx.dtype)
-            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
+            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
             hidden_grad, *part_grads = head.gradients(order, hidden_ND, needs, gradient)
-        return hidden_grad, None, None, None, None, *part_grads
+        return hidden_grad, None, None, None, *part_grads
 
 
 class _SpanKL(torch.autograd.Function):
@@ -385,6 +385,6 @@ class _SpanKL(torch.autograd.Function):
                 return gap_RS.mul_(grad_M[group, None])
 
             head = _Head(hidden_ND, parts, order, ctx.dtypes[0])
-            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
             hidden_grad, *part_grads = head.gradients(order, hidden_ND, needs, gradient)
-        return hidden_grad, None, None, None, *part_grads
+        return hidden_grad, None, None, None, None, *part_grads
