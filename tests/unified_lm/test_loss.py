@@ -5,6 +5,8 @@ Ranks, accumulation and weights: `test_weighting.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -202,16 +204,22 @@ def test_too_few_rows_are_refused() -> None:
         span_kl(hidden, weight, hidden, weight[:90], labels, table())
 
 
-@pytest.mark.parametrize("sliced", [True, False])
-def test_kl_and_its_gradients(sliced: bool) -> None:
+@pytest.mark.parametrize(("sliced", "size"), [(True, None), (False, None), (True, 13), (False, 13)])
+def test_kl_and_its_gradients(sliced: bool, size: int | None) -> None:
     hidden, weight, labels = batch()
+    if size is not None:  # a reference that says the first ids only, hence in the first slice only
+        labels = torch.where(labels < VOCABULARY.open_size, labels, IGNORE)
     rows = split(weight)
     other_hidden = torch.randn(len(labels), 5, requires_grad=True)
     other_weight = torch.randn(VOCABULARY.size, 5, requires_grad=True)
     other_rows = (other_weight[:50], other_weight[50:])  # another width, cut elsewhere
-    got = span_kl(hidden, rows, other_hidden, other_rows, labels, table(), sliced=sliced, chunk=CHUNK)
+    how: dict[str, Any] = {"sliced": sliced, "reference_size": size, "chunk": CHUNK}
+    got = span_kl(hidden, rows, other_hidden, other_rows, labels, table(), **how)
     policy, _, valid = masked_log_softmax(hidden, torch.cat(rows), labels, sliced)
     other, _, _ = masked_log_softmax(other_hidden.detach(), other_weight.detach(), labels, sliced)
+    if size is not None:
+        other[:, size:] = -torch.inf
+        other = other.log_softmax(-1)
     gap = torch.where(other.exp() > 0, other - policy.nan_to_num(neginf=0), 0)
     want = torch.where(valid, (other.exp() * gap).sum(-1), 0)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
