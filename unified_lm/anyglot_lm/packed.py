@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from anyglot_lm.attention import faster_on_cpu
 from anyglot_lm.loss import IGNORE, SliceTable, SpanNLL, span_kl, span_nll
 from anyglot_lm.model import hidden_states
-from anyglot_lm.tuning import before_training, lora_layers, output_rows
+from anyglot_lm.tuning import SplitRows, before_training, lora_layers, output_rows
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_lm.weighting import SpanWeights, weighted_sum
 from anyglot_tokenizers.errors import ManifestError
@@ -84,13 +84,15 @@ class PackedLM(nn.Module):
         faster_on_cpu(self.model)
         self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
         self.sliced, self.z_loss, self.keep_text = sliced, z_loss, keep_text
-        if keep_text < 0 or (keep_text and not lora_layers(model)):
+        rows = model.get_input_embeddings()
+        known = isinstance(rows, SplitRows) and lora_layers(model)
+        if keep_text < 0 or (keep_text and not known):
             raise ManifestError(
                 f"keep_text {keep_text}: at least 0, and more only of a model with LoRA, compared with itself "
                 "without it; choose preset lora, or leave keep_text out"
             )
-        if keep_text:
-            model.get_input_embeddings().remember()
+        if keep_text and isinstance(rows, SplitRows):
+            rows.remember()
         self._text_size = vocabulary.text_size
         lo, hi, class_of_id = vocabulary.slice_table()
         self._lo, self._hi = [int(i) for i in lo], [int(i) for i in hi]
