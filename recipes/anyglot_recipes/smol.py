@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -69,8 +69,6 @@ class SmolConfig:
         init: how new rows start: random, mean, covariance or codebook.
         head_noise: spread of the head's new rows, see `anyglot expand`; here media are only read.
         world: how much of nanoworld is made.
-        learn_prompts: media that the user gives are learnt, too, but for those that are written down: what is read then
-            teaches to write, where both have one pattern. Such documents know no `data.condition_dropout`.
         tasks: what is learnt, with shares of the ids: of `tasks.TASKS`, `tasks.THROUGH` and `reading.TASKS`.
         max_ids: longer documents are left out.
         replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
@@ -92,7 +90,6 @@ class SmolConfig:
     init: str = "codebook"
     head_noise: float = 1.0
     world: WorldConfig = field(default_factory=WorldConfig)
-    learn_prompts: bool = False
     tasks: dict[str, float] = field(default_factory=lambda: {"image->text": 0.7, "speech->text": 0.3})
     max_ids: int = 320
     replay: list[str] = field(default_factory=list)
@@ -231,8 +228,7 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
         seed = seed_of(config.seed, "chunk", index) % 2**31
         world, tokenizers = config.world, dict(model.tokenizers)
         items = make_items("train", world.chunk, seed, tokenizers, cache, world.workers, world.varied, world.guests)
-        tasks = [task for task in config.tasks if task not in READINGS]
-        samples = _samples(items, tasks, seed, config.learn_prompts)
+        samples = _samples(items, [task for task in config.tasks if task not in READINGS], seed)
         if config.tasks.keys() & set(READINGS):
             read = readings(world, seed, tokenizers["speech"], cache)
             samples = chain(samples, (named for named in read if named[0] in config.tasks))
@@ -242,15 +238,11 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
     return make
 
 
-def _samples(items: list[Item], tasks: list[str], seed: int, learn_prompts: bool) -> Iterator[tuple[str, Sample]]:
+def _samples(items: list[Item], tasks: list[str], seed: int) -> Iterator[tuple[str, Sample]]:
     rng = np.random.default_rng([seed, 78])
     for item in items:
         for task in tasks:
-            segments = sample(item, task, rng).segments
-            yield (
-                task,
-                Sample([replace(s, loss=True) if learn_prompts and s.modality != "text" else s for s in segments]),
-            )
+            yield task, sample(item, task, rng)
 
 
 def _write_text(folder: Path, files: list[Path], start: Path) -> None:
