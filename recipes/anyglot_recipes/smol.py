@@ -198,7 +198,12 @@ def _check_adapter(folder: Path, config: SmolConfig, backbone: Backbone) -> str:
     theirs, tokenizers = Vocabulary.load(folder / VOCABULARY_FILE), open_tokenizers([config.tokenizers])
     specs = block_specs(tokenizers, {name: config.blocks.get(name, {}) for name in tokenizers})
     mine = Vocabulary.build(theirs.text_size, *specs, text_fingerprint=theirs.text_fingerprint)
-    lora = Lora(**config.lora.get("model.lora", {}))
+    try:
+        lora = Lora(**(config.lora.get("model.lora") or {}))
+    except TypeError as error:
+        raise ManifestError(
+            f"lora: model.lora {config.lora['model.lora']}: {error}; anyglot train align --help"
+        ) from error
     ranks = {len(value) for name, value in saved.items() if "lora_A" in name}
     pairs = {
         "backbone": (settings["backbone"]["name"], backbone.name),
