@@ -322,17 +322,15 @@ def test_a_round_without_a_log_line_of_its_own_counts(
     assert again.fingerprint == plan.fingerprint
 
 
-def test_plain_text_is_kept(run: Callable[..., dict[str, Any]], world: dict[str, str]) -> None:
-    start = UnifiedModel.from_pretrained(world["start"])
-    ids = torch.tensor([start.text.encode("green and white")])
-    moved = {}
-    for factor in (0.0, 1.0):
-        report = run("--model.preset=lora", f"--model.keep_text={factor}", data="text", name=f"keep-{factor}")
-        assert all(("kept/text" in line) == (factor > 0) for line in log(report["run_dir"]))
-        with torch.no_grad():
-            before, after = (m.model(ids).logits for m in (start, UnifiedModel.from_pretrained(report["model"])))
-        moved[factor] = (after - before)[..., : start.vocabulary.text_size].abs().max().item()
-    assert moved[1.0] < 0.02 * moved[0.0]
+def test_plain_text_is_kept(run: Callable[..., dict[str, Any]]) -> None:
+    """The divergence from the start is logged, and smaller the more it costs; without the option there is none."""
+    options = ["--model.preset=lora", "--model.lr=0.003", "--trainer.max_steps=16", "--model.cooldown=0"]
+    kept = {}
+    for factor in (0.0, 1e-6, 100.0):
+        report = run(*options, f"--model.keep_text={factor}", data="text", name=f"keep-{factor}")
+        kept[factor] = [line["kept/text"] for line in log(report["run_dir"]) if "kept/text" in line]
+    assert not kept[0.0] and len(kept[1e-6]) == len(kept[100.0]) == 16
+    assert 0 < kept[100.0][-1] < 0.5 * kept[1e-6][-1]
 
 
 def test_learned_weights_are_logged_and_resume(run: Callable[..., dict[str, Any]]) -> None:

@@ -27,7 +27,7 @@ def trained_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     """
     if Path(path).is_dir():
         raise CheckpointError(
-            f"{path}: no adapter, and in shards, one of each rank; start from that run's model folder"
+            f"{path}: no adapter, and in shards of each rank; start from the model folder of that run"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
