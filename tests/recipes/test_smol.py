@@ -11,12 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from anyglot_lm.tuning import Lora
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE
+from anyglot_recipes.stage import Stage
 from anyglot_recipes.tasks import EXTRA, TASKS
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
+from anyglot_tokenizers.errors import CheckpointError
 
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
@@ -97,6 +100,14 @@ def test_from_the_backbone_to_the_adapter(
         capsys.readouterr()
         assert main([*alone, f"--run_dir={tmp_path / 'y'}", *arguments]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "y").exists()
+    tiny_model.save_pretrained(tmp_path / "another")
+    for start, alpha, message in (
+        (tmp_path / "run" / "start", 8.0, "has alpha 12.0"),
+        (tmp_path / "another", 12.0, "vocab"),
+    ):
+        stage = Stage(str(start), "lora", Lora(r=4, alpha=alpha), weights_from=str(tmp_path / "a"))
+        with pytest.raises(CheckpointError, match=message):
+            stage.build()
     other = ["train", str(tmp_path / "more.yaml"), f"--run_dir={tmp_path / 'x'}"]
     for arguments, message in (
         ([f"--start={tmp_path / 'more'}"], "has read the data of seed 1; give another seed"),
