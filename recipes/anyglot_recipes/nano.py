@@ -6,6 +6,7 @@ machine from a seed; every stage continues where it was killed (see `chain.py`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soxr
@@ -21,6 +22,7 @@ import soxr
 from anyglot_lm.segments import Sample, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
+from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes.chain import (
     LMConfig,
     Run,
@@ -55,6 +57,9 @@ from anyglot_synth.nanoworld.voices import (
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ASSISTANT_VOICE = VOICES[-1].name  # slt where flite speaks
 NEVER_HEARD = ESPEAK_VOICES[-1]
@@ -115,7 +120,8 @@ class NanoConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         start: run folder of this recipe whose model is trained on: its tokenizers, its text tokenizer and its weights
-            are taken, so `image`, `speech` and `music` say nothing. Another `seed` gives other scenes.
+            are taken, so `image`, `speech` and `music` say nothing. Another `seed` gives other scenes. A folder of its
+            model alone, such as the shipped one, has plain rows in half precision: `lm.factored` must then be false.
         world: how much data.
         shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA` and `reading.TASKS`; 1 where
             not named.
@@ -145,7 +151,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         The benchmark's report, with the final training loss as "loss".
     """
     seed, world, lm = config.seed, config.world, config.lm
-    check_lm(lm)
+    trained = None if config.start is None else Path(config.start)
+    alone = trained is not None and (trained / "config.json").is_file()
+    check_lm(lm, new=not alone)
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
@@ -156,13 +164,12 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
-    trained = None if config.start is None else Path(config.start)
     if trained is not None:
-        settings["start"] = plan_of(trained, lm)
+        settings["start"] = weights_of(trained, lm) if alone else plan_of(trained, lm)
     run = Run(config.run_dir, settings)
     if trained is not None:
         for name in PARTS:
-            run.once(name, partial(shutil.copytree, trained / name, dirs_exist_ok=True))
+            run.once(name, partial(_take, trained, name))
     cache = SpeechCache(default_cache_dir(), world.workers)
     guests = guest_voices() if world.guests else ()
     made = cache.prefetch(spoken_sentences(), (*VOICES, *guests))
@@ -201,7 +208,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         shards.append(run.once(f"shards/{index:05d}", make))
     tasks = EVERYTHING if world.readings else (*TASKS, *EXTRA)
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
-    how: dict[str, Any] = {"template": TEMPLATE, "trained": trained}
+    how: dict[str, Any] = {"template": TEMPLATE}
+    if trained is not None:
+        how |= {"start": partial(_model_of, trained, vocabulary)} if alone else {"trained": trained}
     folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, **how)
     report: dict[str, Any] = {}
     if config.eval.n:
@@ -235,6 +244,50 @@ def plan_of(start: Path, lm: LMConfig) -> str:
     if changed:
         raise ManifestError(f"start: {start} trained another model ({'; '.join(changed)}); give its settings")
     return plan
+
+
+def weights_of(start: Path, lm: LMConfig) -> str:
+    """sha256 of the weights of a model folder.
+
+    Raises:
+        ManifestError: it lacks a part of a model of this recipe, or is another model than `lm` describes.
+    """
+    missing = [
+        name for name in (*PARTS[:-1], TextTokenizer.file_name, "model.safetensors") if not (start / name).exists()
+    ]
+    if missing:
+        raise ManifestError(f"start: {start} has no {', '.join(missing)}; give a whole model folder of this recipe")
+    try:
+        theirs = json.loads((start / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"start: {start} holds no model ({error}); copy the whole folder again") from error
+    pairs = {
+        "hidden_size": theirs.get("hidden_size"),
+        "num_layers": theirs.get("num_hidden_layers"),
+        "num_heads": theirs.get("num_attention_heads"),
+        "tied": theirs.get("tie_word_embeddings"),
+        "qk_norm": theirs.get("model_type") == "qwen3",
+    }
+    ours = asdict(lm)
+    changed = [f"lm.{key}: {value} there, {ours[key]} here" for key, value in pairs.items() if value != ours[key]]
+    if changed:
+        raise ManifestError(f"start: {start} is another model ({'; '.join(changed)}); give its settings")
+    return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _take(start: Path, name: str, folder: Path) -> None:
+    """One of `PARTS` out of a run folder or a model folder."""
+    if name == "text" and not (start / name).is_dir():
+        shutil.copy(start / TextTokenizer.file_name, folder)
+    else:
+        shutil.copytree(start / name, folder, dirs_exist_ok=True)
+
+
+def _model_of(start: Path, vocabulary: Vocabulary) -> PreTrainedModel:
+    found = UnifiedModel.from_pretrained(start)
+    if found.vocabulary.fingerprint != vocabulary.fingerprint or found.template != TEMPLATE:
+        raise ManifestError(f"start: {start} writes media otherwise than lm.blocks say; give its settings")
+    return found.model
 
 
 def images(num: int, seed: int) -> np.ndarray:

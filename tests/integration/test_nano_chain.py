@@ -83,9 +83,16 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
         assert (tmp_path / "more" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     before, after = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "more"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    alone = [given[0], str(tmp_path / "whole" / "model"), *given[2:]]
+    finish(start(tmp_path / "alone", cache, *alone), tmp_path / "alone.log")  # a model's folder, and nothing else
+    again = load_file(tmp_path / "alone" / "model" / "model.safetensors")
+    assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in before)
     other = start(tmp_path / "wider", cache, *given[:6], "--lm.hidden_size", "128")
     assert other.wait(timeout=600) == 2
     assert "trained another model (lm.hidden_size: 64 there, 128 here)" in (tmp_path / "wider.log").read_text()
+    other = start(tmp_path / "factored", cache, *alone, "--lm.factored", "true")
+    assert other.wait(timeout=600) == 2
+    assert "one that is trained on keeps its own: leave them out" in (tmp_path / "factored.log").read_text()
     empty = start(tmp_path / "other", cache, "--start", str(tmp_path))
     assert empty.wait(timeout=600) == 2
     assert f"start: {tmp_path} holds no run of nano that is done" in (tmp_path / "other.log").read_text()
