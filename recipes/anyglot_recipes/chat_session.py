@@ -122,7 +122,7 @@ class Session:
     def say(self, line: str) -> None:
         """Says a line and writes the answer."""
         segments = self.read(line)
-        room = self.model.max_length // 2
+        room = self.chat.engine.capacity // 2
         request = Request(order=self.order, max_ids=room, max_length={TEXT: min(MAX_TEXT, room)})
         number = self._next_number()
         outputs: list[Output] = []

@@ -62,6 +62,17 @@ def test_an_answer_is_printed_and_written(terminal: Terminal, tmp_path: Path) ->
     assert lines[0]["assistant"][0]["text"] in said
 
 
+@pytest.mark.parametrize("positions", [4096, 8192])
+def test_models_of_more_positions_than_a_conversation_answer(
+    tiny_model: UnifiedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    """SmolLM2 has 8,192, an engine of a conversation 4,096."""
+    monkeypatch.setattr(tiny_model.model.config, "max_position_embeddings", positions)
+    terminal = Terminal(tiny_model, tmp_path / "long", to="any")
+    said = terminal.type("a red circle")
+    assert terminal.session.chat.engine.capacity == 4096 and len(terminal.session.chat.segments) > 1, said
+
+
 def test_a_saved_conversation_goes_on(terminal: Terminal, tiny_model: UnifiedModel, tmp_path: Path) -> None:
     terminal.type(f"a '{tmp_path}/a cat.png'", f"/save {tmp_path}/talk.json")
     terminal.type("two")
