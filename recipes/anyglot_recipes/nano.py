@@ -37,6 +37,7 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.quiz import LOOK_UP, lookups, quiz
 from anyglot_recipes.reading import TASKS as READINGS
 from anyglot_recipes.reading import reading_samples, reading_strings
 from anyglot_recipes.shots import RULES, Picture
@@ -69,14 +70,12 @@ SPEED = 1.18
 """Most that `another_speed` changes."""
 TEMPLATE = Template(version=2)
 """Tells transcripts from answers (`tasks.CHAINS`)."""
-QUESTIONS = 12
-"""Of one `quiz`."""
 PARTS = ("tokenizers/image", "tokenizers/speech", "tokenizers/music", "text")
 """What a run takes from its `start`, but for the weights."""
 SHAPE = ("blocks", "text_vocab_size", "hidden_size", "num_layers", "num_heads", "tied", "qk_norm", "factored")
 """Settings of `LMConfig` that make the model."""
-EVERYTHING = (*TASKS, *EXTRA, *READINGS)
-"""What a shard holds."""
+EVERYTHING = (*TASKS, *EXTRA, *READINGS, LOOK_UP)
+"""What a shard may hold."""
 
 
 @dataclass
@@ -87,6 +86,7 @@ class WorldConfig:
         num_chunks: shards; each is a unit of resuming.
         chunk: scenes per shard. Every scene gives one sample of every task.
         readings: strings of words per shard, written down and read aloud (`reading.py`).
+        lookups: texts per shard that are asked about (`quiz.py`).
         varied: share of the user's recordings, also of those the codec learns from, whose speed and pitch are changed.
         guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
             there is one (`guest_voices`). The codec does not learn from them.
@@ -96,6 +96,7 @@ class WorldConfig:
     num_chunks: int = 10
     chunk: int = 1000
     readings: int = 400
+    lookups: int = 0
     varied: float = 0.5
     guests: float = 0.4
     workers: int = 2
@@ -201,12 +202,12 @@ def nano(config: NanoConfig) -> dict[str, Any]:
                 "train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied, world.guests
             )
             read = readings(world, chunk_seed, tokenizers["speech"], cache)
-            samples = chain(_samples(items, chunk_seed), read)
+            samples = chain(_samples(items, chunk_seed), read, lookups(world.lookups, chunk_seed))
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
 
         shards.append(run.once(f"shards/{index:05d}", make))
-    tasks = EVERYTHING if world.readings else (*TASKS, *EXTRA)
+    tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
     how: dict[str, Any] = {"template": TEMPLATE}
     if trained is not None:
@@ -346,20 +347,6 @@ def written_questions(scenes: list[Scene], rng: np.random.Generator) -> list[tup
         language.presence(scene, rng, present=i % 4 == 1, hard=i % 8 > 3) if i % 2 else language.question(scene, rng)
         for i, scene in enumerate(scenes)
     ]
-
-
-def quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """`QUESTIONS` different written questions about a scene in any order: half about presence, half of these yes."""
-    asked: dict[str, str] = {}
-    while len(asked) < QUESTIONS:
-        i = len(asked)
-        if i % 2:
-            found = language.presence(scene, rng, present=i % 4 == 1, hard=bool(rng.integers(2)))
-        else:
-            found = language.question(scene, rng)
-        asked.setdefault(*found)
-    pairs = list(asked.items())
-    return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def make_items(

@@ -9,7 +9,8 @@ import pytest
 
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, QUESTIONS, guest_voices, make_items, quiz
+from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, make_items
+from anyglot_recipes.quiz import QUESTIONS, quiz
 from anyglot_recipes.reading import reading_samples
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import (
