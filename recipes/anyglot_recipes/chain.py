@@ -417,7 +417,7 @@ def train_lm(
     from anyglot_lm.plan import build_plan
     from anyglot_lm.train import LitUnified, fit_lm
     from anyglot_lm.unified import UnifiedModel
-    from anyglot_tokenizers.train import resolve_precision
+    from anyglot_tokenizers.precision import resolve_precision
 
     check_lm(config, new=start is None)
     entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}

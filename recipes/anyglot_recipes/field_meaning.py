@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from anyglot_recipes.field_voices import WORDS, Voices
 from anyglot_tokenizers.meaning import FRAMES, HOP, RATE, HeardVQ, SeenVQ
 from anyglot_tokenizers.optim import MuonAdamW
+from anyglot_tokenizers.precision import native_bf16
 from anyglot_tokenizers.tokenizer import seeded
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def train_heard(
             frames_B = torch.tensor([len(v) for v in varied])
             size = -(-int(frames_B.max()) // FRAMES) * FRAMES
             power_BtM = torch.stack([F.pad(v, (0, 0, 0, size - len(v))) for v in varied])
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16("cpu")):
                 z_BDN, valid_BN = tokenizer.latents(power_BtM, frames_B)
             q_BDN, commit = tokenizer.quantize(z_BDN.float(), valid_BN)
             logits = head(q_BDN, valid_BN)
@@ -209,7 +210,7 @@ def train_seen(
         def loss_at(step: int) -> Tensor:
             sign_B, emoji_B = rng.integers(len(signs[0]), size=half), rng.integers(len(emoji[0]), size=half)
             x_BCHW = vary_images(torch.cat([signs[0][sign_B], emoji[0][emoji_B]]), torch.arange(2 * half) < half)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16("cpu")):
                 z_BDhw = tokenizer.latents(x_BCHW)
             q_BDhw, commit = tokenizer.quantize(z_BDhw.float())
             digits, said = head(q_BDhw)

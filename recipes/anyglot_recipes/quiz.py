@@ -42,7 +42,7 @@ def quiz(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def lookups(num: int, seed: int) -> Iterator[tuple[str, Sample]]:
-    """(task, sample) of `num` texts of the user, each said again by the assistant in other words and then asked about."""
+    """(task, sample) of `num` texts of the user, which the assistant says in other words and is then asked about."""
     rng = np.random.default_rng([seed, 93])
     for _ in range(num):
         scene, words = sample_scene(rng, "train"), foreign_words(rng)

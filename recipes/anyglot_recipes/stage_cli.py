@@ -30,7 +30,7 @@ from anyglot_recipes.stage import Stage
 from anyglot_recipes.stage_data import StageData, round_end
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.train import resolve_precision
+from anyglot_tokenizers.precision import resolve_precision
 
 PROGRAMS: dict[str, tuple[type[Stage], type[StageData]]] = {"stage": (Stage, StageData), "dpo": (DPOStage, DPOData)}
 PRECISIONS = {"auto": "auto", "bf16": "bf16-mixed", "fp32": "32-true"}

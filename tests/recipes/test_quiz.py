@@ -31,7 +31,9 @@ def test_the_answers_are_those_of_the_text() -> None:
         assert [segment.loss for segment in sample.segments] == [False, True] * (QUESTIONS + 1)
         held_out = [f"{size} {color} {shape}" for shape, color, size in HELD_OUT]
         assert not any(phrase in text for text in texts for phrase in held_out)
-        unknown = {word for text in texts for word in re.findall(r"\w+", text)} & {w for v in FOREIGN.values() for w in v}
+        unknown = {word for text in texts for word in re.findall(r"\w+", text)} & {
+            w for v in FOREIGN.values() for w in v
+        }
         foreign += bool(unknown)
         back = {}
         for kind, own in OWN.items():  # any exchange back gives a scene of which the same is true

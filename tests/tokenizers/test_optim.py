@@ -49,14 +49,19 @@ def test_hidden_matrices() -> None:
     assert len(MuonAdamW(net, lr=1.0).param_groups[0]["params"]) == 1
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
-def test_updates_are_orthogonal(shape: tuple[int, int]) -> None:
+def test_updates_are_orthogonal(shape: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    monkeypatch.setattr("anyglot_tokenizers.optim.native_bf16", lambda device: native)
+    monkeypatch.setattr(torch.Tensor, "norm", lambda x: seen.add(x.dtype) or x.square().sum().sqrt())
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     spectrum = torch.linspace(0.05, 1, min(shape))  # a random square matrix would have directions of almost zero
     update = orthogonalise(left * (spectrum * 1e-3) @ right)
     singular = torch.linalg.svdvals(update)
     assert update.shape == shape and update.dtype == torch.float32
     assert singular.min() > 0.6 and singular.max() < 1.3
+    assert seen == {torch.bfloat16 if native else torch.float32}  # emulated, it is many times slower
 
 
 def test_a_step_moves_a_matrix_by_an_orthogonal_update() -> None:

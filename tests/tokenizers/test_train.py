@@ -21,7 +21,8 @@ from anyglot_tokenizers import (
     train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
-from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, resolve_precision, validate
+from anyglot_tokenizers.precision import resolve_precision
+from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, validate
 
 RUN = {
     "max_steps": 9,

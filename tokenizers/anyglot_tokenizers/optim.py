@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anyglot_tokenizers.precision import native_bf16
+
 SMALLEST = 16  # a parameter with fewer rows or columns than this is no hidden matrix (depthwise kernels, for one)
 
 
 def orthogonalise(update_MN: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of `update_MN`, approximately: quintic Newton-Schulz in bfloat16."""
+    """Nearest semi-orthogonal matrix of `update_MN`, about: quintic Newton-Schulz, in bfloat16 where that is native."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update_MN.bfloat16()
+    x = update_MN.bfloat16() if native_bf16(update_MN.device.type) else update_MN.float()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

@@ -336,7 +336,7 @@ def train_teacher(
     Raises MediaError for unusable sounds.
     """
     from anyglot_tokenizers.batches import StepBatches
-    from anyglot_tokenizers.train import resolve_precision
+    from anyglot_tokenizers.precision import resolve_precision
 
     device = torch.device(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision) == "bf16-mixed")

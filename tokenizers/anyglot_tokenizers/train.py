@@ -41,6 +41,7 @@ from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
+from anyglot_tokenizers.precision import resolve_precision
 from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics
 from anyglot_tokenizers.quiet import quiet
 from anyglot_tokenizers.tokenizer import Tokenizer, seeded
@@ -53,7 +54,6 @@ __all__ = [
     "crop_of",
     "fit_tokenizer",
     "loss_for",
-    "resolve_precision",
     "validate",
 ]
 CHECKPOINT = "last.ckpt"
@@ -531,19 +531,6 @@ def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
         raise ManifestError(f"{tokenizer.modality} has no sample rate: pass crop, in samples")
     hop_length = tokenizer.spec.hop_length
     return max(1, round(seconds * sample_rate / hop_length)) * hop_length
-
-
-def resolve_precision(precision: str) -> str:
-    """ "auto" becomes "bf16-mixed" where matrix products in bfloat16 are native, else "32-true"."""
-    if precision not in ("auto", "32-true", "bf16-mixed"):
-        raise ManifestError(f"precision {precision!r} is not one of auto, 32-true, bf16-mixed")
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-    return "bf16-mixed" if native else "32-true"
 
 
 def _check_stages(tokenizer: Tokenizer, max_steps: int) -> None:
