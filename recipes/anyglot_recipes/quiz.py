@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.segments import ROLES, Role, Sample, Segment
 from anyglot_recipes.reading import FOREIGN, OWN
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.scene import Scene, sample_scene
@@ -46,7 +46,7 @@ def lookups(num: int, seed: int) -> Iterator[tuple[str, Sample]]:
     rng = np.random.default_rng([seed, 93])
     for _ in range(num):
         scene, words = sample_scene(rng, "train"), foreign_words(rng)
-        said = [("user", language.describe(scene, rng)), ("assistant", language.describe(scene, rng))]
+        said: list[tuple[Role, str]] = [(role, language.describe(scene, rng)) for role in ROLES]
         for question, answer in quiz(scene, rng):
             said += [("user", question), ("assistant", answer)]
         yield LOOK_UP, Sample([Segment("text", exchange(text, words), role) for role, text in said])
