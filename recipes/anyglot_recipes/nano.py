@@ -48,6 +48,7 @@ from anyglot_synth.nanoworld.records import Record, generate, spoken_sentences
 from anyglot_synth.nanoworld.scene import Scene, Split, Thing, sample_scene
 from anyglot_synth.nanoworld.voices import (
     ESPEAK_VOICES,
+    MORE_ESPEAK_VOICES,
     SAMPLE_RATE,
     VOICES,
     SpeechCache,
@@ -316,7 +317,8 @@ def another_speed(audio: np.ndarray, rng: np.random.Generator, share: float) -> 
 
 def guest_voices() -> tuple[Voice, ...]:
     """Voices of another engine than the world's on this machine, but for `NEVER_HEARD`; none where there is one."""
-    return tuple(voice for voice in installed_voices() if voice not in VOICES and voice != NEVER_HEARD)
+    others = tuple(voice for voice in installed_voices() if voice not in VOICES and voice != NEVER_HEARD)
+    return (*others, *MORE_ESPEAK_VOICES) if others else ()
 
 
 def _train_text(folder: Path, vocab_size: int, seed: int) -> None:

@@ -16,6 +16,7 @@ from anyglot_synth.nanoworld import voices
 from anyglot_synth.nanoworld.scene import Scene, Thing
 from anyglot_synth.nanoworld.voices import ESPEAK_VOICES, FLITE_VOICES, SAMPLE_RATE, SpeechCache, SpeechError
 
+MORE = voices.MORE_ESPEAK_VOICES if voices.has_espeak() else ()
 needs_engine = pytest.mark.skipif(not voices.installed_voices(), reason="no speech engine (flite, espeak-ng) is here")
 TEXT = "large red circle, top left"
 
@@ -42,7 +43,7 @@ def _check_clip(clip: np.ndarray) -> None:
 
 
 @needs_engine
-@pytest.mark.parametrize("voice", voices.installed_voices(), ids=lambda voice: voice.name)
+@pytest.mark.parametrize("voice", (*voices.installed_voices(), *MORE), ids=lambda voice: voice.name)
 def test_every_voice_speaks_and_repeats_itself(voice):
     clip = voices.speak(TEXT, voice)
     _check_clip(clip)
