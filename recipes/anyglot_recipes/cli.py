@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anyglot_recipes import (
+    average_cli,
     chat_cli,
     dataset_cli,
     eval_cli,
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.set_defaults(run=_generate)
 
+    average_cli.add_parser(commands)
     chat_cli.add_parser(commands, str(NANO_MODEL))
     dataset_cli.add_parser(commands)
     tokenizer_cli.add_parser(commands)

@@ -173,8 +173,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         for name in PARTS:
             run.once(name, partial(_take, trained, name))
     cache = SpeechCache(default_cache_dir(), world.workers)
-    guests = guest_voices() if world.guests else ()
-    made = cache.prefetch(spoken_sentences(), (*VOICES, *guests))
+    made = cache.prefetch(spoken_sentences())  # what guests say is spoken when it is needed
     run.say(f"voices: {made} clips spoken, the rest were cached")
     tokenizers = {
         "image": train_tokenizer(run, "image", config.image, lambda: images(config.image.num, seed), seed),

@@ -76,6 +76,8 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
         "1",
         "--lm.lr",
         "1e-12",
+        "--world.lookups",
+        "8",
     ]
     finish(start(tmp_path / "more", cache, *given), tmp_path / "more.log")
     for folder in folders[1:]:

@@ -1,0 +1,80 @@
+"""The weighted mean of models that come of each other: `average`.
+
+A model that was trained on and the one it came from often lie in one basin; between them is a model that keeps what the
+second forgot (Wortsman et al. 2022, arXiv 2109.01903). Models that were not trained from one start have no useful mean,
+and nothing here can tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anyglot_lm.files import new_folder, read_json, write_json
+from anyglot_lm.unified import UnifiedModel
+from anyglot_tokenizers.errors import FingerprintError, ManifestError
+
+RECORD = "average.json"
+"""In the folder that is written: whose mean it is."""
+
+
+def average(
+    sources: Sequence[str | Path], weights: Sequence[float], out: str | Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes the model folder whose weights are the weighted mean of others'.
+
+    Args:
+        sources: two model folders or more, of one vocabulary, template and shape.
+        weights: of each, 0 or more, with sum 1.
+        out: the folder to write; it appears when it is whole. All but the weights is as in the first source.
+        overwrite: replace `out`.
+
+    Returns:
+        What `average.json` says: for each source its name, weight, and sha256 of its language model's files of weights.
+
+    Raises:
+        CheckpointError, ManifestError: a source that does not load, numbers that are no shares, or `out` exists.
+        FingerprintError: a source has other ids than the first.
+    """
+    import torch
+
+    if len(sources) < 2 or len(weights) != len(sources):
+        raise ManifestError(
+            f"an average needs two models or more and as many weights, not {len(sources)}, {len(weights)}"
+        )
+    if min(weights) < 0 or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
+        raise ManifestError(f"the weights {', '.join(map(str, weights))} must be 0 or more and have the sum 1")
+    config = read_json(Path(sources[0]) / "config.json")
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    parts = zip(sources, weights, strict=True)
+    record = {"mean_of": [{"model": Path(s).name, "weight": w, "sha256": _digest(s)} for s, w in parts]}
+    with new_folder(out, overwrite=overwrite) as folder, torch.no_grad():
+        first = UnifiedModel.from_pretrained(sources[0])
+        mean = dict(first.model.named_parameters())
+        for parameter in mean.values():
+            parameter.mul_(weights[0])
+        for source, weight in zip(sources[1:], weights[1:], strict=True):
+            model = UnifiedModel.from_pretrained(source)
+            if model.vocabulary.fingerprint != first.vocabulary.fingerprint or model.template != first.template:
+                raise FingerprintError(
+                    f"{source} has other ids or turns than {sources[0]}; average models of one training"
+                )
+            theirs = dict(model.model.named_parameters())
+            if {name: p.shape for name, p in theirs.items()} != {name: p.shape for name, p in mean.items()}:
+                raise ManifestError(f"{source} has other weights than {sources[0]}; average models of one shape")
+            for name, parameter in mean.items():
+                parameter.add_(theirs[name], alpha=weight)
+        first.model.to(stored)
+        first.save_pretrained(folder)
+        write_json(folder / RECORD, record)
+    return record
+
+
+def _digest(source: str | Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
