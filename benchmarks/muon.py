@@ -19,7 +19,7 @@ from torch import nn
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.precision import native_bf16
 
-SHAPES = ((256, 256),) * 4 + ((768, 256),) * 2 + ((256, 768),)
+SHAPES = ((256, 256),) * 4 + ((640, 256),) * 2 + ((256, 640),)
 LAYERS, ROUNDS = 6, 5
 HOW = {"lr": 0.02, "weight_decay": 0.05, "momentum": 0.95}
 
@@ -36,7 +36,9 @@ def main() -> None:
     ours, theirs = matrices(), matrices()
     before = [parameter.detach().clone() for parameter in ours]
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "ours": MuonAdamW([{"params": ours, "muon": True, "weight_decay": HOW["weight_decay"]}], HOW["lr"]),
+        "ours": MuonAdamW(
+            [{"params": ours, "muon": True, "weight_decay": HOW["weight_decay"]}], HOW["lr"], momentum=HOW["momentum"]
+        ),
         "torch": torch.optim.Muon(theirs, **HOW, nesterov=True, adjust_lr_fn="match_rms_adamw"),
     }
     for optimizer in optimizers.values():

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.evaluate import Graded, Recogniser, chance, row_of, shares
-from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, world_seed
+from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, world_seed
 from anyglot_recipes.tasks import Item
 from anyglot_synth.augment import augment
 from anyglot_synth.nanoworld.draw import BACKGROUND, draw
@@ -26,7 +26,7 @@ from anyglot_synth.nanoworld.language import content_words, describe, parse
 from anyglot_synth.nanoworld.records import Record, generate, stream_of
 from anyglot_synth.nanoworld.scene import score
 from anyglot_synth.nanoworld.sphinx import SphinxJudge
-from anyglot_synth.nanoworld.voices import SAMPLE_RATE, VOICES, SpeechCache, default_cache_dir, installed_voices
+from anyglot_synth.nanoworld.voices import SAMPLE_RATE, VOICES, SpeechCache, default_cache_dir
 from anyglot_synth.scoring import word_errors
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -67,7 +67,8 @@ def _by_voice(bench: Bench) -> list[Row]:
     cache, judge = SpeechCache(default_cache_dir()), SpeechJudge.load()
     rng = np.random.default_rng([bench.seed, 87])
     texts = [describe(item.scene, rng, "spoken") for item in items]
-    others = [voice for voice in installed_voices() if voice not in VOICES]
+    guests = guest_voices()
+    others = (*guests, NEVER_HEARD) if guests else ()
     rows: list[Row] = []
     for voice in (*VOICES, *others):
         clips = [cache.say(text, voice) for text in texts]

@@ -53,6 +53,7 @@ from anyglot_synth.nanoworld.voices import (
     VOICES,
     SpeechCache,
     Voice,
+    clauses,
     default_cache_dir,
     installed_voices,
 )
@@ -87,7 +88,7 @@ class WorldConfig:
         num_chunks: shards; each is a unit of resuming.
         chunk: scenes per shard. Every scene gives one sample of every task.
         readings: strings of words per shard, written down and read aloud (`reading.py`).
-        lookups: texts per shard that are asked about (`quiz.py`).
+        lookups: texts per shard that are asked about (`quiz.py`); of the recipe `nano` alone.
         varied: share of the user's recordings, also of those the codec learns from, whose speed and pitch are changed.
         guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
             there is one (`guest_voices`). The codec does not learn from them.
@@ -125,8 +126,8 @@ class NanoConfig:
             are taken, so `image`, `speech` and `music` say nothing. Another `seed` gives other scenes. A folder of its
             model alone, such as the shipped one, has plain rows in half precision: `lm.factored` must then be false.
         world: how much data.
-        shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA` and `reading.TASKS`; 1 where
-            not named.
+        shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA`, `reading.TASKS` and
+            `quiz.LOOK_UP`; 1 where not named.
         image: image tokenizer.
         speech: speech codec.
         music: music codec.
@@ -163,6 +164,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
         )
+    if min(world.readings, world.lookups) < 0:
+        raise ManifestError(f"world.readings {world.readings} and world.lookups {world.lookups} must be 0 or more")
     for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
@@ -423,11 +426,12 @@ def _descriptions(
 ) -> Iterator[np.ndarray]:
     """What the users say, `share` of it spoken by guests."""
     guests = guest_voices() if share else ()
-    for record in records:
-        guest = rng.random() < share
-        yield (
-            cache.say(record.spoken_text, guests[int(rng.integers(len(guests)))]) if guests and guest else record.speech
-        )
+    chosen = [guests[int(rng.integers(len(guests)))] if rng.random() < share and guests else None for _ in records]
+    for guest in guests:
+        said = (record.spoken_text for record, voice in zip(records, chosen, strict=True) if voice == guest)
+        cache.prefetch((clause for text in said for clause in clauses(text)), [guest])
+    for record, voice in zip(records, chosen, strict=True):
+        yield cache.say(record.spoken_text, voice) if voice else record.speech
 
 
 def readings(world: WorldConfig, seed: int, speech: Tokenizer, cache: SpeechCache) -> Iterator[tuple[str, Sample]]:

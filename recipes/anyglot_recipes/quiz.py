@@ -3,7 +3,7 @@
 A quiz about a text is one about a scene in which words are exchanged for words from outside of the world ("is there a
 wooden orange kettle?"), the same in description, questions and answers. What is said of such things can be known from
 the text alone, word by word, whatever met what in training; a held-out combination (`scene.HELD_OUT`) stands in none.
-For training only: nothing here is graded.
+Such texts are for training only; quizzes about pictures are graded, too.
 """
 
 from __future__ import annotations

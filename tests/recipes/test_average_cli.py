@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +20,18 @@ from anyglot_recipes.cli import main
 
 @pytest.fixture
 def two(tiny_model: UnifiedModel, tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders of one model in bfloat16, the second with other weights."""
     folders = tmp_path / "one", tmp_path / "two"
-    for folder in folders:
-        tiny_model.save_pretrained(folder)
+    tiny_model.save_pretrained(folders[0])
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    weights = load_file(folders[0] / "model.safetensors")
+    shutil.copytree(*folders)
     generator = torch.Generator().manual_seed(0)
-    weights = load_file(folders[1] / "model.safetensors")
-    moved = {name: value + torch.randn(value.shape, generator=generator) for name, value in weights.items()}
-    save_file(moved, folders[1] / "model.safetensors", metadata={"format": "pt"})
+    for folder, spread in zip(folders, (0.0, 1.0), strict=True):
+        moved = {name: v + spread * torch.randn(v.shape, generator=generator) for name, v in weights.items()}
+        half = {name: value.bfloat16() for name, value in moved.items()}
+        save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     return folders
 
 
@@ -33,17 +40,17 @@ def test_the_mean(two: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capture
     assert main(["average", *map(str, two), "--weights", "0.25", "0.75", "--out", str(out)]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads((out / RECORD).read_text())
-    assert [(of["model"], of["weight"]) for of in said["mean_of"]] == [("one", 0.25), ("two", 0.75)]
-    assert len({of["sha256"] for of in said["mean_of"]}) == 2
+    assert [(of["model"], of["weight"]) for of in said["mean_of"]] == [(str(two[0]), 0.25), (str(two[1]), 0.75)]
+    digests = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in two]
+    assert [of["sha256"] for of in said["mean_of"]] == digests
     one, other, mean = (load_file(folder / "model.safetensors") for folder in (*two, out))
     assert mean.keys() == one.keys()
     for name, value in mean.items():
-        assert value.dtype == one[name].dtype and not torch.equal(value, one[name])
-        torch.testing.assert_close(value, 0.25 * one[name] + 0.75 * other[name])
-    kept = [
-        path.relative_to(two[0]) for path in two[0].rglob("*") if path.is_file() and path.name != "model.safetensors"
-    ]
-    assert kept and all((out / path).read_bytes() == (two[0] / path).read_bytes() for path in kept)
+        assert value.dtype == torch.bfloat16 and not torch.equal(value, one[name])
+        torch.testing.assert_close(value, (0.25 * one[name].float() + 0.75 * other[name].float()).bfloat16())
+    kept = [path.relative_to(two[0]) for path in (two[0] / "tokenizers").rglob("*") if path.is_file()]
+    kept += [Path(name) for name in ("vocabulary.json", "template.json")]
+    assert all((out / path).read_bytes() == (two[0] / path).read_bytes() for path in kept)
     UnifiedModel.from_pretrained(out)
     same = ["average", str(two[0]), str(two[0]), "--weights", "0.5", "0.5", "--out", str(out)]
     assert main(same) == 2 and "exists" in capsys.readouterr().err
@@ -66,5 +73,10 @@ def test_what_has_no_mean(
     assert "two models or more" in refused(one, "--weights", "1")
     assert "as many weights" in refused(one, other, "--weights", "1")
     assert "cannot be read" in refused(str(tmp_path / "none"), other, "--weights", "0.5", "0.5")
+    config = json.loads((two[1] / "config.json").read_text())
+    (two[1] / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    said = refused(one, other, "--weights", "0.5", "0.5")
+    assert "differs from" in said and "in rms_norm_eps;" in said
+    (two[1] / "config.json").write_text(json.dumps(config))
     replace(tiny_model.template, version=2).save(two[1] / TEMPLATE_FILE)
     assert "has other ids or turns" in refused(one, other, "--weights", "0.5", "0.5")

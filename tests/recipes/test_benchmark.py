@@ -30,7 +30,7 @@ from anyglot_synth.nanoworld.melody import render
 from anyglot_synth.nanoworld.records import Record, generate
 from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score
 from anyglot_synth.nanoworld.see import see
-from anyglot_synth.nanoworld.voices import VOICES, installed_voices
+from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_tokenizers.errors import ManifestError
 
 needs_voices = pytest.mark.skipif(
@@ -273,7 +273,7 @@ def test_everything_with_an_untrained_model(
     sections = "all"
     if version == 1:  # on a machine with one engine and no pocketsphinx
         sections = "speech,chains,shots"
-        monkeypatch.setattr(benchmark_media, "installed_voices", lambda: VOICES)
+        monkeypatch.setattr(benchmark_media, "guest_voices", tuple)
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     arguments = ["eval", "nanoworld", "--model", str(tmp_path / "model"), "--num", "2", "--sections", sections]
     arguments += ["--candidates", "2"]

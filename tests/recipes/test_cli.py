@@ -27,6 +27,7 @@ COMMANDS = (
     "generate",
     "tokenizer",
     "plan",
+    "average",
     "expand",
     "replay",
     "chat",

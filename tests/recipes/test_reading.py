@@ -43,6 +43,7 @@ def test_what_follows_small_red_is_open() -> None:
         ("--shares={chat: -1}", "no share below 0"),
         ("--world.varied=1.5", "must lie in 0..1"),
         ("--world.guests=-1", "must lie in 0..1"),
+        ("--world.lookups=-1", "must be 0 or more"),
         ("--lm.condition_dropout=1", "must be a share below 1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
         ("--image.model={patch: 3}", "image.model: patch 3 and 2 stages"),

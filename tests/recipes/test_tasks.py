@@ -37,6 +37,8 @@ from anyglot_synth.nanoworld.voices import (
     VOICES,
     SpeechCache,
     default_cache_dir,
+    has_espeak,
+    has_flite,
     installed_voices,
 )
 
@@ -80,6 +82,7 @@ def item() -> Item:
 def test_guests_are_no_voice_of_the_world_nor_of_the_benchmark() -> None:
     assert not {*VOICES, NEVER_HEARD} & {*guest_voices()}
     assert {*guest_voices()} <= {*installed_voices(), *MORE_ESPEAK_VOICES}
+    assert len(guest_voices()) == (9 if has_flite() and has_espeak() else 0)
 
 
 def test_the_tasks() -> None:

@@ -1,4 +1,4 @@
-"""Where matrix products in bfloat16 are native; elsewhere they are emulated, many times slower than in float32."""
+"""Where matrix products in bfloat16 are native; a CPU that emulates them is many times slower than in float32."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from anyglot_tokenizers.errors import ManifestError
 
 @cache
 def native_bf16(device: str) -> bool:
-    """Whether devices of this type ("cpu", "cuda") multiply matrices of bfloat16 natively."""
+    """Whether devices of this type are known to multiply matrices of bfloat16 natively.
+
+    "cuda" where the GPU does, "cpu" with AVX512-BF16; of other processors and devices nothing is known here.
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return device == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def resolve_precision(precision: str) -> str:

@@ -29,11 +29,12 @@ def average(
     Args:
         sources: two model folders or more, of one vocabulary, template and shape.
         weights: of each, 0 or more, with sum 1.
-        out: the folder to write; it appears when it is whole. All but the weights is as in the first source.
+        out: the folder to write; it appears when it is whole. Config, template, vocabulary and tokenizers are the
+            first source's; nothing else is taken over.
         overwrite: replace `out`.
 
     Returns:
-        What `average.json` says: for each source its name, weight, and sha256 of its language model's files of weights.
+        What `average.json` says: for each source its path as given, weight, and sha256 of its language model's weights.
 
     Raises:
         CheckpointError, ManifestError: a source that does not load, numbers that are no shares, or `out` exists.
@@ -50,7 +51,7 @@ def average(
     config = read_json(Path(sources[0]) / "config.json")
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
     parts = zip(sources, weights, strict=True)
-    record = {"mean_of": [{"model": Path(s).name, "weight": w, "sha256": _digest(s)} for s, w in parts]}
+    record = {"mean_of": [{"model": str(s), "weight": w, "sha256": _digest(s)} for s, w in parts]}
     with new_folder(out, overwrite=overwrite) as folder, torch.no_grad():
         first = UnifiedModel.from_pretrained(sources[0])
         mean = dict(first.model.named_parameters())
@@ -62,15 +63,25 @@ def average(
                 raise FingerprintError(
                     f"{source} has other ids or turns than {sources[0]}; average models of one training"
                 )
+            if (other := _shape(model)) != (ours := _shape(first)):
+                keys = sorted(key for key in {*other, *ours} if other.get(key) != ours.get(key))
+                raise ManifestError(
+                    f"{source} differs from {sources[0]} in {', '.join(keys)}; average models of one shape"
+                )
             theirs = dict(model.model.named_parameters())
-            if {name: p.shape for name, p in theirs.items()} != {name: p.shape for name, p in mean.items()}:
-                raise ManifestError(f"{source} has other weights than {sources[0]}; average models of one shape")
             for name, parameter in mean.items():
                 parameter.add_(theirs[name], alpha=weight)
         first.model.to(stored)
         first.save_pretrained(folder)
         write_json(folder / RECORD, record)
     return record
+
+
+def _shape(model: UnifiedModel) -> dict[str, Any]:
+    config = model.model.config.to_dict()
+    return {
+        key: value for key, value in config.items() if key not in ("dtype", "_name_or_path", "transformers_version")
+    }
 
 
 def _digest(source: str | Path) -> str:
