@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anyglot_lm.files import new_folder
 from anyglot_lm.packing import assign, count_packs
 from anyglot_lm.plan import Plan, PlanError, build_plan, extend_plan
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import FingerprintError
+from anyglot_tokenizers.errors import FingerprintError, ManifestError
 
 VOCABULARY = Vocabulary.build(200)
 CONTROLS = VOCABULARY.controls
@@ -156,6 +157,18 @@ def test_several_processes_may_save_one_plan(shards: list[Path], tmp_path: Path)
         saved = list(pool.map(plan.save, [tmp_path / "plan"] * 8))
     assert {p.fingerprint for p in saved} == {plan.fingerprint}
     assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_what_comes_between_two_looks_is_kept(tmp_path: Path) -> None:
+    place = tmp_path / "plan"
+    place.mkdir()
+    (place / "theirs").write_text("whole")
+    looks = iter([False, True, True])
+    with new_folder(place, keep=lambda path: next(looks)) as folder:
+        (folder / "ours").write_text("whole")
+    assert [path.name for path in tmp_path.rglob("*")] == ["plan", "theirs"]
+    with pytest.raises(ManifestError, match="exists already"), new_folder(place, keep=lambda path: False):
+        pytest.fail("another folder is in the way")
 
 
 def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:

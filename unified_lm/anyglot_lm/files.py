@@ -58,7 +58,11 @@ def new_folder(
     """
     path = Path(path)
     if keep is None or not keep(path):
-        check_free(path, overwrite=overwrite)
+        try:
+            check_free(path, overwrite=overwrite)
+        except ManifestError:
+            if keep is None or not keep(path):  # it may have come since we looked
+                raise
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
