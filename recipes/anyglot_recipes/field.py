@@ -39,12 +39,13 @@ from anyglot_recipes.chain import (
     write_shards,
 )
 from anyglot_recipes.field_meaning import (
-    heard_sources,
     heard_variants,
     seen_variants,
+    spoken,
     train_heard,
     train_seen,
 )
+from anyglot_recipes.field_phones import read_phones, write_phones
 from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
@@ -59,10 +60,10 @@ DIGITS = tuple("0123456789")
 IMAGE_SIZE = 64
 SHARES = {
     "speech->text": 0.10,
-    "text->speech": 0.15,
+    "text->speech": 0.13,
     "speech->text+image": 0.45,
     "photo->text": 0.09,
-    "emoji->text": 0.12,
+    "emoji->text": 0.14,
     "text->emoji": 0.09,
 }
 """Share of the training ids by task."""
@@ -100,12 +101,15 @@ class ReaderConfig:
         max_steps: optimizer steps.
         batch_size: items per step.
         lr: peak learning rate.
+        phone_steps: of `heard` only, steps before: of the phones that pocketsphinx hears in the unlabelled clips
+            (0: they are not used).
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     max_steps: int = 1500
     batch_size: int = 48
     lr: float = 3e-3
+    phone_steps: int = 0
 
 
 @dataclass
@@ -363,11 +367,18 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     voices = read_voices(run.once("voices", lambda folder: write_voices(folder, run.say)))
 
+    phones = None
+    if config.heard.phone_steps:
+        folder = run.once("phones", lambda folder: write_phones(data.unlabelled, folder, run.say))
+        phones = read_phones(folder, data.unlabelled)
+
     def heard(folder: Path) -> None:
-        tokenizer = HeardVQ(**{"seed": seed, **config.heard.model})
-        sources = heard_sources(tokenizer, data.clips, voices)
         how = config.heard
-        train_heard(tokenizer, sources, how.max_steps, seed, how.batch_size, how.lr)
+        tokenizer = HeardVQ(**{"seed": seed, **how.model})
+        digits = spoken(data.clips, voices)
+        train_heard(
+            tokenizer, digits, how.max_steps, seed, how.batch_size, how.lr, phones=phones, phone_steps=how.phone_steps
+        )
         tokenizer.save_pretrained(folder, dtype=torch.float16)
 
     def seen(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Trains what the `field` recipe reads with: `HeardVQ` learns digit words, `SeenVQ` learns signs and captions.
 
-Labels are those of the training split. What has to be learnt from three speakers is made wider: tempo, formants
-(the mel axis stretched), noise and silence around, at random and anew at every step. The heads stay here; nothing
-is measured here.
+Labels are those of the training split. What has to be learnt from three speakers is made wider: by synthetic voices,
+by the phones of hundreds of people whom a teacher has heard (`field_phones.py`), and by tempo, formants (the mel axis
+stretched), noise and silence around, at random and anew at every step. The heads stay here; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anyglot_recipes.field_phones import LEXICON, Phones, align
 from anyglot_recipes.field_voices import WORDS, Voices
 from anyglot_tokenizers.meaning import FRAMES, HOP, RATE, HeardVQ, SeenVQ
 from anyglot_tokenizers.optim import MuonAdamW
@@ -57,82 +59,180 @@ class Pool(nn.Module):
         return logits
 
 
-def vary_power(power_tM: Tensor, rng: np.random.Generator, warp: float = 0.12) -> Tensor:
-    """Mel power `[t, M]` of another voice: tempo by 25 %, formants by `warp`, noise, silence before and after."""
-    frames, mels = power_tM.shape
+@dataclass
+class Heard:
+    """A sound to learn from.
+
+    Args:
+        power: mel power `[t, M]`.
+        phone: of each frame, int64 `[t]`, or None where nobody knows; 0 is silence.
+        digit: what is said, or None where it is no digit.
+    """
+
+    power: Tensor
+    phone: np.ndarray | None = None
+    digit: int | None = None
+
+
+def vary_power(heard: Heard, rng: np.random.Generator, warp: float = 0.12) -> Heard:
+    """Another voice: tempo by 25 %, formants by `warp`, noise, silence before and after (0.1 s at most)."""
+    frames, mels = heard.power.shape
     size = max(12, int(frames * math.exp(rng.uniform(-0.25, 0.25))))
-    power_tM = F.interpolate(power_tM.T[None], size=size, mode="linear", align_corners=False)[0].T
+    power_tM = F.interpolate(heard.power.T[None], size=size, mode="linear", align_corners=False)[0].T
     place_M = (np.arange(mels) * (1 + warp * rng.uniform(-1, 1))).clip(0, mels - 1.001)
     low_M = place_M.astype(int)
     power_tM = torch.lerp(power_tM[:, low_M], power_tM[:, low_M + 1], torch.from_numpy(place_M - low_M).float())
     noise = torch.from_numpy(rng.random(tuple(power_tM.shape), dtype=np.float32))
     power_tM = power_tM + power_tM.mean() * 10 ** (-rng.uniform(10, 45) / 10) * 2 * noise
-    lead, tail = rng.integers(0, 12, 2)
+    lead, tail = (int(n) for n in rng.integers(0, 12, 2))
     floor = float(power_tM.min(0).values.mean())
-    return F.pad(power_tM, (0, 0, int(lead), int(tail)), value=floor)
+    phone = heard.phone
+    if phone is not None:
+        phone = np.pad(phone[(np.arange(size) * frames) // size], (lead, tail), constant_values=0)  # silence
+    return Heard(F.pad(power_tM, (0, 0, lead, tail), value=floor), phone, heard.digit)
 
 
-def heard_sources(tokenizer: HeardVQ, clips: Sequence[Clip], voices: Voices) -> list[list[tuple[int, Tensor]]]:
-    """(digit, mel power `[t, M]`) of human clips, and of synthetic ones, each at several speeds, pitch included."""
-    people = [(c.digit, c.audio) for c in clips]
-    made = list(zip(voices.digits, voices.audio, strict=True))
-    return [_powers(tokenizer, people, 7), _powers(tokenizer, made, 5)]
+Spoken = Sequence[tuple[int, np.ndarray]]
+"""Digits and their audio, mono at 16 kHz."""
+
+
+def spoken(clips: Sequence[Clip], voices: Voices) -> list[Spoken]:
+    """Digits of people, and of synthetic voices."""
+    return [[(c.digit, c.audio) for c in clips], list(zip(voices.digits, voices.audio, strict=True))]
 
 
 @torch.no_grad()
-def _powers(tokenizer: HeardVQ, spoken: Sequence[tuple[int, np.ndarray]], speeds: int) -> list[tuple[int, Tensor]]:
+def at_speeds(
+    tokenizer: HeardVQ,
+    sounds: Sequence[np.ndarray],
+    speeds: int,
+    phones: Sequence[np.ndarray | None],
+    digits: Sequence[int | None],
+) -> list[Heard]:
+    """Sounds at several speeds of 0.82 to 1.22, pitch included; all of them at one speed, then at the next."""
     found = []
     for ratio in np.exp(np.linspace(-0.2, 0.2, speeds)):
-        for digit, audio in spoken:
+        for audio, phone, digit in zip(sounds, phones, digits, strict=True):
             audio = soxr.resample(audio, RATE, RATE * float(ratio)).astype(np.float32)
             frames = -(-len(audio) // HOP)
-            found.append((digit, tokenizer.power(torch.from_numpy(audio)[None])[0, :frames]))
+            if phone is not None:
+                phone = phone[(np.arange(frames) / ratio).astype(int).clip(max=len(phone) - 1)]
+            found.append(Heard(tokenizer.power(torch.from_numpy(audio)[None])[0, :frames], phone, digit))
     return found
+
+
+def _batch(powers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mel power `[B, t, M]`, t divisible by `FRAMES`, and the frames of each."""
+    frames_B = torch.tensor([len(power) for power in powers])
+    size = -(-int(frames_B.max()) // FRAMES) * FRAMES
+    return torch.stack([F.pad(power, (0, 0, 0, size - len(power))) for power in powers]), frames_B
+
+
+@torch.no_grad()
+def spell(tokenizer: HeardVQ, head: nn.Conv1d, names: Sequence[str], word: str, audio: np.ndarray) -> np.ndarray:
+    """The phone of each 10 ms of a digit word, int64 `[t]`: the path of `LEXICON` that the head likes best."""
+    frames = -(-len(audio) // HOP)
+    z_BDN, valid_BN = tokenizer.latents(tokenizer.power(torch.from_numpy(audio)[None]), torch.tensor([frames]))
+    log_NP = head(z_BDN).log_softmax(1)[0].T[valid_BN[0]].numpy()
+    said = [[0, *map(names.index, phones), 0] for phones in LEXICON[word]]
+    _, path = max((align(log_NP, phones) for phones in said), key=lambda found: found[0])
+    return np.repeat(path, FRAMES)[:frames]
 
 
 def train_heard(
     tokenizer: HeardVQ,
-    sources: Sequence[Sequence[tuple[int, Tensor]]],
+    digits: Sequence[Spoken],
     steps: int,
     seed: int,
     batch_size: int = 48,
     lr: float = 3e-3,
     most: int = 104,
+    phones: Phones | None = None,
+    phone_steps: int = 0,
 ) -> Pool:
-    """Train on (digit, mel power `[t, M]`) of sources that share every batch evenly.
+    """Train on spoken digits and, where a teacher has heard others, on their phones.
+
+    With phones, the encoder learns them for `phone_steps` steps; then it tells where the digits' phones are, and learns
+    digits and all phones together, from codes.
 
     Args:
         tokenizer: to train; it is left in evaluation mode.
-        sources: as `heard_sources` gives them; empty ones are left out.
+        digits: sources that share every batch evenly, as `spoken` gives them; empty ones are left out.
         steps: optimizer steps.
-        seed: of batches, augmentation and the head.
-        batch_size: clips per step.
+        seed: of batches, augmentation and the heads.
+        batch_size: digits per step; half as many stretches of `phones`, and as many as this while only they are learnt.
         lr: peak learning rate.
-        most: frames of a clip, 10 ms each.
+        most: frames of a stretch or clip, 10 ms each.
+        phones: of a teacher.
+        phone_steps: optimizer steps before the digits.
 
     Returns:
         The head: digits of quantized latents.
     """
-    sources = [source for source in sources if source]
+    digits = [source for source in digits if source]
     rng = np.random.default_rng([seed, 21])
-    count = batch_size // len(sources)
+    count = batch_size // len(digits)
+    names = phones.names if phones and phones.clips else []
+    read: list[Heard] = []
+    if names:
+        assert phones is not None
+        said, labels = zip(*phones.clips, strict=True)
+        read = at_speeds(tokenizer, said, 3, labels, [None] * len(said))
+
+    def stretches(number: int) -> list[Heard]:
+        found = []
+        for i in rng.integers(len(read), size=number):
+            whole = read[i]
+            start = int(rng.integers(max(1, len(whole.power) - most)))
+            assert whole.phone is not None
+            part = Heard(whole.power[start : start + most], whole.phone[start : start + most])
+            found.append(vary_power(part, rng))
+        return found
+
+    def latents(heard: Sequence[Heard]) -> tuple[Tensor, Tensor]:
+        power_BtM, frames_B = _batch([h.power[:most] for h in heard])
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16("cpu")):
+            z_BDN, valid_BN = tokenizer.latents(power_BtM, frames_B)
+        return z_BDN.float(), valid_BN
+
+    def phone_loss(q_BDN: Tensor, heard: Sequence[Heard]) -> Tensor:
+        target_BN = torch.full((len(heard), q_BDN.shape[2]), -100)
+        for row, h in enumerate(heard):
+            assert h.phone is not None
+            middle = torch.from_numpy(h.phone[:most][FRAMES // 2 :: FRAMES])
+            target_BN[row, : len(middle)] = middle
+        return F.cross_entropy(phone_head(q_BDN), target_BN)
+
     with seeded(seed):
         head = Pool(tokenizer.config["codebook_dim"], 10)
-        both = nn.ModuleList([tokenizer.train(), head])
+        phone_head = nn.Conv1d(tokenizer.config["codebook_dim"], max(len(names), 1), 3, padding=1)
+        tokenizer.train()
+        if names and phone_steps:
 
-        def loss_at(step: int) -> Tensor:
-            chosen = [s[i] for s in sources for i in rng.integers(len(s), size=count)]
-            varied = [vary_power(power, rng)[:most] for _, power in chosen]
-            frames_B = torch.tensor([len(v) for v in varied])
-            size = -(-int(frames_B.max()) // FRAMES) * FRAMES
-            power_BtM = torch.stack([F.pad(v, (0, 0, 0, size - len(v))) for v in varied])
-            with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16("cpu")):
-                z_BDN, valid_BN = tokenizer.latents(power_BtM, frames_B)
-            q_BDN, commit = tokenizer.quantize(z_BDN.float(), valid_BN)
-            logits = head(q_BDN, valid_BN)
-            return F.cross_entropy(logits, torch.tensor([d for d, _ in chosen]), label_smoothing=0.05) + commit
+            def hear_phones(step: int) -> Tensor:
+                heard = stretches(batch_size)
+                return phone_loss(latents(heard)[0], heard)
 
-        fit(both, loss_at, steps, lr)
+            fit(nn.ModuleList([tokenizer, phone_head]), hear_phones, phone_steps, lr)
+        tokenizer.eval()
+        sources = []
+        for source, speeds in zip(digits, (7, 5), strict=False):
+            where = [spell(tokenizer, phone_head, names, WORDS[d], a) if names else None for d, a in source]
+            sources.append(at_speeds(tokenizer, [a for _, a in source], speeds, where, [d for d, _ in source]))
+        tokenizer.train()
+
+        def hear_digits(step: int) -> Tensor:
+            heard = [vary_power(s[i], rng) for s in sources for i in rng.integers(len(s), size=count)]
+            said = torch.tensor([h.digit for h in heard])
+            if names:
+                heard += stretches(batch_size // 2)
+            z_BDN, valid_BN = latents(heard)
+            q_BDN, loss = tokenizer.quantize(z_BDN, valid_BN)
+            logits = head(q_BDN[: len(said)], valid_BN[: len(said)])
+            loss = loss + F.cross_entropy(logits, said, label_smoothing=0.05)
+            return loss + phone_loss(q_BDN, heard) if names else loss
+
+        fit(nn.ModuleList([tokenizer, head, phone_head]), hear_digits, steps, lr)
     tokenizer.eval()
     head.eval()
     return head
@@ -228,22 +328,23 @@ def heard_variants(
     tokenizer: HeardVQ, clips: Sequence[Clip], voices: Voices, variants: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(digit, codes `[K, N]`) of every human clip in `variants` versions and of synthetic ones in half as many."""
-    people, made = heard_sources(tokenizer, clips, voices)
-    for powers, wanted, own in ((people, variants, len(clips)), (made, variants // 2, len(voices.digits))):
-        middle = len(powers) // 2 // max(own, 1) * own  # as recorded
+    for source, speeds, wanted in zip(spoken(clips, voices), (7, 5), (variants, variants // 2), strict=True):
+        own = len(source)
+        digits = [digit for digit, _ in source]
+        powers = at_speeds(tokenizer, [audio for _, audio in source], speeds, [None] * own, digits)
+        middle = speeds // 2 * own  # as recorded
         for variant in range(wanted):
             chosen = [powers[middle + i if variant == 0 else int(rng.integers(len(powers)))] for i in range(own)]
-            varied = [power if variant == 0 else vary_power(power, rng) for _, power in chosen]
-            order = sorted(range(own), key=lambda i: len(varied[i]))
+            varied = chosen if variant == 0 else [vary_power(heard, rng) for heard in chosen]
+            order = sorted(range(own), key=lambda i: len(varied[i].power))
             for start in range(0, own, 64):
-                part = [varied[i] for i in order[start : start + 64]]
-                frames_B = torch.tensor([len(p) for p in part])
-                size = -(-int(frames_B.max()) // FRAMES) * FRAMES
-                power_BtM = torch.stack([F.pad(p, (0, 0, 0, size - len(p))) for p in part])
-                z_BDN, valid_BN = tokenizer.latents(power_BtM, frames_B)
+                part = order[start : start + 64]
+                z_BDN, valid_BN = tokenizer.latents(*_batch([varied[i].power for i in part]))
                 codes_BKN = tokenizer.quantizer.encode(z_BDN).numpy()
-                for row, i in enumerate(order[start : start + 64]):
-                    yield chosen[i][0], codes_BKN[row][:, : int(valid_BN[row].sum())]
+                for row, i in enumerate(part):
+                    digit = chosen[i].digit
+                    assert digit is not None
+                    yield digit, codes_BKN[row][:, : int(valid_BN[row].sum())]
 
 
 @torch.no_grad()

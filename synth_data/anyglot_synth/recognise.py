@@ -200,11 +200,40 @@ class SphinxRecogniser(Recogniser):
         assert self._decoder is not None
         pause = np.zeros(self.sample_rate // 4, np.float32)
         padded = np.concatenate([pause, audio * (0.5 / np.abs(audio).max()), pause])
-        self._decoder.start_utt()
-        self._decoder.process_raw(np.round(padded * 32767).astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
+        _run(self._decoder, np.round(padded * 32767).astype(np.int16).tobytes())
         hypothesis = self._decoder.hyp()
         return "" if hypothesis is None else str(hypothesis.hypstr)
+
+    def align(self, audio: Float32) -> list[tuple[str, list[tuple[str, int, int]]]]:
+        """Each word that it hears in audio `[samples]` at 16 kHz, with the (phone, first frame, frames) of its phones.
+
+        Frames are 10 ms; phones are those of its dictionary (ARPAbet without stress). Pauses are words of the phone
+        `SIL`. Nothing is cut into pieces: give what fits into memory. Nothing heard, or nothing that can be aligned,
+        is an empty list.
+
+        Raises:
+            BackendError: `setup` was not called.
+        """
+        if self._decoder is None:
+            raise BackendError("sphinx: call setup() first")
+        if not len(audio):
+            return []
+        pcm = (
+            np.round(audio * (0.5 / max(float(np.abs(audio).max(initial=0)), 1e-6)) * 32767).astype(np.int16).tobytes()
+        )
+        decoder, search = self._decoder, self._decoder.current_search()
+        _run(decoder, pcm)
+        if decoder.hyp() is None:
+            return []
+        try:
+            decoder.set_alignment()
+            _run(decoder, pcm)
+            words = decoder.get_alignment()
+            return [(w.name.split("(")[0], [(p.name, p.start, p.duration) for p in w]) for w in words]
+        except RuntimeError:  # the second pass found no path
+            return []
+        finally:
+            decoder.activate_search(search)
 
 
 class NanoworldRecogniser(Recogniser):
@@ -315,6 +344,12 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AnyglotError(f"{path}: cannot be read as a text file ({error})") from error
+
+
+def _run(decoder: Decoder, pcm: bytes) -> None:
+    decoder.start_utt()
+    decoder.process_raw(pcm, full_utt=True)
+    decoder.end_utt()
 
 
 def _lines(path: str) -> list[str]:

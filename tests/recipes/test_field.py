@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from anyglot_recipes.chain import encode_audio
+from anyglot_lm.engine import Sampling
+from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import field_eval, field_phones
+from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.field import (
     IMAGE_SIZE,
     SAMPLE_RATE,
@@ -20,16 +30,18 @@ from anyglot_recipes.field import (
     vary_picture,
     vary_speech,
 )
-from anyglot_recipes.field_eval import markdown, sheet
+from anyglot_recipes.field_eval import CANDIDATES, best_read, caption_nll, markdown, sheet
 from anyglot_recipes.field_graders import interval
 from anyglot_recipes.field_meaning import (
+    at_speeds,
     caption_words,
-    heard_sources,
+    spoken,
     to_tensor,
     train_heard,
     vary_images,
     vary_power,
 )
+from anyglot_recipes.field_phones import STEP, align, read_phones, write_phones
 from anyglot_recipes.field_voices import Voices
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.meaning import HeardVQ
@@ -112,12 +124,22 @@ def test_the_model_answers_in_a_voice_it_may_hear(shared_data: Path) -> None:
         read_field_data(FieldDataConfig(root=str(shared_data / "real"), reply_speaker="jackson"))
 
 
-def test_codes_of_a_trained_reader_say_the_digit(data: FieldData) -> None:
-    """Two digits of one speaker, a few steps: codes of takes that were never heard tell the digits apart."""
+@pytest.mark.parametrize("steps", [0, 30])
+def test_codes_of_a_trained_reader_say_the_digit(data: FieldData, tmp_path: Path, steps: int) -> None:
+    """Two digits of one speaker, a few steps: codes of takes that were never heard tell the digits apart.
+
+    With phones of a teacher that is so as well.
+    """
+    phones = None
+    if steps:
+        pytest.importorskip("pocketsphinx")
+        write_phones(data.unlabelled[:3], tmp_path, print)
+        phones = read_phones(tmp_path, data.unlabelled[:3])
     heard = HeardVQ(dim=64, depth=2, channels=16, codebook_size=64, stage_steps=50)
     few = [c for c in data.clips if c.digit in (6, 7) and c.speaker == "george" and c.take < 30]
     train, test = ([c for c in few if (c.take < 20) == known] for known in (True, False))
-    head = train_heard(heard, heard_sources(heard, train, Voices([], [])), steps=100, seed=0, batch_size=16)
+    digits = spoken(train, Voices([], []))
+    head = train_heard(heard, digits, steps=150, seed=0, batch_size=16, phones=phones, phone_steps=steps)
     right = []
     for clip, code in zip(test, encode_audio(heard, [c.audio for c in test]), strict=True):
         q_BDN = heard.quantizer.decode(torch.from_numpy(code)[None])
@@ -127,17 +149,72 @@ def test_codes_of_a_trained_reader_say_the_digit(data: FieldData) -> None:
 
 def test_varied_power_and_pictures_keep_their_kind(data: FieldData) -> None:
     heard, rng = HeardVQ(), np.random.default_rng(0)
-    (people, none) = heard_sources(heard, data.clips[:2], Voices([], []))
-    assert not none and [d for d, _ in people[:2]] == [c.digit for c in data.clips[:2]]
-    for _, power in people:
-        varied = vary_power(power, rng)
-        assert varied.shape[1] == power.shape[1] and bool((varied >= 0).all()) and bool(varied.isfinite().all())
-        assert 0.7 * len(power) < len(varied) < 1.4 * len(power) + 24
+    sounds, phones = [c.audio for c in data.clips[:2]], [np.repeat([0, 1, 0], [9, 9, 99]), None]
+    said = at_speeds(heard, sounds, 3, phones, [c.digit for c in data.clips[:2]])
+    assert len(said) == 6 and [h.digit for h in said[:2]] == [c.digit for c in data.clips[:2]]
+    for i, each in enumerate(said):
+        power, varied = each.power, vary_power(each, rng)
+        assert varied.power.shape[1] == power.shape[1] and varied.digit == each.digit
+        assert bool((varied.power >= 0).all()) and bool(varied.power.isfinite().all())
+        assert 0.7 * len(power) < len(varied.power) < 1.4 * len(power) + 24
+        assert (each.phone is None) == (varied.phone is None) == bool(i % 2)
+        if varied.phone is not None:
+            assert len(varied.phone) == len(varied.power)
+            assert set(np.flatnonzero(np.diff(varied.phone))) and 4 < (varied.phone == 1).sum() < 16
     x_BCHW = to_tensor(data.pictures[:4])
     with seeded(0):
         moved = vary_images(x_BCHW, torch.tensor([True, True, False, False]))
     assert moved.shape == x_BCHW.shape and 0 <= float(moved.min()) <= float(moved.max()) <= 1
     assert float((moved - x_BCHW).abs().mean()) > 0.01
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pocketsphinx"), reason="pocketsphinx is not installed")
+def test_phones_of_a_reader_are_where_they_are_said(data: FieldData, tmp_path: Path) -> None:
+    clip, silence = data.unlabelled[1], np.zeros(SAMPLE_RATE, np.float32)  # "Chapter ninety-nine ..."
+    write_phones([clip, silence], tmp_path, print)
+    phones = read_phones(tmp_path, [clip, silence])
+    said, label_t = phones.clips[0]
+    assert said is clip and len(label_t) == -(-len(clip) // STEP)
+    spelt = [phones.names[p] for i, p in enumerate(label_t) if i == 0 or p != label_t[i - 1]]
+    assert spelt[:11] == ["SIL", *["CH", "AE", "P", "T", "ER", "N", "AY", "N", "T", "IY"]]
+    loud_t = np.array([np.abs(clip[t * STEP : (t + 1) * STEP]).mean() for t in range(len(label_t))])
+    silent_t = label_t == phones.names.index("SIL")
+    assert loud_t[silent_t].mean() < 0.3 * loud_t[~silent_t].mean()
+    (digit, cut), *_ = phones.digits
+    assert digit == 9 and 0.2 < len(cut) / SAMPLE_RATE < 1.1 and np.isin(cut, clip).all()
+
+
+def test_without_a_teacher_there_are_no_phones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    # In this process: others would find it.
+    monkeypatch.setattr(field_phones, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    lines: list[str] = []
+    write_phones([np.zeros(160, np.float32)], tmp_path, lines.append)
+    assert "without phones of 1 clips: pocketsphinx is not installed" in lines[0]
+    phones = read_phones(tmp_path, [np.zeros(160, np.float32)])
+    assert not phones.clips and not phones.digits
+
+
+def test_the_best_read_of_the_drawn_answers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    nano = UnifiedModel.from_pretrained(resources.files("anyglot_recipes") / "weights" / "nano")  # type: ignore[arg-type]
+    words = ["a small red circle at the top left", "a large blue cross at the bottom right"]
+    given = [Segment("text", word, "user") for word in words]
+    sampling = {"image": Sampling(temperature=1.3)}
+    first = field_eval._respond(nano, given, ("image",), sampling)
+    drawn, respond = [first], field_eval._respond
+    monkeypatch.setattr(field_eval, "_respond", lambda *a: drawn.append(respond(*a)) or drawn[-1])
+
+    def read(model: UnifiedModel, pictures: Sequence[torch.Tensor]) -> list[Segment]:
+        pixels = (torch.stack(list(pictures)).permute(0, 2, 3, 1) * 255).byte().numpy()
+        return [Segment("image", codes, "user") for codes in encode_images(model.tokenizers["image"], pixels)]
+
+    best = best_read(nano, given, first, sampling, words, read, 0)
+    assert len(drawn) == CANDIDATES and len({str(d[0][0].codes) for d in drawn}) > CANDIDATES // 2
+    for i, word in enumerate(words):
+        media = read(nano, [d[i][0].media for d in drawn])  # type: ignore[misc]
+        nats = caption_nll(nano, [Sample([medium, Segment("text", word, "assistant")]) for medium in media])
+        assert best[i][0] is drawn[int(nats.argmin())][i][0]
+        assert float(nats.max() - nats.min()) > 1  # they differ
 
 
 def test_words_of_captions_are_those_that_recur() -> None:
@@ -174,3 +251,16 @@ def test_drawings_stand_in_rows() -> None:
     joined = sheet(pictures, columns=2)
     assert joined.shape == (3, 8, 8)  # the fifth would leave a gap
     assert joined[0, 0, 0] == 0 and joined[0, 0, 4] == 1 and joined[0, 4, 0] == 2 and joined[0, 7, 7] == 3
+
+
+def test_a_path_takes_every_phone_in_order_and_silence_only_where_it_is() -> None:
+    rng = np.random.default_rng(0)
+    for wanted in ([0, 0, 1, 1, 2, 0], [1, 2, 2], [0, 1, 2, 2, 2], [1, 1, 2, 0]):
+        log_NP = rng.normal(0, 0.1, (len(wanted), 3))
+        log_NP[np.arange(len(wanted)), wanted] += 5
+        total, path = align(log_NP, [0, 1, 2, 0])
+        assert path == wanted and total == pytest.approx(log_NP[np.arange(len(wanted)), wanted].sum())
+    total, path = align(rng.normal(size=(6, 3)), [0, 1, 2, 0])
+    moves = [b for a, b in itertools.pairwise([-1, *path]) if a != b]
+    assert moves in ([0, 1, 2, 0], [1, 2, 0], [0, 1, 2], [1, 2])
+    assert len(align(np.zeros((1, 3)), [0, 1, 2, 0])[1]) == 1

@@ -6,6 +6,7 @@ import email
 import email.policy
 import importlib.util
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -134,6 +135,29 @@ def test_sphinx_with_a_word_list_or_a_grammar(cache: SpeechCache, tmp_path: Path
     grammar = "#JSGF V1.0; grammar g; public <g> = (call | text) (my mother | the office);"
     clip = cache.clip("text the office", "slt")
     assert SphinxRecogniser(grammar=grammar).transcribe([clip], RATE) == ["text the office"]
+
+
+@needs_sphinx
+@needs_flite
+def test_sphinx_aligns_words_and_phones(cache: SpeechCache) -> None:
+    clip = cache.clip("the children want to play in the garden", "rms")
+    recogniser = SphinxRecogniser()
+    with pytest.raises(BackendError, match=r"call setup\(\) first"):
+        recogniser.align(clip)
+    recogniser.setup()
+    words = recogniser.align(clip)
+    heard = [word for word, _ in words if not word.startswith("<")]
+    assert heard == recogniser.transcribe([clip], RATE)[0].split() and "children" in heard
+    (children,) = [phones for word, phones in words if word == "children"]
+    assert [phone for phone, _, _ in children] == ["CH", "IH", "L", "D", "R", "AH", "N"]
+    times = [(start, frames) for _, phones in words for _, start, frames in phones]
+    assert all(start + frames == after for (start, frames), (after, _) in itertools.pairwise(times))
+    assert times[0][0] == 0 and abs(sum(times[-1]) - len(clip) / 160) < 5
+    assert recogniser.align(np.zeros(0, np.float32)) == []
+    assert recogniser.transcribe([clip], RATE)[0].split() == heard  # it still hears as before
+    few = SphinxRecogniser(words=["children", "garden", "in", "play", "the", "to", "want"])
+    few.setup()
+    assert [word for word, _ in few.align(clip) if not word.startswith("<")] == heard
 
 
 @needs_sphinx
