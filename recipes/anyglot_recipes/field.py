@@ -49,6 +49,7 @@ from anyglot_recipes.field_phones import read_phones, write_phones
 from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
+from anyglot_synth.recognise import SphinxRecogniser
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -76,7 +77,7 @@ class FieldDataConfig:
     """What is read and what is held out.
 
     Args:
-        root: folder with spoken_digits, sign_digits, emoji and (for the codec only) librispeech_clips.
+        root: folder with spoken_digits, sign_digits, emoji and (unlabelled) librispeech_clips.
         held_out_speaker: never heard in training.
         reply_speaker: the voice that the model answers in.
         held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the picture.
@@ -335,6 +336,10 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     Returns:
         `{"rows": [...], "seconds": ...}`; the table is in `run_dir/table.md` (and `config.table`).
+
+    Raises:
+        ManifestError: settings or data that cannot be.
+        BackendError: pocketsphinx is not installed.
     """
     from anyglot_recipes.field_eval import evaluate_field, markdown, sheet
 
@@ -347,6 +352,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
+    if config.heard.phone_steps < 0 or config.seen.phone_steps:
+        raise ManifestError("heard.phone_steps must be 0 or more; seen has none")
+    SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
     data = read_field_data(config.data)
     run.say(
@@ -369,8 +377,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     phones = None
     if config.heard.phone_steps:
-        folder = run.once("phones", lambda folder: write_phones(data.unlabelled, folder, run.say))
+        folder = run.once("phones", lambda folder: write_phones(data.unlabelled, folder))
         phones = read_phones(folder, data.unlabelled)
+        run.say(f"phones of {len(phones.clips)} unlabelled clips")
 
     def heard(folder: Path) -> None:
         how = config.heard
@@ -416,7 +425,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         picture = path.with_name(f"{path.stem}_signs.png")
         write_image(picture, sheet(drawn))
         with atomic_write(path) as temporary:
-            temporary.write_text(markdown(report, config.data, picture.name))
+            temporary.write_text(
+                markdown(report, config.data, picture.name, 0 if phones is None else len(phones.clips))
+            )
     with atomic_write(run.dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
     return report

@@ -1,7 +1,8 @@
 """Grades the `field` model on a speaker and on pictures never seen in training, and writes the page.
 
 Words are compared exactly. What the model draws and says is read by the judges of `field_graders.py`; captions are
-ranked by likelihood among twenty, emoji that it draws by their colors among ten. Every row has its chance, a 95 %
+ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings and speech are graded as they
+come, and where the model has drawn eight and taken the one that it reads best. Every row has its chance, a 95 %
 interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains; this file only measures.
 """
 
@@ -103,7 +104,7 @@ def best_read(
         model: the model.
         given: prompts.
         answers: the first answer to each.
-        sampling: how answers are drawn; words before a picture are always the likeliest.
+        sampling: how answers are drawn; text greedily, so that all have the same words before the picture.
         words: what each answer is to show or say.
         read: media as the model reads them: `as_heard` or `as_seen`.
         seed: of the draws.
@@ -306,8 +307,11 @@ def sheet(pictures_NCHW: Tensor, columns: int = SHOWN) -> Tensor:
     return torch.cat([torch.cat(list(part), 2) for part in pictures_NCHW[: rows * columns].split(columns)], 1)
 
 
-def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "") -> str:
-    """The page of a report; `picture` is the name of the file with drawings, beside it."""
+def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "", readers: int = 0) -> str:
+    """The page of a report; `picture` is the name of the file with drawings, beside it.
+
+    `readers` is the number of clips whose phones were learnt.
+    """
     speaker = config.held_out_speaker
     lines = [
         "# Field trial: human speech, photos and emoji",
@@ -316,14 +320,21 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "")
         f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the picture) were never seen in",
         "training, neither by the tokenizers nor by the language model nor by the judges. The same hands may occur on",
         "both sides. Speech and pictures are read as codes of tokenizers that learnt the digit words and captions of",
-        "the training split (with synthetic voices, where installed, as further speakers, and with the phones that",
-        "pocketsphinx hears in clips of 250 readers), and are answered in codes that can be decoded, speech in the",
+        "the training split (with synthetic voices, where installed, as further speakers), and are answered in codes",
+        "that can be decoded, speech in the",
         f"voice of `{config.reply_speaker}`, the training speaker whom pocketsphinx understands best. In brackets:",
         "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
         "",
         f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
-        "one where the word that was meant is likeliest. Judges have no part in that; but what hears was taught phones",
-        "by pocketsphinx, so of the best spoken answers the judge of digits is the independent one.",
+        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
+        "training clips and photos.",
+    ]
+    if readers:
+        lines += [
+            f"What hears has also learnt the phones of {readers} clips of other people without transcripts, as",
+            "pocketsphinx finds them: as a judge it is no stranger to what chooses the best spoken answer.",
+        ]
+    lines += [
         "",
         "| task | n | score | chance | limit | how |",
         "|---|---|---|---|---|---|",

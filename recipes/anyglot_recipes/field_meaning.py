@@ -109,7 +109,15 @@ def at_speeds(
     phones: Sequence[np.ndarray | None],
     digits: Sequence[int | None],
 ) -> list[Heard]:
-    """Sounds at several speeds of 0.82 to 1.22, pitch included; all of them at one speed, then at the next."""
+    """Sounds at several speeds of 0.82 to 1.22, pitch included; all of them at one speed, then at the next.
+
+    Args:
+        tokenizer: gives the mel power.
+        sounds: mono at 16 kHz.
+        speeds: how many.
+        phones: int64 `[t]` of each sound, one each 10 ms, or None.
+        digits: of each sound, or None.
+    """
     found = []
     for ratio in np.exp(np.linspace(-0.2, 0.2, speeds)):
         for audio, phone, digit in zip(sounds, phones, digits, strict=True):
@@ -164,7 +172,7 @@ def train_heard(
         lr: peak learning rate.
         most: frames of a stretch or clip, 10 ms each.
         phones: of a teacher.
-        phone_steps: optimizer steps before the digits.
+        phone_steps: optimizer steps before the digits; 0 leaves the phones out.
 
     Returns:
         The head: digits of quantized latents.
@@ -172,7 +180,7 @@ def train_heard(
     digits = [source for source in digits if source]
     rng = np.random.default_rng([seed, 21])
     count = batch_size // len(digits)
-    names = phones.names if phones and phones.clips else []
+    names = phones.names if phones and phones.clips and phone_steps else []
     read: list[Heard] = []
     if names:
         assert phones is not None
@@ -183,7 +191,7 @@ def train_heard(
         found = []
         for i in rng.integers(len(read), size=number):
             whole = read[i]
-            start = int(rng.integers(max(1, len(whole.power) - most)))
+            start = int(rng.integers(max(1, len(whole.power) - most + 1)))
             assert whole.phone is not None
             part = Heard(whole.power[start : start + most], whole.phone[start : start + most])
             found.append(vary_power(part, rng))
@@ -207,7 +215,7 @@ def train_heard(
         head = Pool(tokenizer.config["codebook_dim"], 10)
         phone_head = nn.Conv1d(tokenizer.config["codebook_dim"], max(len(names), 1), 3, padding=1)
         tokenizer.train()
-        if names and phone_steps:
+        if names:
 
             def hear_phones(step: int) -> Tensor:
                 heard = stretches(batch_size)

@@ -1,9 +1,8 @@
-"""What people say in clips without transcripts, as pocketsphinx hears it: phones and digit words, with their times.
+"""Phones of people whose clips have no transcripts, as pocketsphinx hears them, with their times.
 
 More speakers for what the `field` recipe hears with: three people say its digits, and hundreds read books. pocketsphinx
 writes their words down and aligns them; its phones are what the tokenizer learns to tell apart (as HuBERT learns the
-units of a teacher, arXiv 2106.07447), and where a digit word was read it is cut out as one more spoken digit. The
-teacher errs, and nobody corrects it. Where it is not installed the recipe goes on without, and says so.
+units of a teacher, arXiv 2106.07447). The teacher errs, and nobody corrects it. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS
-from anyglot_synth.backends import BackendError
+from anyglot_recipes.field_voices import SAMPLE_RATE
 from anyglot_synth.recognise import SphinxRecogniser
+from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 
 STEP = SAMPLE_RATE // 100
@@ -28,10 +27,6 @@ STEP = SAMPLE_RATE // 100
 PART = 10
 """Clips that a process hears before it gives back what it heard."""
 SILENCE = "SIL"
-MARGIN = 4
-"""Frames kept before and after a word that is cut out."""
-SHORTEST, LONGEST = 15, 100
-"""Frames of a digit word; what is shorter or longer was aligned wrongly."""
 
 LEXICON: dict[str, tuple[tuple[str, ...], ...]] = {
     word: tuple(tuple(said.split()) for said in spelt)
@@ -60,16 +55,19 @@ def _hear(clips: Sequence[np.ndarray]) -> list[list[Word]]:
     return [recogniser.align(clip) for clip in clips]
 
 
-def write_phones(clips: Sequence[np.ndarray], folder: Path, say: Callable[[str], None]) -> None:
-    """Have pocketsphinx hear mono clips at 16 kHz and store what it heard as `phones.json`, a list of words a clip."""
+def write_phones(clips: Sequence[np.ndarray], folder: Path) -> None:
+    """Have pocketsphinx hear mono clips at 16 kHz and store what it heard as `phones.json`, a list of words a clip.
+
+    Raises:
+        BackendError: pocketsphinx is not installed.
+    """
     heard: list[list[Word]] = []
     parts = [clips[start : start + PART] for start in range(0, len(clips), PART)]
-    try:
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(parts)), multiprocessing.get_context("spawn")) as pool:
-            for found in pool.map(_hear, parts):
-                heard += found
-    except BackendError as error:
-        say(f"without phones of {len(clips)} clips: {error}")
+    with ProcessPoolExecutor(
+        max(1, min(os.cpu_count() or 1, len(parts))), multiprocessing.get_context("spawn")
+    ) as pool:
+        for found in pool.map(_hear, parts):
+            heard += found
     with atomic_write(folder / "phones.json") as temporary:
         temporary.write_text(json.dumps(heard))
 
@@ -81,33 +79,36 @@ class Phones:
     Args:
         names: of phones, silence first.
         clips: audio, and the phone of each 10 ms, int64 `[t]`, as a place in `names`; those in which words were heard.
-        digits: (digit, audio) of digit words.
     """
 
     names: list[str]
     clips: list[tuple[np.ndarray, np.ndarray]]
-    digits: list[tuple[int, np.ndarray]]
 
 
 def read_phones(folder: Path, clips: Sequence[np.ndarray]) -> Phones:
-    """What `write_phones` stored about these clips."""
+    """What `write_phones` stored about these clips.
+
+    Raises:
+        ManifestError: it was about other clips.
+    """
     heard: list[list[Word]] = json.loads((folder / "phones.json").read_text())
+    if len(heard) != len(clips):
+        raise ManifestError(
+            f"{folder / 'phones.json'}: phones of {len(heard)} clips, but there are {len(clips)}; remove the folder "
+            "and what was trained after it, or choose another --run_dir"
+        )
     others = {phone for words in heard for _, phones in words for phone, _, _ in phones}
     others |= {phone for spelt in LEXICON.values() for phones in spelt for phone in phones}
     names = [SILENCE, *sorted(others - {SILENCE})]
     place = {name: i for i, name in enumerate(names)}
-    found = Phones(names, [], [])
-    for clip, words in zip(clips, heard, strict=False):  # none were heard where pocketsphinx is missing
+    found = Phones(names, [])
+    for clip, words in zip(clips, heard, strict=True):
         if not words:
             continue
         label_t = np.zeros(-(-len(clip) // STEP), np.int64)
-        for word, phones in words:
+        for _, phones in words:
             for phone, start, frames in phones:
                 label_t[start : start + frames] = place[phone]
-            first, last = phones[0][1], sum(phones[-1][1:])
-            if word in WORDS and SHORTEST <= last - first <= LONGEST:
-                cut = clip[max(0, first - MARGIN) * STEP : (last + MARGIN) * STEP]
-                found.digits.append((WORDS.index(word), cut))
         found.clips.append((clip, label_t))
     return found
 
@@ -118,7 +119,8 @@ def align(log_NP: np.ndarray, phones: Sequence[int]) -> tuple[float, list[int]]:
     The first and the last may be left out (silence around a word). Viterbi's algorithm.
 
     Returns:
-        Its log probability, and the phone of each of the N places; with fewer places than phones, what fits worst.
+        Its log probability, and the phone of each of the N places. With fewer places than phones some are left out, and
+        the probability is of no use (-1e9).
     """
     emitted_NS = log_NP[:, list(phones)]
     score_S = np.full(len(phones), -1e9)

@@ -166,6 +166,12 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         )
     if min(world.readings, world.lookups) < 0:
         raise ManifestError(f"world.readings {world.readings} and world.lookups {world.lookups} must be 0 or more")
+    tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
+    idle = [task for task, share in config.shares.items() if share and task not in tasks]
+    if idle:
+        raise ManifestError(
+            f"shares: nothing is made for {', '.join(idle)}; give world.readings and world.lookups, or a share of 0"
+        )
     for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
@@ -210,7 +216,6 @@ def nano(config: NanoConfig) -> dict[str, Any]:
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
 
         shards.append(run.once(f"shards/{index:05d}", make))
-    tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
     how: dict[str, Any] = {"template": TEMPLATE}
     if trained is not None:

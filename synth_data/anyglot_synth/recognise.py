@@ -209,13 +209,15 @@ class SphinxRecogniser(Recogniser):
 
         Frames are 10 ms; phones are those of its dictionary (ARPAbet without stress). Pauses are words of the phone
         `SIL`. Nothing is cut into pieces: give what fits into memory. Nothing heard, or nothing that can be aligned,
-        is an empty list.
+        is an empty list. What its model takes for noise has the phones `+NSN+` and `+SPN+`.
 
         Raises:
             BackendError: `setup` was not called.
+            MediaError: audio that is not mono, or not finite.
         """
         if self._decoder is None:
             raise BackendError("sphinx: call setup() first")
+        audio = at_rate(audio, self.sample_rate, self.sample_rate)
         if not len(audio):
             return []
         pcm = (

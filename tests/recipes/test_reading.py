@@ -41,6 +41,7 @@ def test_what_follows_small_red_is_open() -> None:
     [
         ("--shares={dreams: 1}", "no task dreams"),
         ("--shares={chat: -1}", "no share below 0"),
+        ("--shares={look up: 1}", "nothing is made for look up; give world.readings and world.lookups"),
         ("--world.varied=1.5", "must lie in 0..1"),
         ("--world.guests=-1", "must lie in 0..1"),
         ("--world.lookups=-1", "must be 0 or more"),

@@ -53,7 +53,7 @@ class MeaningTokenizer(Tokenizer):
 
 
 class HeardVQ(MeaningTokenizer):
-    """Audio float32 `[B, 1, S]` at 16 kHz to codes int64 `[B, 1, ceil(S / 640)]`, 25 a second.
+    """Audio float32 `[B, 1, S]` at 16 kHz to codes int64 `[B, K, ceil(S / 640)]`, 25 a second.
 
     Args:
         modality: name in the spec.
