@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyglot_lm.candidates import best_of
 from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
+from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import encode_audio, encode_images
@@ -85,40 +88,26 @@ def _respond(
     return model.respond([Sample([g]) for g in given], Request(order=order, max_ids=256), sampling=sampling, seed=seed)
 
 
-def best_read(
+def _best(
     model: UnifiedModel,
     given: Sequence[Segment],
-    answers: Sequence[list[Output]],
+    order: tuple[str, ...],
     sampling: dict[str, Sampling],
-    words: Sequence[str],
-    read: Callable[[UnifiedModel, Sequence[Tensor]], list[Segment]],
     seed: int,
+    told: Sequence[str] | None = None,
 ) -> list[list[Output]]:
-    """Draws `CANDIDATES` - 1 more answers to each prompt and takes the one that the model reads best.
-
-    What an answer ends with, a picture or speech, is read as any other is. The best is where the model gives the word
-    that was meant the highest likelihood (as DALL-E, arXiv 2102.12092, takes the picture that fits its caption best;
-    with a second model there). No judge has a part in it.
-
-    Args:
-        model: the model.
-        given: prompts.
-        answers: the first answer to each.
-        sampling: how answers are drawn; text greedily, so that all have the same words before the picture.
-        words: what each answer is to show or say.
-        read: media as the model reads them: `as_heard` or `as_seen`.
-        seed: of the draws.
-    """
-    order = tuple(output.modality for output in answers[0])
-    drawn = [[answer] for answer in answers]
-    for number in range(1, CANDIDATES):
-        for found, more in zip(drawn, _respond(model, given, order, sampling, seed + 1000 * number), strict=True):
-            found.append(more)
-    media = read(model, [_media(answer[-1]) for found in drawn for answer in found])
-    meant = [Segment("text", word, "assistant") for word in words for _ in range(CANDIDATES)]
-    nats = caption_nll(model, [Sample([medium, word]) for medium, word in zip(media, meant, strict=True)])
-    best = nats.view(len(given), CANDIDATES).argmin(1).tolist()
-    return [found[i] for found, i in zip(drawn, best, strict=True)]
+    """Of the answers of `_respond` and others, drawn alike, those that the model finds likeliest and reads best."""
+    return best_of(
+        model,
+        [Sample([g]) for g in given],
+        Request(order=order, max_ids=256),
+        num=CANDIDATES,
+        temperature=sampling[order[-1]].temperature,
+        sampling=sampling,
+        seed=seed,
+        told=told,
+        readers={"image": partial(as_seen, model), "speech": partial(as_heard, model)},
+    )
 
 
 def as_heard(model: UnifiedModel, sounds: Sequence[Tensor | np.ndarray]) -> list[Segment]:
@@ -157,18 +146,19 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> tuple[l
     chosen = list(range(0, len(data.test_clips), 2))
     heard = as_heard(model, [data.test_clips[i].audio for i in chosen])
     answers = _respond(model, heard, ("text", "image"), DRAWN, seed)
-    words = [str(out[0].content) for out in answers]
-    best = best_read(model, heard, answers, DRAWN, words, as_seen, seed)
+    best = _best(model, heard, ("text", "image"), DRAWN, seed)
     drawn, better = (torch.stack([_media(out[1]) for out in given]) for given in (answers, best))
     digits = [data.test_clips[i].digit for i in chosen]
-    meant = [WORDS.index(word) if word in WORDS else None for word in words]
+    meant, meant_best = (
+        [WORDS.index(out[0].text) if out[0].text in WORDS else None for out in given] for given in (answers, best)
+    )
     how = "the judge of photos reads the sign drawn after the word; limit: held-out photos through the tokenizer"
     written = "the same drawings against the word written before them"
     rows = [
         _row("speech->photo", _same(classify(drawn), digits), 0.1, _share(rebuilt, wanted), how),
         _row("- the word it wrote, as drawn", _same(classify(drawn), meant), 0.1, None, written),
         _row(f"speech->photo, best of {CANDIDATES}", _same(classify(better), digits), 0.1, None, CHOSEN),
-        _row("- the word it wrote, as drawn best", _same(classify(better), meant), 0.1, None, written),
+        _row("- the word it wrote, as drawn best", _same(classify(better), meant_best), 0.1, None, written),
         _row(
             "judge of photos",
             _same(read, wanted),
@@ -196,7 +186,7 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
     digits = list(range(10)) * 10
     asked, words = [say(WORDS[d]) for d in digits], [WORDS[d] for d in digits]
     answers = _respond(model, asked, ("speech",), SPOKEN, seed)
-    best = best_read(model, asked, answers, SPOKEN, words, as_heard, seed)
+    best = _best(model, asked, ("speech",), SPOKEN, seed, words)
     spoken, better = ([_media(out[0]) for out in given] for given in (answers, best))
     known = [c for c in data.clips if c.take < TEST_TAKES]
     real = [c.audio for c in clips]
@@ -225,10 +215,9 @@ def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, An
         [i, *rng.choice([j for j in range(len(emoji)) if j != i], TWENTY - 1, replace=False)] for i in range(len(emoji))
     ]
     seen = as_seen(model, list(to_tensor(emoji)))
-    alone = caption_nll(model, [Sample([NOTHING, Segment("text", p.word, "assistant")]) for p in emoji])
+    alone = _nats(model, [Sample([NOTHING, Segment("text", p.word, "assistant")]) for p in emoji])
     pairs = [Sample([seen[i], Segment("text", emoji[j].word, "assistant")]) for i, o in enumerate(others) for j in o]
-    given = caption_nll(model, pairs).view(len(emoji), TWENTY)
-    gain = alone[torch.tensor(others)] - given
+    gain = alone[torch.tensor(others)] - _nats(model, pairs).view(len(emoji), TWENTY)
     captions = [str(out[0].content) for out in _respond(model, seen, ("text",), GREEDY)]
     drawn = torch.stack(
         [_media(out[0]) for out in _respond(model, [draw_emoji(p.word) for p in emoji], ("image",), GREEDY)]
@@ -271,25 +260,8 @@ def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, An
     ]
 
 
-@torch.inference_mode()
-def caption_nll(model: UnifiedModel, samples: Sequence[Sample], batch: int = 64) -> Tensor:
-    """Nats, float32 `[N]`, of what the assistant writes in each sample; text competes with text and controls only."""
-    size = model.vocabulary.open_size
-    rendered = [model.template.render(s, model.vocabulary, model.text) for s in samples]
-    found = []
-    for start in range(0, len(rendered), batch):
-        part = rendered[start : start + batch]
-        longest = max(len(ids) for ids, _ in part)
-        ids_BT = torch.full((len(part), longest), model.vocabulary.pad_id)
-        counts_BT = torch.zeros(len(part), longest, dtype=torch.bool)
-        for row, (ids, loss) in enumerate(part):
-            ids_BT[row, : len(ids)] = torch.from_numpy(ids)
-            counts_BT[row, : len(ids)] = torch.from_numpy(loss)
-        logits_BTV = model.model(input_ids=ids_BT, use_cache=False).logits[:, :-1, :size].float()
-        target_BT = ids_BT[:, 1:].clamp(max=size - 1)
-        nll_BT = F.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none")
-        found.append((nll_BT * counts_BT[:, 1:]).sum(1))
-    return torch.cat(found)
+def _nats(model: UnifiedModel, samples: Sequence[Sample]) -> Tensor:
+    return -torch.tensor(log_likelihoods(model, samples, mean=False))
 
 
 def _codes(model: UnifiedModel, pictures: Sequence[Picture]) -> np.ndarray:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
-from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from anyglot_lm.engine import Sampling
-from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes import field_eval
 from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.field import (
     IMAGE_SIZE,
@@ -31,7 +28,7 @@ from anyglot_recipes.field import (
     vary_picture,
     vary_speech,
 )
-from anyglot_recipes.field_eval import CANDIDATES, best_read, caption_nll, markdown, sheet
+from anyglot_recipes.field_eval import as_heard, as_seen, markdown, sheet
 from anyglot_recipes.field_graders import interval
 from anyglot_recipes.field_meaning import (
     at_speeds,
@@ -46,7 +43,7 @@ from anyglot_recipes.field_phones import PART, STEP, align, read_phones, write_p
 from anyglot_recipes.field_voices import Voices
 from anyglot_synth.backends import BackendError
 from anyglot_tokenizers.errors import ManifestError
-from anyglot_tokenizers.meaning import HeardVQ
+from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
 from anyglot_tokenizers.media import write_audio
 from anyglot_tokenizers.tokenizer import seeded
 
@@ -217,26 +214,17 @@ def test_phone_steps_are_of_what_hears(tmp_path: Path) -> None:
             field_trial(config)
 
 
-def test_the_best_read_of_the_drawn_answers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    nano = UnifiedModel.from_pretrained(resources.files("anyglot_recipes") / "weights" / "nano")  # type: ignore[arg-type]
-    words = ["a small red circle at the top left", "a large blue cross at the bottom right"]
-    given = [Segment("text", word, "user") for word in words]
-    sampling = {"image": Sampling(temperature=1.3)}
-    first = field_eval._respond(nano, given, ("image",), sampling)
-    drawn, respond = [first], field_eval._respond
-    monkeypatch.setattr(field_eval, "_respond", lambda *a: drawn.append(respond(*a)) or drawn[-1])
-
-    def read(model: UnifiedModel, pictures: Sequence[torch.Tensor]) -> list[Segment]:
-        pixels = (torch.stack(list(pictures)).permute(0, 2, 3, 1) * 255).byte().numpy()
-        return [Segment("image", codes, "user") for codes in encode_images(model.tokenizers["image"], pixels)]
-
-    best = best_read(nano, given, first, sampling, words, read, 0)
-    assert len(drawn) == CANDIDATES and len({str(d[0][0].codes) for d in drawn}) > CANDIDATES // 2
-    for i, word in enumerate(words):
-        media = read(nano, [d[i][0].media for d in drawn])  # type: ignore[misc]
-        nats = caption_nll(nano, [Sample([medium, Segment("text", word, "assistant")]) for medium in media])
-        assert best[i][0] is drawn[int(nats.argmin())][i][0]
-        assert float(nats.max() - nats.min()) > 1  # they differ
+def test_the_model_reads_what_it_makes_as_it_reads_what_is_given(data: FieldData) -> None:
+    tokenizers = {"heard": HeardVQ(dim=64, depth=2, channels=16), "seen": SeenVQ()}
+    model = cast(UnifiedModel, SimpleNamespace(tokenizers=tokenizers))
+    pictures, clips = data.pictures[:3], data.clips[:3]
+    wanted = encode_images(tokenizers["seen"], np.stack([p.pixels for p in pictures]))
+    for segment, codes in zip(as_seen(model, list(to_tensor(pictures))), wanted, strict=True):
+        assert (segment.modality, segment.role) == ("seen", "user") and np.array_equal(segment.content, codes)
+    wanted = encode_audio(tokenizers["heard"], [c.audio for c in clips])
+    made = [torch.from_numpy(c.audio)[None] for c in clips]  # `[1, samples]`, as tokenizers decode
+    for segment, codes in zip(as_heard(model, made), wanted, strict=True):
+        assert (segment.modality, segment.role) == ("heard", "user") and np.array_equal(segment.content, codes)
 
 
 def test_words_of_captions_are_those_that_recur() -> None:

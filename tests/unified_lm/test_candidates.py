@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_a_text_on_the_way_is_the_description(nano: UnifiedModel) -> None:
     assert "red" in text and "circle" in text and descriptions(nano, asked()) == list(SAID)
     (answer,) = best_of(nano, [shown], Request(order=("text", "music")), num=3, sampling=GREEDY)
     assert [output.modality for output in answer] == ["text", "music"] and answer[1].media is not None
+
+
+def test_media_are_read_as_the_reader_reads_them(nano: UnifiedModel) -> None:
+    given = []
+
+    def read(pictures: Sequence[torch.Tensor]) -> list[Segment]:
+        given.extend(pictures)  # the third answer to each prompt as it is, all else as nothing that could be meant
+        kept = [p if i % 4 == 2 else torch.zeros_like(p) for i, p in enumerate(pictures)]
+        return [Segment("image", nano.tokenizers["image"].encode(p[None]).codes[0].numpy(), "user") for p in kept]
+
+    wish = [Sample([Segment("text", f"draw {text}", "user")]) for text in SAID]
+    how: dict[str, Any] = {"num": 4, "temperature": 0.8, "sampling": GREEDY}
+    best = best_of(nano, wish, DRAW, told=SAID, readers={"image": read}, **how)
+    assert len(given) == 8 and given[0].shape == (3, 64, 64)
+    for i, (answer,) in enumerate(best):
+        assert answer.media is not None and torch.equal(answer.media, given[4 * i + 2])
+        assert not torch.equal(answer.media, given[4 * i]), "all answers are the same: there was nothing to choose"
 
 
 @pytest.mark.parametrize("order", [None, (), ("text",), ("image", "speech"), ("image", "text")])

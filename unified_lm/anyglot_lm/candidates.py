@@ -12,11 +12,12 @@ says what the answer must show, so it is no way to answer questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from anyglot_lm.engine import GenerationError, Sampling, row_seeds
 from anyglot_lm.grammar import TEXT, Request
@@ -26,6 +27,8 @@ from anyglot_lm.segments import Role, Sample, Segment
 from anyglot_lm.unified import UnifiedModel
 
 DESCRIPTION = Request(order=(TEXT,), max_ids=128)
+Reader = Callable[[Sequence[Tensor]], Sequence[Segment]]
+"""Decoded media, such as pictures `[3, H, W]`, as segments of the user."""
 
 
 def best_of(
@@ -39,6 +42,8 @@ def best_of(
     seed: int = 0,
     batch_size: int = 64,
     guidance: Mapping[str, float] | None = None,
+    told: Sequence[str] | None = None,
+    readers: Mapping[str, Reader] | None = None,
 ) -> list[list[Output]]:
     """Answers each sample `num` times and keeps the best; `num` times the work of `UnifiedModel.respond`, and a little.
 
@@ -50,6 +55,8 @@ def best_of(
         temperature: of all answers but the first.
         sampling: settings of the first answer, whose other settings are those of all, by modality.
         seed, batch_size, guidance: as for `respond`.
+        told: what each answer is to show or say, where that is not the prompt's text.
+        readers: how media of a modality are read, where the model does not read the codes that it writes.
 
     Raises:
         GenerationError: another prompt or request, or answers that the model cannot read.
@@ -65,19 +72,25 @@ def best_of(
         for modality in (TEXT, *model.vocabulary.modalities)
     }
     how: dict[str, Any] = {"batch_size": batch_size, "guidance": guidance, "decode": False}
-    answers = [[answer] for answer in model.respond(samples, request, sampling, seed, **how)]
+    first = model.respond(samples, request, sampling, seed, **how)
     seeds = row_seeds(seed, len(samples) * num)[len(samples) :]
     repeated = [sample for sample in samples for _ in range(num - 1)]
     more = model.respond(repeated, request, drawn, seeds, **how)
-    for i, of_sample in enumerate(answers):
-        of_sample += more[i * (num - 1) : (i + 1) * (num - 1)]
-    told = descriptions(model, samples) if len(order) == 1 else [None] * len(samples)
-    given, read = [], []
-    for sample, of_sample, text in zip(samples, answers, told, strict=True):
-        for answer in of_sample:
-            given.append(Sample([*sample.segments, *(_segment(output, "assistant") for output in answer)]))
-            about = Segment(TEXT, answer[0].text or "" if text is None else text, "assistant")
-            read.append(Sample([_segment(answer[-1], "user"), about]))
+    answers = [a for i, one in enumerate(first) for a in [one, *more[i * (num - 1) : (i + 1) * (num - 1)]]]
+    if len(order) > 1:
+        texts = [answer[0].text or "" for answer in answers]
+    else:
+        texts = [text for text in (descriptions(model, samples) if told is None else told) for _ in range(num)]
+    if reader := (readers or {}).get(order[-1]):
+        media = reader([output.media for (*_, output) in model.with_media(answers) if output.media is not None])
+    else:
+        media = [_segment(answer[-1], "user") for answer in answers]
+    prompts = [sample for sample in samples for _ in range(num)]
+    given = [
+        Sample([*prompt.segments, *(_segment(output, "assistant") for output in answer)])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    read = [Sample([one, Segment(TEXT, text, "assistant")]) for one, text in zip(media, texts, strict=True)]
     scores = [
         -np.inf if a is None or b is None else a + b
         for a, b in zip(
@@ -90,8 +103,8 @@ def best_of(
             "no answer can be read back: its codes are not written as the model reads them (another pattern or fewer "
             "codebooks than in a prompt), or answer and description are too long for the model"
         )
-    best = values_SN.argmax(1)
-    return model.with_media([of_sample[int(i)] for of_sample, i in zip(answers, best, strict=True)])
+    best = [answers[i * num + int(j)] for i, j in enumerate(values_SN.argmax(1))]
+    return best if reader else model.with_media(best)
 
 
 def descriptions(model: UnifiedModel, samples: Sequence[Sample]) -> list[str]:
