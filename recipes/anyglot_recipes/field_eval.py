@@ -2,8 +2,9 @@
 
 Words are compared exactly. What the model draws and says is read by the judges of `field_graders.py`; captions are
 ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings and speech are graded as they
-come, and where the model has drawn eight and taken the one that it reads best. Every row has its chance, a 95 %
-interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains; this file only measures.
+come, and where the model has drawn eight and taken the best by its own reading (`candidates.best_of`). Every row has
+its chance, a 95 % interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains; this file only
+measures.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 TEN, TWENTY = 10, 20
 CANDIDATES = 8
-CHOSEN = f"{CANDIDATES} answers drawn, and the one taken that the model itself reads best as the word"
+CHOSEN = f"of {CANDIDATES} answers the one that the model itself finds likeliest and reads best as the word"
 SHOWN = 4
 """Drawings a digit on the page."""
 
@@ -288,7 +289,8 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "",
     lines = [
         "# Field trial: human speech, photos and emoji",
         "",
-        "Made by `anyglot train field --data.root ../shared/data/real --table docs/field.md`, unedited.",
+        "Made by `anyglot train field --data.root ../shared/data/real --table docs/field.md`, unedited; what is in",
+        "that folder, whose it is and under which licence: [recipes](../recipes/README.md#recipes).",
         f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the picture) were never seen in",
         "training, neither by the tokenizers nor by the language model nor by the judges. The same hands may occur on",
         "both sides. Speech and pictures are read as codes of tokenizers that learnt the digit words and captions of",
@@ -297,9 +299,10 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "",
         f"voice of `{config.reply_speaker}`, the training speaker whom pocketsphinx understands best. In brackets:",
         "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
         "",
-        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
-        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
-        "training clips and photos.",
+        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, words included, reads them as it reads",
+        "anything, and takes the one where its likelihood of the answer, times that of the word after what was made,",
+        "is largest.",
+        "Judges have no part in that, but they learnt from the same training clips and photos.",
     ]
     if readers:
         lines += [
