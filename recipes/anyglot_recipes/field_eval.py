@@ -44,7 +44,7 @@ NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 TEN, TWENTY = 10, 20
 CANDIDATES = 8
-CHOSEN = f"of {CANDIDATES} answers the one that the model itself finds likeliest and reads best as the word"
+CHOSEN = f"{CANDIDATES} answers drawn, and the one taken that the model itself reads best as the word"
 SHOWN = 4
 """Drawings a digit on the page."""
 
@@ -97,7 +97,7 @@ def _best(
     seed: int,
     told: Sequence[str] | None = None,
 ) -> list[list[Output]]:
-    """Of the answers of `_respond` and others, drawn alike, those that the model finds likeliest and reads best."""
+    """Of the answers of `_respond` and others, drawn alike, those that the model reads best."""
     return best_of(
         model,
         [Sample([g]) for g in given],
@@ -106,6 +106,7 @@ def _best(
         temperature=sampling[order[-1]].temperature,
         sampling=sampling,
         seed=seed,
+        prior=0.0,
         told=told,
         readers={"image": partial(as_seen, model), "speech": partial(as_heard, model)},
     )
@@ -299,10 +300,9 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "",
         f"voice of `{config.reply_speaker}`, the training speaker whom pocketsphinx understands best. In brackets:",
         "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
         "",
-        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, words included, reads them as it reads",
-        "anything, and takes the one where its likelihood of the answer, times that of the word after what was made,",
-        "is largest.",
-        "Judges have no part in that, but they learnt from the same training clips and photos.",
+        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
+        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
+        "training clips and photos.",
     ]
     if readers:
         lines += [

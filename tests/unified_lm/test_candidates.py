@@ -103,6 +103,34 @@ def test_media_are_read_as_the_reader_reads_them(nano: UnifiedModel) -> None:
         assert not torch.equal(answer.media, given[4 * i]), "all answers are the same: there was nothing to choose"
 
 
+def test_without_a_prior_the_reading_chooses_and_texts_are_not_drawn(
+    nano: UnifiedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[Output]] = []
+    real = UnifiedModel.respond
+
+    def respond(self: UnifiedModel, samples: Any, request: Any, *args: Any, **how: Any) -> list[list[Output]]:
+        found = real(self, samples, request, *args, **how)
+        drawn.extend(found)
+        return found
+
+    picture = nano.respond(asked()[1:], DRAW, GREEDY)[0][0]
+    shown = Sample([Segment("image", picture.codes.numpy(), "user")])  # type: ignore[union-attr]
+    monkeypatch.setattr(UnifiedModel, "respond", respond)
+    (best,) = best_of(
+        nano, [shown], Request(order=("text", "music")), num=4, temperature=1.2, sampling=GREEDY, prior=0.0
+    )
+    assert len(drawn) == 4 and len({answer[0].text for answer in drawn}) == 1
+    read = [
+        Sample([Segment("music", a[1].codes.numpy(), "user"), Segment("text", a[0].text or "", "assistant")])  # type: ignore[union-attr]
+        for a in drawn
+    ]
+    values = log_likelihoods(nano, read, mean=False)
+    assert len(set(values)) > 1 and None not in values
+    wanted = drawn[int(np.argmax(values))]  # type: ignore[arg-type]
+    assert torch.equal(best[1].codes, wanted[1].codes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("order", [None, (), ("text",), ("image", "speech"), ("image", "text")])
 def test_other_requests_are_refused(nano: UnifiedModel, order: tuple[str, ...] | None) -> None:
     with pytest.raises(GenerationError, match="answers of a medium, or of text and a medium"):

@@ -7,7 +7,8 @@ A model that reads what it writes can check it. Of some answers `best_of` takes 
 where the description is the prompt's text; of a medium, what the model writes about it; or the text that the answer
 begins with. The noisy channel of speech recognition and of dialogue (Li et al. 2016, arXiv 1510.03055); DALL-E
 (arXiv 2102.12092) and Tortoise rank pictures and speech likewise, with a second model. It helps where a description
-says what the answer must show, so it is no way to answer questions.
+says what the answer must show, so it is no way to answer questions. Where many codes are details that nobody asked for,
+as in photos and human speech, the first term takes what is plain, and `prior=0` leaves it out.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def best_of(
     seed: int = 0,
     batch_size: int = 64,
     guidance: Mapping[str, float] | None = None,
+    prior: float = 1.0,
     told: Sequence[str] | None = None,
     readers: Mapping[str, Reader] | None = None,
 ) -> list[list[Output]]:
@@ -55,6 +57,8 @@ def best_of(
         temperature: of all answers but the first.
         sampling: settings of the first answer, whose other settings are those of all, by modality.
         seed, batch_size, guidance: as for `respond`.
+        prior: factor of the answer's own log-probability. At 0 the reading alone chooses, and a text on the way, of
+            which it knows nothing, is not drawn but written as the first answer's is.
         told: what each answer is to show or say, where that is not the prompt's text.
         readers: how media of a modality are read, where the model does not read the codes that it writes.
 
@@ -69,8 +73,10 @@ def best_of(
     settings = dict(sampling or {})
     drawn = {
         modality: replace(settings.get(modality, Sampling()), temperature=temperature)
-        for modality in (TEXT, *model.vocabulary.modalities)
+        for modality in (*((TEXT,) if prior else ()), *model.vocabulary.modalities)
     }
+    if TEXT in settings:
+        drawn.setdefault(TEXT, settings[TEXT])
     how: dict[str, Any] = {"batch_size": batch_size, "guidance": guidance, "decode": False}
     first = model.respond(samples, request, sampling, seed, **how)
     seeds = row_seeds(seed, len(samples) * num)[len(samples) :]
@@ -92,7 +98,7 @@ def best_of(
     ]
     read = [Sample([one, Segment(TEXT, text, "assistant")]) for one, text in zip(media, texts, strict=True)]
     scores = [
-        -np.inf if a is None or b is None else a + b
+        -np.inf if a is None or b is None else prior * a + b
         for a, b in zip(
             log_likelihoods(model, given, mean=False), log_likelihoods(model, read, mean=False), strict=True
         )
