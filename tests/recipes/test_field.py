@@ -215,7 +215,7 @@ def test_phone_steps_are_of_what_hears(tmp_path: Path) -> None:
 
 
 def test_the_model_reads_what_it_makes_as_it_reads_what_is_given(data: FieldData) -> None:
-    tokenizers = {"heard": HeardVQ(dim=64, depth=2, channels=16), "seen": SeenVQ()}
+    tokenizers = {"heard": HeardVQ(dim=64, depth=2, channels=16).eval(), "seen": SeenVQ().eval()}
     model = cast(UnifiedModel, SimpleNamespace(tokenizers=tokenizers))
     pictures, clips = data.pictures[:3], data.clips[:3]
     wanted = encode_images(tokenizers["seen"], np.stack([p.pixels for p in pictures]))
