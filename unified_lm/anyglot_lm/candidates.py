@@ -57,9 +57,9 @@ def best_of(
         temperature: of all answers but the first.
         sampling: settings of the first answer, whose other settings are those of all, by modality.
         seed, batch_size, guidance: as for `respond`.
-        prior: factor of the answer's own log-probability. At 0 the reading alone chooses, and a text on the way, of
-            which it knows nothing, is not drawn but written as the first answer's is.
-        told: what each answer is to show or say, where that is not the prompt's text.
+        prior: factor of the answer's own log-probability. At 0 the reading alone chooses; a text on the way then keeps
+            its settings of `sampling`, which should be greedy, since how likely it is does not count.
+        told: what each answer is to show or say, where that is not the prompt's text; unused after a text on the way.
         readers: how media of a modality are read, where the model does not read the codes that it writes.
 
     Raises:
