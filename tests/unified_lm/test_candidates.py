@@ -49,13 +49,8 @@ def value(model: UnifiedModel, sample: Sample, answer: list[Output], text: str) 
     return float(np.sum(found))  # type: ignore[arg-type]
 
 
-def test_the_best_of_one_is_the_answer(nano: UnifiedModel) -> None:
-    plain = nano.respond(asked(), DRAW, GREEDY)
-    for one, answer in zip(best_of(nano, asked(), DRAW, num=1, sampling=GREEDY), plain, strict=True):
-        assert torch.equal(one[0].media, answer[0].media)  # type: ignore[arg-type]
-
-
-def test_none_of_the_drawn_is_better(nano: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[Output]]:
+    """Every answer that models give from now on."""
     drawn: list[list[Output]] = []
     real = UnifiedModel.respond
 
@@ -65,6 +60,17 @@ def test_none_of_the_drawn_is_better(nano: UnifiedModel, monkeypatch: pytest.Mon
         return found
 
     monkeypatch.setattr(UnifiedModel, "respond", respond)
+    return drawn
+
+
+def test_the_best_of_one_is_the_answer(nano: UnifiedModel) -> None:
+    plain = nano.respond(asked(), DRAW, GREEDY)
+    for one, answer in zip(best_of(nano, asked(), DRAW, num=1, sampling=GREEDY), plain, strict=True):
+        assert torch.equal(one[0].media, answer[0].media)  # type: ignore[arg-type]
+
+
+def test_none_of_the_drawn_is_better(nano: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = watched(monkeypatch)
     best = best_of(nano, asked(), DRAW, num=5, temperature=1.2, sampling=GREEDY, seed=3)
     assert len(drawn) == 2 + 2 * 4
     by_sample = [[drawn[i], *drawn[2 + 4 * i : 6 + 4 * i]] for i in range(2)]
@@ -106,17 +112,9 @@ def test_media_are_read_as_the_reader_reads_them(nano: UnifiedModel) -> None:
 def test_without_a_prior_the_reading_chooses_and_texts_are_not_drawn(
     nano: UnifiedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[list[Output]] = []
-    real = UnifiedModel.respond
-
-    def respond(self: UnifiedModel, samples: Any, request: Any, *args: Any, **how: Any) -> list[list[Output]]:
-        found = real(self, samples, request, *args, **how)
-        drawn.extend(found)
-        return found
-
     picture = nano.respond(asked()[1:], DRAW, GREEDY)[0][0]
     shown = Sample([Segment("image", picture.codes.numpy(), "user")])  # type: ignore[union-attr]
-    monkeypatch.setattr(UnifiedModel, "respond", respond)
+    drawn = watched(monkeypatch)
     (best,) = best_of(
         nano, [shown], Request(order=("text", "music")), num=4, temperature=1.2, sampling=GREEDY, prior=0.0
     )

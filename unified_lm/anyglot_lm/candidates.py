@@ -91,17 +91,18 @@ def best_of(
         media = reader([output.media for (*_, output) in model.with_media(answers) if output.media is not None])
     else:
         media = [_segment(answer[-1], "user") for answer in answers]
-    prompts = [sample for sample in samples for _ in range(num)]
-    given = [
-        Sample([*prompt.segments, *(_segment(output, "assistant") for output in answer)])
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    own: list[float | None] = [0.0] * len(answers)
+    if prior:
+        prompts = [sample for sample in samples for _ in range(num)]
+        given = [
+            Sample([*prompt.segments, *(_segment(output, "assistant") for output in answer)])
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        own = log_likelihoods(model, given, mean=False)
     read = [Sample([one, Segment(TEXT, text, "assistant")]) for one, text in zip(media, texts, strict=True)]
     scores = [
         -np.inf if a is None or b is None else prior * a + b
-        for a, b in zip(
-            log_likelihoods(model, given, mean=False), log_likelihoods(model, read, mean=False), strict=True
-        )
+        for a, b in zip(own, log_likelihoods(model, read, mean=False), strict=True)
     ]
     values_SN = np.array(scores).reshape(len(samples), num)
     if not np.isfinite(values_SN.max(1, initial=-np.inf)).all():
