@@ -1,10 +1,12 @@
-"""The `field` recipe: human speech, photos and emoji, held out by speaker and by picture.
+"""The `field` recipe: human speech, photos, emoji and chorales, held out by speaker, by picture and by piece.
 
-Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, and emoji with captions;
-trains tokenizers and a language model on them, and answers: speech -> word, photo -> word, speech -> word and photo,
-word -> speech, caption -> emoji, emoji -> caption. What the model reads is written in codes of what is said and shown
-(`heard`, `seen`: `field_meaning.py`), what it makes in codes that can be decoded (`speech`, `image`). One speaker and a
-tenth of the pictures are never seen in training (`field_eval.py` grades on them). Nanoworld has no part in it.
+Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, emoji with captions, and
+chorales (MIDI) whose key stands for a digit; trains tokenizers and a language model on them, and answers: speech ->
+word, photo -> word, chorale -> word, speech -> word and photo, speech -> word and chorale, word -> speech, word ->
+chorale, caption -> emoji, emoji -> caption. Speech and pictures are read in codes of what is said and shown (`heard`,
+`seen`: `field_meaning.py`), and made in codes that can be decoded (`speech`, `image`); of music both are one. One
+speaker and a tenth of the pictures and chorales are never met in training (`field_eval.py` grades on them). Of
+nanoworld there are the timbres.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from anyglot_recipes.field_meaning import (
     train_heard,
     train_seen,
 )
+from anyglot_recipes.field_music import Chorale, play, read_chorales
 from anyglot_recipes.field_phones import read_phones, write_phones
 from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
@@ -66,10 +69,14 @@ SHARES = {
     "photo->text": 0.09,
     "emoji->text": 0.14,
     "text->emoji": 0.09,
+    "music->text": 0.12,
+    "text->music": 0.12,
+    "speech->text+music": 0.10,
 }
-"""Share of the training ids by task."""
+"""Weight in the training ids by task."""
 REPLY_VARIANTS = 4
 SEEN_VARIANTS = 16
+PLAYED_VARIANTS = 2
 
 
 @dataclass
@@ -77,10 +84,10 @@ class FieldDataConfig:
     """What is read and what is held out.
 
     Args:
-        root: folder with spoken_digits, sign_digits, emoji and (unlabelled) librispeech_clips.
+        root: folder with spoken_digits, sign_digits, emoji, chorales_midi and (unlabelled) librispeech_clips.
         held_out_speaker: never heard in training.
         reply_speaker: the voice that the model answers in.
-        held_out_share: share of photos and of emoji never seen in training, chosen by a hash of the picture.
+        held_out_share: share of photos, of emoji and of chorales never met in training, chosen by a hash of each.
         speech_variants: augmented versions of every training clip (speed, pitch, noise, tilt).
         image_variants: augmented versions of every training picture (shift, brightness; photos also mirrored).
     """
@@ -125,6 +132,7 @@ class FieldConfig:
         seen: tokenizer of pictures that are read.
         image: image tokenizer, for pictures that are made.
         speech: speech codec, for speech that is made.
+        music: music codec.
         lm: language model.
         table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`.
     """
@@ -136,6 +144,7 @@ class FieldConfig:
     seen: ReaderConfig = field(default_factory=ReaderConfig)
     image: TokenizerConfig = field(default_factory=TokenizerConfig)
     speech: TokenizerConfig = field(default_factory=TokenizerConfig)
+    music: TokenizerConfig = field(default_factory=TokenizerConfig)
     lm: LMConfig = field(default_factory=LMConfig)
     table: str = ""
 
@@ -169,6 +178,8 @@ class FieldData:
     pictures: list[Picture]
     test_pictures: list[Picture]
     unlabelled: list[np.ndarray]
+    chorales: list[Chorale]
+    test_chorales: list[Chorale]
 
 
 def read_field_data(config: FieldDataConfig) -> FieldData:
@@ -214,12 +225,20 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         raise ManifestError(
             f"{root / 'sign_digits'}: no training photo of {', '.join(lacking)}; lower data.held_out_share"
         )
+    pieces = [
+        (_held_out(content, config.held_out_share), keys) for content, keys in read_chorales(root / "chorales_midi")
+    ]
+    chorales, test_chorales = ([c for is_held, keys in pieces if is_held == h for c in keys] for h in (False, True))
+    if not chorales or not test_chorales:
+        raise ManifestError(f"{root / 'chorales_midi'}: {len(pieces)} chorales are too few; change data.held_out_share")
     return FieldData(
         clips=[c for c in clips if c.speaker != config.held_out_speaker],
         test_clips=[c for c in clips if c.speaker == config.held_out_speaker],
         pictures=train,
         test_pictures=test,
         unlabelled=unlabelled,
+        chorales=chorales,
+        test_chorales=test_chorales,
     )
 
 
@@ -286,6 +305,11 @@ def say(word: str) -> Segment:
     return Segment("text", f"say {word}", "user")
 
 
+def play_key(word: str) -> Segment:
+    """The prompt for a chorale in the key of a digit."""
+    return Segment("text", f"play {word}", "user")
+
+
 def draw_emoji(caption: str) -> Segment:
     """The prompt for an emoji."""
     return Segment("text", f"emoji: {caption}", "user")
@@ -307,14 +331,24 @@ def training_samples(
                 drawn[picture.word].append(codes)
             else:
                 emoji.append((picture.word, codes))
+    played: dict[str, list[np.ndarray]] = {word: [] for word in WORDS}
+    for variant in range(PLAYED_VARIANTS):
+        for digit, word in enumerate(WORDS):
+            sounds = [play(c, rng if variant else None) for c in data.chorales if c.digit == digit]
+            played[word] += encode_audio(tokenizers["music"], sounds, 64)
+    for word, pieces in played.items():
+        for codes in pieces:
+            yield "music->text", _pair(Segment("music", codes, "user"), Segment("text", word, "assistant"))
+            yield "text->music", _pair(play_key(word), Segment("music", codes, "assistant"))
     turn = dict.fromkeys(WORDS, 0)
     for digit, codes in heard_variants(heard, data.clips, voices, config.speech_variants, rng):
         word, given = WORDS[digit], Segment("heard", codes, "user")
         yield "speech->text", _pair(given, Segment("text", word, "assistant"))
-        photo = drawn[word][turn[word] % len(drawn[word])]
+        photo, piece = (made[word][turn[word] % len(made[word])] for made in (drawn, played))
         turn[word] += 1
         said = Segment("text", word, "assistant")
         yield "speech->text+image", Sample([given, said, Segment("image", photo, "assistant")])
+        yield "speech->text+music", Sample([given, said, Segment("music", piece, "assistant")])
     reply = [c for c in data.clips if c.speaker == config.reply_speaker]
     for variant in range(REPLY_VARIANTS):
         audio = [c.audio if variant == 0 else reply_variant(c.audio, rng) for c in reply]
@@ -360,6 +394,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     run.say(
         f"{len(data.clips)} training clips, {len(data.test_clips)} of {config.data.held_out_speaker}; "
         f"{len(data.pictures)} training pictures, {len(data.test_pictures)} held out; "
+        f"{len(data.chorales)} training chorales, {len(data.test_chorales)} held out; "
         f"{len(data.unlabelled)} unlabelled clips"
     )
 
@@ -372,6 +407,10 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         rng = np.random.default_rng([seed, 4])
         rounds = max(config.speech.num // len(data.clips), 1)
         return [vary_speech(c.audio, rng) for _ in range(rounds) for c in data.clips] + data.unlabelled
+
+    def music() -> list[np.ndarray]:
+        rng = np.random.default_rng([seed, 6])
+        return [play(data.chorales[i], rng) for i in rng.integers(len(data.chorales), size=config.music.num)]
 
     voices = read_voices(run.once("voices", lambda folder: write_voices(folder, run.say)))
 
@@ -401,11 +440,12 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         "seen": load(run.once("tokenizers/seen", seen)),
         "image": train_tokenizer(run, "image", config.image, pictures, seed),
         "speech": train_tokenizer(run, "speech", config.speech, sounds, seed),
+        "music": train_tokenizer(run, "music", config.music, music, seed),
     }
 
     def train_text(folder: Path) -> None:
         lines = [p.word for p in data.pictures] + [f"emoji: {p.word}" for p in data.pictures if p.kind == "emoji"]
-        lines += [f"say {word}" for word in WORDS] * 50
+        lines += [f"{verb} {word}" for word in WORDS for verb in ("say", "play")] * 50
         TextTokenizer.train(lines, folder / "text.model", vocab_size=config.lm.text_vocab_size)
 
     text = TextTokenizer.load(run.once("text", train_text) / "text.model")

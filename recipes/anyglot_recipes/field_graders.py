@@ -1,7 +1,8 @@
-"""The judges of the field trial: of photos of signs, of spoken digits, and intervals for what they find.
+"""The judges of the field trial: of photos of signs, spoken digits, keys of music, and intervals for what they find.
 
-`train_photo_classifier` and `train_digit_listener` learn from training pictures and human training clips alone and
-share no weights with the model; `sphinx_digits` knows nothing of this project.
+`train_photo_classifier`, `train_digit_listener` and `train_key_listener` learn from training pictures, human training
+clips and training chorales alone and share no weights with the model; `sphinx_digits` knows nothing of this project,
+`lowest_tone` nothing at all.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from anyglot_recipes.field import SAMPLE_RATE, WORDS, Clip, Picture, vary_speech
 from anyglot_recipes.field_meaning import to_tensor, vary_images
+from anyglot_recipes.field_music import Chorale, play
 from anyglot_tokenizers.audio import mel_filters
 
 TEST_TAKES = 5
 """Takes 0 to 4 of each digit are the official test clips of the Free Spoken Digit Dataset."""
 SECONDS = 1.0
 MELS = 48
+LOWEST, TONES = 28, 64
+"""MIDI pitch of the lowest semitone that is heard, and how many are."""
 
 
 def train_photo_classifier(photos: Sequence[Picture], seed: int, steps: int = 1000) -> Callable[[Tensor], list[int]]:
@@ -77,6 +81,52 @@ def train_digit_listener(clips: Sequence[Clip], seed: int, steps: int = 600) -> 
         network.append(nn.Linear(96 * 18, 10))
         classify = _fit(network, batch, steps)
     return lambda sounds: classify(torch.stack([_spectrum(np.asarray(s).reshape(-1)) for s in sounds])[:, None])
+
+
+def train_key_listener(
+    chorales: Sequence[Chorale], seed: int, steps: int = 1500
+) -> Callable[[Sequence[Any]], list[int]]:
+    """A classifier of the key that music is in, trained on chorales.
+
+    Returns:
+        A function from mono sounds at 16 kHz to the digits of their keys.
+    """
+    rng = np.random.default_rng([seed, 13])
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        torch.manual_seed(seed + 3)
+        x_NF = torch.stack([_tones(play(c, rng)).flatten() for c in chorales])
+        digit_N = torch.tensor([c.digit for c in chorales])
+
+        def batch() -> tuple[Tensor, Tensor]:
+            chosen = rng.integers(len(chorales), size=64)
+            return x_NF[chosen] + 0.3 * torch.randn(len(chosen), x_NF.shape[1]), digit_N[chosen]
+
+        width = x_NF.shape[1]
+        network = nn.Sequential(nn.Linear(width, 192), nn.GELU(), nn.Dropout(0.3), nn.Linear(192, len(WORDS)))
+        classify = _fit(network, batch, steps)
+    return lambda sounds: classify(torch.stack([_tones(np.asarray(s).reshape(-1)).flatten() for s in sounds]))
+
+
+def lowest_tone(sound: Any) -> int | None:
+    """The digit of the key whose tone is the lowest of the last half of a second of a mono sound at 16 kHz, or None."""
+    power_T = _tones(np.asarray(sound).reshape(-1))[-1].exp()
+    pitch = LOWEST + int((power_T > 0.1 * power_T.max()).nonzero()[0])
+    return pitch % 12 if pitch % 12 < len(WORDS) else None
+
+
+def _tones(audio: np.ndarray) -> Tensor:
+    """Log-power of `TONES` semitones `[2, TONES]`, about their mean: of a whole sound, and of its last half second."""
+    x_S = torch.from_numpy(np.asarray(audio, np.float32))
+    size = SAMPLE_RATE // 2
+    x_S = F.pad(x_S, (max(size - len(x_S), 0), 0))
+    power_tF = torch.fft.rfft(x_S.flip(0).unfold(0, size, size // 4) * torch.hann_window(size), 2 * size).abs().square()
+    semitone_F = 69 + 12 * (torch.arange(1, power_tF.shape[1]) * SAMPLE_RATE / (2 * size) / 440).log2()
+    near_F = semitone_F.round().long() - LOWEST
+    heard_F = (near_F >= 0) & (near_F < TONES) & ((semitone_F - semitone_F.round()).abs() < 0.3)
+    power_tT = torch.zeros(len(power_tF), TONES).index_add(1, near_F[heard_F], power_tF[:, 1:][:, heard_F])
+    power_2T = torch.stack([power_tT.mean(0), power_tT[0]])
+    log_2T = (power_2T + 1e-4 * power_2T.amax(1, keepdim=True) + 1e-9).log()
+    return log_2T - log_2T.mean(1, keepdim=True)
 
 
 def _fit(network: nn.Module, batch: Callable[[], tuple[Tensor, Tensor]], steps: int) -> Callable[[Tensor], list[int]]:

@@ -322,11 +322,15 @@ def _track_events(track: bytes) -> Iterator[tuple[int, int, bytes]]:
             raise IndexError("a message without a valid status byte")
 
 
-def read_midi(path: str | os.PathLike[str]) -> list[Note]:
+def read_midi(path: str | os.PathLike[str], otherwise: str | None = None) -> list[Note]:
     """Read the notes of a standard MIDI file (format 0 or 1), ordered by start.
 
     Program changes choose the instrument (General MIDI flutes and pipes, reeds, strings and ensembles,
     chromatic bells); tempo changes are followed; other events are ignored.
+
+    Args:
+        path: the file.
+        otherwise: the instrument of all notes whose program is none of these.
 
     Raises:
         MediaError: not a MIDI file, a damaged one, or notes of other instruments.
@@ -353,11 +357,11 @@ def read_midi(path: str | os.PathLike[str]) -> list[Note]:
             at += 8 + length
     except IndexError as error:
         raise MediaError(path, f"damaged MIDI file ({error})", hint) from error
-    return _collect_notes(path, sorted(events, key=lambda event: event[:2]), division)
+    return _collect_notes(path, sorted(events, key=lambda event: event[:2]), division, otherwise)
 
 
 def _collect_notes(
-    path: str | os.PathLike[str], events: list[tuple[int, int, int, bytes]], division: int
+    path: str | os.PathLike[str], events: list[tuple[int, int, int, bytes]], division: int, otherwise: str | None
 ) -> list[Note]:
     """Pair note-ons with note-offs; ``events`` are (tick, is note-on, status, data), in order."""
     names = {program: name for name, (_, programs) in _PROGRAMS.items() for program in programs}
@@ -375,10 +379,11 @@ def _collect_notes(
             programs[channel] = message[0]
         elif is_on:
             program = programs.get(channel, 0)
-            if program not in names:
+            name = names.get(program, otherwise)
+            if name is None:
                 known = ", ".join(f"{name} {program}" for name, (program, _) in _PROGRAMS.items())
                 raise MediaError(path, f"a note of MIDI program {program}", f"use the programs (from 0) {known}")
-            sounding[channel, message[0]] = seconds, names[program]
+            sounding[channel, message[0]] = seconds, name
         elif kind in (0x80, 0x90) and (channel, message[0]) in sounding:
             start, name = sounding.pop((channel, message[0]))
             found.append(Note(round(start, 6), round(seconds - start, 6), message[0], name))
