@@ -1,4 +1,4 @@
-"""Grades the `field` model on a speaker and on pictures never seen in training, and writes the page.
+"""Grades the `field` model on a speaker, pictures and chorales never met in training, and writes the page.
 
 Words are compared exactly. What the model draws and says is read by the judges of `field_graders.py`; captions are
 ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings and speech are graded as they
@@ -27,19 +27,23 @@ from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import encode_audio, encode_images
-from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, Picture, draw_emoji, say
+from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say
 from anyglot_recipes.field_graders import (
     TEST_TAKES,
     interval,
+    lowest_tone,
     sphinx_digits,
     train_digit_listener,
+    train_key_listener,
     train_photo_classifier,
 )
 from anyglot_recipes.field_meaning import to_tensor
+from anyglot_recipes.field_music import play
 
-GREEDY = dict.fromkeys(("text", "image", "speech"), Sampling(temperature=0.0))
+GREEDY = dict.fromkeys(("text", "image", "speech", "music"), Sampling(temperature=0.0))
 DRAWN = {**GREEDY, "image": Sampling(temperature=0.6)}
 SPOKEN = {**GREEDY, "speech": Sampling(temperature=0.5)}
+PLAYED = {**GREEDY, "music": Sampling(temperature=0.5)}
 NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 TEN, TWENTY = 10, 20
@@ -57,7 +61,8 @@ def evaluate_field(
     heard, hear_fails = _hear(model, data)
     photos = _photo_to_word(model, data)
     drawing, drawn = _speech_to_photo(model, data, seed)
-    rows = [heard, photos, *drawing, *_word_to_speech(model, data, config, seed), *_emoji(model, data, seed)]
+    rows = [heard, photos, *drawing, *_word_to_speech(model, data, config, seed)]
+    rows += [*_music(model, data, seed), *_emoji(model, data, seed)]
     for row in rows:
         say(f"{row['task']:32s} n {row['n']:4d}  score {row['score']:.3f}  {row['interval']}  limit {row['limit']}")
     return {"rows": rows, "misheard": hear_fails, "seconds": round(time.perf_counter() - started, 1)}, drawn
@@ -151,9 +156,7 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> tuple[l
     best = _best(model, heard, ("text", "image"), DRAWN, seed)
     drawn, better = (torch.stack([_media(out[1]) for out in given]) for given in (answers, best))
     digits = [data.test_clips[i].digit for i in chosen]
-    meant, meant_best = (
-        [WORDS.index(out[0].text) if out[0].text in WORDS else None for out in given] for given in (answers, best)
-    )
+    meant, meant_best = ([_digit(out[0]) for out in given] for given in (answers, best))
     how = "the judge of photos reads the sign drawn after the word; limit: held-out photos through the tokenizer"
     written = "the same drawings against the word written before them"
     rows = [
@@ -208,6 +211,51 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
         right = _same(found, [c.digit for c in group])
         rows.append(_row(f"judge of digits, {name}", right, 0.1, None, "real clips"))
     return rows
+
+
+def _music(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, Any]]:
+    listen = train_key_listener(data.chorales, seed)
+    real, wanted = [play(c) for c in data.test_chorales], [c.digit for c in data.test_chorales]
+    codes = encode_audio(model.tokenizers["music"], real, 64)
+    read = _respond(model, [Segment("music", k, "user") for k in codes], ("text",), GREEDY)
+    used = model.vocabulary.block("music").num_quantizers
+    rebuilt = model.decode_media("music", [k[:used] for k in codes])
+    digits = list(range(10)) * 10
+    asked = [play_key(WORDS[d]) for d in digits]
+    played = [_media(out[0]) for out in _respond(model, asked, ("music",), PLAYED, seed)]
+    better = [_media(out[0]) for out in _best(model, asked, ("music",), PLAYED, seed, [WORDS[d] for d in digits])]
+    clips = data.test_clips[::5]
+    heard = as_heard(model, [c.audio for c in clips])
+    answers = _respond(model, heard, ("text", "music"), PLAYED, seed)
+    said, meant = [c.digit for c in clips], [_digit(out[0]) for out in answers]
+    answered = [_media(out[1]) for out in answers]
+    rows = [
+        _row(
+            "chorale->word",
+            [float(out[0].text == WORDS[d]) for out, d in zip(read, wanted, strict=True)],
+            0.1,
+            None,
+            "exact word, held-out chorales in ten keys each",
+        )
+    ]
+    judges: dict[str, Callable[[Sequence[Any]], Sequence[int | None]]] = {
+        "lowest tone": lambda sounds: [lowest_tone(sound) for sound in sounds],
+        "judge of keys": listen,
+    }
+    for name, judge in judges.items():
+        limit = _share(judge(rebuilt), wanted)
+        how = f"{name}; limit: held-out chorales through the codec (uncoded: {_share(judge(real), wanted):.2f})"
+        rows += [
+            _row(f"word->chorale, {name}", _same(judge(played), digits), 0.1, limit, how),
+            _row(f"- best of {CANDIDATES}", _same(judge(better), digits), 0.1, limit, CHOSEN),
+            _row(f"speech->chorale, {name}", _same(judge(answered), said), 0.1, limit, how),
+            _row("- the word it wrote, as played", _same(judge(answered), meant), 0.1, limit, "the same chorales"),
+        ]
+    return rows
+
+
+def _digit(output: Output) -> int | None:
+    return WORDS.index(output.text) if output.text in WORDS else None
 
 
 def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, Any]]:

@@ -66,9 +66,10 @@ def in_ten_keys(name: str, notes: Sequence[Note]) -> list[Chorale]:
 
 
 def play(chorale: Chorale, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Mono float32 at 16 kHz, `SECONDS` long. `rng` chooses the instrument, loudness of notes, and up to 0.1 s of delay.
+    """Mono float32 at 16 kHz, `SECONDS` long.
 
-    Without it the instrument depends on name and key alone.
+    `rng` chooses the instrument, how loud each note is, and up to 0.1 s of delay; without it the instrument depends on
+    name and key alone.
     """
     instrument = INSTRUMENTS[sum(chorale.name.encode(), chorale.digit) % len(INSTRUMENTS)]
     delay = 0
