@@ -134,7 +134,8 @@ class FieldConfig:
         speech: speech codec, for speech that is made.
         music: music codec.
         lm: language model.
-        table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`.
+        table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`; a picture of drawings
+            and a folder, with a page of answers that play, are written beside each.
     """
 
     run_dir: str = "runs/field"
@@ -369,13 +370,15 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     """Train and evaluate on the field data.
 
     Returns:
-        `{"rows": [...], "seconds": ...}`; the table is in `run_dir/table.md` (and `config.table`).
+        `{"rows": [...], "seconds": ...}`; the table is in `run_dir/table.md` (and `config.table`), answers with players
+        in `run_dir/table/index.html`.
 
     Raises:
         ManifestError: settings or data that cannot be.
         BackendError: pocketsphinx is not installed.
     """
-    from anyglot_recipes.field_eval import evaluate_field, markdown, sheet
+    from anyglot_recipes.field_eval import evaluate_field
+    from anyglot_recipes.field_page import markdown, players, sheet
 
     seed = config.seed
     check_lm(config.lm)
@@ -460,10 +463,11 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, SHARES)
     model = UnifiedModel.from_pretrained(folder)
     with torch.inference_mode():
-        report, drawn = evaluate_field(model, data, config.data, seed=seed, say=run.say)
+        report, shown = evaluate_field(model, data, config.data, seed=seed, say=run.say)
     for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):
         picture = path.with_name(f"{path.stem}_signs.png")
-        write_image(picture, sheet(drawn))
+        write_image(picture, sheet(shown))
+        players(path.with_suffix("") / "index.html", model, shown)
         with atomic_write(path) as temporary:
             temporary.write_text(
                 markdown(report, config.data, picture.name, 0 if phones is None else len(phones.clips))

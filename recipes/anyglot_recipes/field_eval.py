@@ -1,10 +1,10 @@
-"""Grades the `field` model on a speaker, pictures and chorales never met in training, and writes the page.
+"""Grades the `field` model on a speaker, pictures and chorales never met in training.
 
 Words are compared exactly. What the model draws and says is read by the judges of `field_graders.py`; captions are
 ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings and speech are graded as they
 come, and where the model has drawn eight and taken the best by its own reading (`candidates.best_of`). Every row has
-its chance, a 95 % interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains; this file only
-measures.
+its chance, a 95 % interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains, `field_page.py`
+shows; this file only measures.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import encode_audio, encode_images
-from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say
+from anyglot_recipes.field import WORDS, Clip, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say
 from anyglot_recipes.field_graders import (
     TEST_TAKES,
     interval,
@@ -46,26 +47,47 @@ SPOKEN = {**GREEDY, "speech": Sampling(temperature=0.5)}
 PLAYED = {**GREEDY, "music": Sampling(temperature=0.5)}
 NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
+Judge = Callable[[Sequence[Any]], Sequence[int | None]]
 TEN, TWENTY = 10, 20
 CANDIDATES = 8
 CHOSEN = f"{CANDIDATES} answers drawn, and the one taken that the model itself reads best as the word"
-SHOWN = 4
-"""Drawings a digit on the page."""
+DRAWING, SPEAKING = "speech->word + photo", "word->speech"
+PLAYING, ANSWERING = "word->chorale", "speech->word + chorale"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer, and the digit that each judge reads in it (or None).
+
+    Args:
+        task: what was asked for.
+        given: what was given, in words.
+        digit: the digit that was meant.
+        outputs: the answer.
+        read: by judge.
+    """
+
+    task: str
+    given: str
+    digit: int
+    outputs: Sequence[Output]
+    read: dict[str, int | None]
 
 
 def evaluate_field(
     model: UnifiedModel, data: FieldData, config: FieldDataConfig, *, seed: int, say: Callable[[str], None]
-) -> tuple[dict[str, Any], Tensor]:
-    """The report of the field trial, one row per measure, and drawings `[10 * SHOWN, 3, 64, 64]` for the page."""
+) -> tuple[dict[str, Any], list[Shown]]:
+    """The report of the field trial, one row per measure, and the answers that were the best of several."""
     started = time.perf_counter()
     heard, hear_fails = _hear(model, data)
     photos = _photo_to_word(model, data)
-    drawing, drawn = _speech_to_photo(model, data, seed)
-    rows = [heard, photos, *drawing, *_word_to_speech(model, data, config, seed)]
-    rows += [*_music(model, data, seed), *_emoji(model, data, seed)]
+    shown: list[Shown] = []
+    rows = [heard, photos, *_speech_to_photo(model, data, seed, shown)]
+    rows += [*_word_to_speech(model, data, config, seed, shown), *_music(model, data, seed, shown)]
+    rows += _emoji(model, data, seed)
     for row in rows:
         say(f"{row['task']:32s} n {row['n']:4d}  score {row['score']:.3f}  {row['interval']}  limit {row['limit']}")
-    return {"rows": rows, "misheard": hear_fails, "seconds": round(time.perf_counter() - started, 1)}, drawn
+    return {"rows": rows, "misheard": hear_fails, "seconds": round(time.perf_counter() - started, 1)}, shown
 
 
 def _row(task: str, right: Sequence[float], chance: float, limit: float | None, how: str) -> dict[str, Any]:
@@ -144,26 +166,27 @@ def _photo_to_word(model: UnifiedModel, data: FieldData) -> dict[str, Any]:
     return _row("photo->word", right, 0.1, None, "exact word, held-out photos")
 
 
-def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> tuple[list[dict[str, Any]], Tensor]:
+def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: list[Shown]) -> list[dict[str, Any]]:
     classify = train_photo_classifier([p for p in data.pictures if p.kind == "sign"], seed)
     photos = [p for p in data.test_pictures if p.kind == "sign"]
     wanted = [WORDS.index(p.word) for p in photos]
     read = classify(to_tensor(photos))
     rebuilt = classify(model.tokenizers["image"].decode(torch.from_numpy(_codes(model, photos))))
-    chosen = list(range(0, len(data.test_clips), 2))
-    heard = as_heard(model, [data.test_clips[i].audio for i in chosen])
+    clips = data.test_clips[::2]
+    heard = as_heard(model, [c.audio for c in clips])
     answers = _respond(model, heard, ("text", "image"), DRAWN, seed)
     best = _best(model, heard, ("text", "image"), DRAWN, seed)
     drawn, better = (torch.stack([_media(out[1]) for out in given]) for given in (answers, best))
-    digits = [data.test_clips[i].digit for i in chosen]
+    digits = [c.digit for c in clips]
+    found, found_best = classify(drawn), classify(better)
     meant, meant_best = ([_digit(out[0]) for out in given] for given in (answers, best))
     how = "the judge of photos reads the sign drawn after the word; limit: held-out photos through the tokenizer"
     written = "the same drawings against the word written before them"
     rows = [
-        _row("speech->photo", _same(classify(drawn), digits), 0.1, _share(rebuilt, wanted), how),
-        _row("- the word it wrote, as drawn", _same(classify(drawn), meant), 0.1, None, written),
-        _row(f"speech->photo, best of {CANDIDATES}", _same(classify(better), digits), 0.1, None, CHOSEN),
-        _row("- the word it wrote, as drawn best", _same(classify(better), meant_best), 0.1, None, written),
+        _row("speech->photo", _same(found, digits), 0.1, _share(rebuilt, wanted), how),
+        _row("- the word it wrote, as drawn", _same(found, meant), 0.1, None, written),
+        _row(f"speech->photo, best of {CANDIDATES}", _same(found_best, digits), 0.1, None, CHOSEN),
+        _row("- the word it wrote, as drawn best", _same(found_best, meant_best), 0.1, None, written),
         _row(
             "judge of photos",
             _same(read, wanted),
@@ -172,8 +195,25 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int) -> tuple[l
             "held-out photos themselves",
         ),
     ]
-    examples = [[better[i] for i in range(len(better)) if digits[i] == d][:SHOWN] for d in range(10)]
-    return rows, torch.stack([picture for row in examples for picture in row])
+    shown += _shown(DRAWING, [_spoken(c) for c in clips], digits, best, {"judge of photos": found_best})
+    return rows
+
+
+def _spoken(clip: Clip) -> str:
+    return f"{clip.speaker} says {WORDS[clip.digit]} (take {clip.take})"
+
+
+def _shown(
+    task: str,
+    given: Sequence[str],
+    digits: Sequence[int],
+    answers: Sequence[Sequence[Output]],
+    read: dict[str, Sequence[int | None]],
+) -> list[Shown]:
+    return [
+        Shown(task, given[i], digits[i], answers[i], {judge: found[i] for judge, found in read.items()})
+        for i in range(len(answers))
+    ]
 
 
 def _media(output: Output) -> Tensor:
@@ -181,7 +221,9 @@ def _media(output: Output) -> Tensor:
     return output.media
 
 
-def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfig, seed: int) -> list[dict[str, Any]]:
+def _word_to_speech(
+    model: UnifiedModel, data: FieldData, config: FieldDataConfig, seed: int, shown: list[Shown]
+) -> list[dict[str, Any]]:
     listen, classify = sphinx_digits(), train_digit_listener(data.clips, seed)
     clips = [c for c in data.clips if c.speaker == config.reply_speaker][::5]
     wanted = [c.digit for c in clips]
@@ -195,8 +237,9 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
     spoken, better = ([_media(out[0]) for out in given] for given in (answers, best))
     known = [c for c in data.clips if c.take < TEST_TAKES]
     real = [c.audio for c in clips]
-    rows = []
-    judges: dict[str, Callable[[Sequence[Any]], Sequence[int | None]]] = {
+    rows: list[dict[str, Any]] = []
+    read: dict[str, Sequence[int | None]] = {}
+    judges: dict[str, Judge] = {
         "pocketsphinx": lambda sounds: [listen(sound) for sound in sounds],
         "judge of digits": classify,
     }
@@ -205,7 +248,9 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
         how = f"{name}, ten takes a digit; limit: the speaker's real clips through the codec (uncoded: "
         how += f"{_share(judge(real), wanted):.2f})"
         rows.append(_row(f"word->speech, {name}", _same(judge(spoken), digits), 0.1, limit, how))
-        rows.append(_row(f"- best of {CANDIDATES}", _same(judge(better), digits), 0.1, limit, CHOSEN))
+        read[name] = judge(better)
+        rows.append(_row(f"- best of {CANDIDATES}", _same(read[name], digits), 0.1, limit, CHOSEN))
+    shown += _shown(SPEAKING, [f"say {word}" for word in words], digits, best, read)
     for name, group in (("new takes of its speakers", known), ("the held-out speaker", data.test_clips)):
         found = classify([c.audio for c in group])
         right = _same(found, [c.digit for c in group])
@@ -213,44 +258,45 @@ def _word_to_speech(model: UnifiedModel, data: FieldData, config: FieldDataConfi
     return rows
 
 
-def _music(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, Any]]:
-    listen = train_key_listener(data.chorales, seed)
+def _music(model: UnifiedModel, data: FieldData, seed: int, shown: list[Shown]) -> list[dict[str, Any]]:
     real, wanted = [play(c) for c in data.test_chorales], [c.digit for c in data.test_chorales]
     codes = encode_audio(model.tokenizers["music"], real, 64)
-    read = _respond(model, [Segment("music", k, "user") for k in codes], ("text",), GREEDY)
+    named = _respond(model, [Segment("music", k, "user") for k in codes], ("text",), GREEDY)
     used = model.vocabulary.block("music").num_quantizers
     rebuilt = model.decode_media("music", [k[:used] for k in codes])
     digits = list(range(10)) * 10
-    asked = [play_key(WORDS[d]) for d in digits]
-    played = [_media(out[0]) for out in _respond(model, asked, ("music",), PLAYED, seed)]
-    better = [_media(out[0]) for out in _best(model, asked, ("music",), PLAYED, seed, [WORDS[d] for d in digits])]
+    words = [WORDS[d] for d in digits]
+    asked = [play_key(word) for word in words]
     clips = data.test_clips[::5]
-    heard = as_heard(model, [c.audio for c in clips])
-    answers = _respond(model, heard, ("text", "music"), PLAYED, seed)
-    said, meant = [c.digit for c in clips], [_digit(out[0]) for out in answers]
-    answered = [_media(out[1]) for out in answers]
-    rows = [
-        _row(
-            "chorale->word",
-            [float(out[0].text == WORDS[d]) for out, d in zip(read, wanted, strict=True)],
-            0.1,
-            None,
-            "exact word, held-out chorales in ten keys each",
-        )
-    ]
-    judges: dict[str, Callable[[Sequence[Any]], Sequence[int | None]]] = {
-        "lowest tone": lambda sounds: [lowest_tone(sound) for sound in sounds],
-        "judge of keys": listen,
+    heard, said = as_heard(model, [c.audio for c in clips]), [c.digit for c in clips]
+    answers = {
+        PLAYING: _respond(model, asked, ("music",), PLAYED, seed),
+        ANSWERING: _respond(model, heard, ("text", "music"), PLAYED, seed),
     }
+    best = {
+        PLAYING: _best(model, asked, ("music",), PLAYED, seed, words),
+        ANSWERING: _best(model, heard, ("text", "music"), PLAYED, seed),
+    }
+    given = {PLAYING: [f"play {word}" for word in words], ANSWERING: [_spoken(c) for c in clips]}
+    right = [float(out[0].text == WORDS[d]) for out, d in zip(named, wanted, strict=True)]
+    rows = [_row("chorale->word", right, 0.1, None, "exact word, held-out chorales in ten keys each")]
+    judges: dict[str, Judge] = {
+        "lowest tone": lambda sounds: [lowest_tone(sound) for sound in sounds],
+        "judge of keys": train_key_listener(data.chorales, seed),
+    }
+    read: dict[str, dict[str, Sequence[int | None]]] = {PLAYING: {}, ANSWERING: {}}
     for name, judge in judges.items():
         limit = _share(judge(rebuilt), wanted)
         how = f"{name}; limit: held-out chorales through the codec (uncoded: {_share(judge(real), wanted):.2f})"
-        rows += [
-            _row(f"word->chorale, {name}", _same(judge(played), digits), 0.1, limit, how),
-            _row(f"- best of {CANDIDATES}", _same(judge(better), digits), 0.1, limit, CHOSEN),
-            _row(f"speech->chorale, {name}", _same(judge(answered), said), 0.1, limit, how),
-            _row("- the word it wrote, as played", _same(judge(answered), meant), 0.1, limit, "the same chorales"),
-        ]
+        for task, meant in ((PLAYING, digits), (ANSWERING, said)):
+            found, read[task][name] = (judge([_media(out[-1]) for out in made[task]]) for made in (answers, best))
+            rows.append(_row(f"{task.replace('word + ', '')}, {name}", _same(found, meant), 0.1, limit, how))
+            rows.append(_row(f"- best of {CANDIDATES}", _same(read[task][name], meant), 0.1, limit, CHOSEN))
+        written = [_digit(out[0]) for out in best[ANSWERING]]
+        how = "the same chorales against the word written before them"
+        rows.append(_row("- the word it wrote, as played best", _same(read[ANSWERING][name], written), 0.1, limit, how))
+    for task, meant in ((PLAYING, digits), (ANSWERING, said)):
+        shown += _shown(task, given[task], meant, best[task], read[task])
     return rows
 
 
@@ -321,60 +367,3 @@ def _codes(model: UnifiedModel, pictures: Sequence[Picture]) -> np.ndarray:
 
 def _look(images_NCHW: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images_NCHW, 8).flatten(1)
-
-
-def sheet(pictures_NCHW: Tensor, columns: int = SHOWN) -> Tensor:
-    """Pictures side by side in one, `[3, rows * H, columns * W]`."""
-    rows = len(pictures_NCHW) // columns
-    return torch.cat([torch.cat(list(part), 2) for part in pictures_NCHW[: rows * columns].split(columns)], 1)
-
-
-def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "", readers: int = 0) -> str:
-    """The page of a report; `picture` is the name of the file with drawings, beside it.
-
-    `readers` is the number of clips whose phones were learnt.
-    """
-    speaker = config.held_out_speaker
-    lines = [
-        "# Field trial: human speech, photos and emoji",
-        "",
-        "Made by `anyglot train field --data.root ../shared/data/real --table docs/field.md`, unedited; what is in",
-        "that folder, whose it is and under which licence: [recipes](../recipes/README.md#recipes).",
-        f"The speaker `{speaker}` and a tenth of the photos and emoji (by a hash of the picture) were never seen in",
-        "training, neither by the tokenizers nor by the language model nor by the judges. The same hands may occur on",
-        "both sides. Speech and pictures are read as codes of tokenizers that learnt the digit words and captions of",
-        "the training split (with synthetic voices, where installed, as further speakers), and are answered in codes",
-        "that can be decoded, speech in the",
-        f"voice of `{config.reply_speaker}`, the training speaker whom pocketsphinx understands best. In brackets:",
-        "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
-        "",
-        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
-        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
-        "training clips and photos.",
-    ]
-    if readers:
-        lines += [
-            f"What hears has also learnt the phones of {readers} clips of other people without transcripts, as",
-            "pocketsphinx finds them: as a judge it is no stranger to what chooses the best spoken answer.",
-        ]
-    lines += [
-        "",
-        "| task | n | score | chance | limit | how |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
-        low, high = row["interval"]
-        score = f"{row['score']:.2f} ({low:.2f} to {high:.2f})"
-        lines.append(f"| {row['task']} | {row['n']} | {score} | {row['chance']:.2f} | {limit} | {row['how']} |")
-    wrong = ", ".join(f"{said} as {written} ({count})" for said, written, count in report["misheard"])
-    lines += ["", f"Most frequent mistakes of hearing: {wrong or 'none'}."]
-    if picture:
-        lines += [
-            "",
-            f"Drawn by the model after hearing `{speaker}` say zero (first row) to nine (last row), the best of",
-            f"{CANDIDATES} by its own reading, for the first clips of each, not chosen otherwise:",
-            "",
-            f"![drawn signs]({picture})",
-        ]
-    return "\n".join([*lines, ""])

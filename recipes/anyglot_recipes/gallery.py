@@ -93,22 +93,26 @@ def section(
             if segment.modality == "text" and segment.role == "assistant":
                 given.append(f"<p><i>answer:</i> {html.escape(str(media))}</p>")
             else:
-                given.append(_medium(folder, f"{file}-in{position}", segment.modality, media, model, note))
+                given.append(medium(folder, f"{file}-in{position}", segment.modality, media, model, note))
         answered = [
-            _medium(folder, f"{file}-out{position}", output.modality, output.content, model, "")
+            medium(folder, f"{file}-out{position}", output.modality, output.content, model)
             for position, output in enumerate(g.outputs)
         ]
         wanted = right_words(g.item, g.task) or describe(truth(g.item, g.task), None, "spoken")
-        kind = "good" if g.score > 0.999 else "part" if g.score >= 0.5 else "bad"
         heard = "<br>".join(html.escape(h) or "<i>nothing</i>" for h in g.heard)
-        button = "<button onclick='play(this)'>▶ Play</button>" if "<audio" in "".join([*given, *answered]) else ""
-        parts.append(
-            f"<div class='sample'><div><h3>given</h3>{''.join(given)}</div>"
-            f"<div><h3>answer</h3>{''.join(answered)}</div>"
-            f"<div>{button}<h3>verdict</h3><p class='{kind}'><b>{g.score:.2f}</b></p><p>checker read: {heard}</p>"
-            f"<p>truth: {html.escape(wanted)}</p></div></div>"
-        )
+        said = f"<p>checker read: {heard}</p><p>truth: {html.escape(wanted)}</p>"
+        parts.append(sample("".join(given), "".join(answered), g.score, said))
     return "".join(parts)
+
+
+def sample(given: str, answered: str, score: float, verdict: str) -> str:
+    """HTML of one sample in three columns; all but `score` (0 to 1) is HTML."""
+    kind = "good" if score > 0.999 else "part" if score >= 0.5 else "bad"
+    button = "<button onclick='play(this)'>▶ Play</button>" if "<audio" in given + answered else ""
+    return (
+        f"<div class='sample'><div><h3>given</h3>{given}</div><div><h3>answer</h3>{answered}</div>"
+        f"<div>{button}<h3>verdict</h3><p class='{kind}'><b>{score:.2f}</b></p>{verdict}</div></div>"
+    )
 
 
 def _notes(item: Item, task: str) -> list[str]:
@@ -118,8 +122,10 @@ def _notes(item: Item, task: str) -> list[str]:
     return [item.question] if task in (SPOKEN, CHAINED) else []
 
 
-def _medium(folder: Path, name: str, modality: str, media: Any, model: UnifiedModel, note: str) -> str:
-    """HTML of one medium, its file written below `media/`."""
+def medium(
+    folder: Path, name: str, modality: str, media: Any, model: UnifiedModel, note: str = "", sound: str = ".wav"
+) -> str:
+    """HTML of one medium, its file written into `folder/media`, which exists; `sound` is the suffix of audio."""
     if modality == "text":
         return f"<p>{html.escape(str(media))}</p>"
     if media is None:
@@ -129,11 +135,11 @@ def _medium(folder: Path, name: str, modality: str, media: Any, model: UnifiedMo
         return f"<img class='picture' src='media/{name}.png' alt='picture'>"
     rate = model.tokenizers[modality].spec.sample_rate
     assert rate is not None
-    write_audio(folder / "media" / f"{name}.wav", media, rate)
+    write_audio(folder / "media" / f"{name}{sound}", media, rate)
     _spectrogram(folder / "media" / f"{name}-spectrogram.png", media, rate)
     caption = f"<p>“{html.escape(note)}”</p>" if note else ""
     return (
-        f"<audio controls preload='none' src='media/{name}.wav'></audio>"
+        f"<audio controls preload='none' src='media/{name}{sound}'></audio>"
         f"<img class='spectrogram' src='media/{name}-spectrogram.png' alt='spectrogram'>{caption}"
     )
 

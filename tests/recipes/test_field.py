@@ -28,7 +28,7 @@ from anyglot_recipes.field import (
     vary_picture,
     vary_speech,
 )
-from anyglot_recipes.field_eval import as_heard, as_seen, markdown, sheet
+from anyglot_recipes.field_eval import as_heard, as_seen
 from anyglot_recipes.field_graders import interval
 from anyglot_recipes.field_meaning import (
     at_speeds,
@@ -237,30 +237,6 @@ def test_an_interval_holds_the_mean_and_narrows() -> None:
     wide = interval([1.0] * 8 + [0.0] * 2)
     assert wide[1] - wide[0] > 2 * (high - low)
     assert interval([1.0] * 10) == (1.0, 1.0)
-
-
-def test_the_page_says_score_interval_limit_and_mistakes() -> None:
-    row = {
-        "task": "speech->word",
-        "n": 10,
-        "score": 0.9,
-        "interval": [0.7, 1.0],
-        "chance": 0.1,
-        "limit": None,
-        "how": "x",
-    }
-    report = {"rows": [row, {**row, "limit": 0.95}], "misheard": [["four", "two", 3]]}
-    page = markdown(report, FieldDataConfig(), "field_signs.png")
-    assert "| speech->word | 10 | 0.90 (0.70 to 1.00) | 0.10 |  | x |" in page and "| 0.95 | x |" in page
-    assert "four as two (3)" in page and "(field_signs.png)" in page and "`jackson`" in page and "`lucas`" in page
-    assert "Drawn by" not in markdown(report, FieldDataConfig())
-
-
-def test_drawings_stand_in_rows() -> None:
-    pictures = torch.stack([torch.full((3, 4, 4), float(i)) for i in range(5)])
-    joined = sheet(pictures, columns=2)
-    assert joined.shape == (3, 8, 8)  # the fifth would leave a gap
-    assert joined[0, 0, 0] == 0 and joined[0, 0, 4] == 1 and joined[0, 4, 0] == 2 and joined[0, 7, 7] == 3
 
 
 def test_a_path_takes_every_phone_in_order_and_silence_only_where_it_is() -> None:

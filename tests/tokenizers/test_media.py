@@ -87,6 +87,9 @@ def test_audio_round_trip(tmp_path):
     for name in ("a.wav", "a.flac"):
         write_audio(tmp_path / name, audio, 16000)
         assert torch.allclose(read_audio(tmp_path / name, sample_rate=16000), audio, atol=1e-4)
+    write_audio(tmp_path / "a.mp3", audio.repeat(1, 10), 16000)
+    lossy = read_audio(tmp_path / "a.mp3", sample_rate=16000)
+    assert lossy.shape == (1, 16000) and (lossy - audio.repeat(1, 10))[:, 2000:-2000].abs().mean() < 0.05
     assert read_audio(tmp_path / "a.wav", sample_rate=8000).shape == (1, 800)
     assert read_audio(tmp_path / "a.wav", sample_rate=16000, channels=2).shape == (2, 1600)
     soundfile.write(tmp_path / "s.wav", np.array([[0.5, -0.5]] * 10), 16000)
@@ -153,6 +156,8 @@ def test_write_refuses_and_leaves_nothing(tmp_path):
         write_image(tmp_path / "a", torch.zeros(3, 2, 2))
     with pytest.raises(MediaError, match=r"\.exe"):
         write_audio(tmp_path / "a.exe", torch.zeros(1, 2), 16000)
+    with pytest.raises(MediaError, match=r"a\.mp3.*MP3 cannot hold 3 channels at 16000 Hz"):
+        write_audio(tmp_path / "a.mp3", torch.zeros(3, 2000), 16000)
     with pytest.raises(RuntimeError), atomic_write(tmp_path / "x") as temporary:
         temporary.write_text("half")
         raise RuntimeError

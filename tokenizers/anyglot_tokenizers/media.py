@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
-AUDIO_SUFFIXES = {".wav": "WAV", ".flac": "FLAC"}
+AUDIO_SUFFIXES = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3"}
 EXACT_LENGTHS = (
     "WAV",
     "WAVEX",
@@ -185,9 +185,9 @@ def write_image(path: PathLike, image: Tensor) -> None:
 
 
 def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
-    """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, by suffix.
+    """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, or as MP3 (lossy), by suffix.
 
-    Raises MediaError.
+    Raises MediaError, also where the format lacks that many channels or that rate.
     """
     import soundfile
 
@@ -201,7 +201,15 @@ def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
     _check_finite(path, audio)
     samples = audio.detach().float().clamp(-1, 1).T.cpu().numpy()
     with atomic_write(path) as temporary:
-        soundfile.write(str(temporary), samples, sample_rate, format=kind, subtype="PCM_16")
+        try:
+            subtype = "MPEG_LAYER_III" if kind == "MP3" else "PCM_16"
+            soundfile.write(str(temporary), samples, sample_rate, format=kind, subtype=subtype)
+        except soundfile.LibsndfileError as error:
+            raise MediaError(
+                path,
+                f"{kind} cannot hold {samples.shape[1]} channels at {sample_rate} Hz ({error.error_string})",
+                "write .wav, which can",
+            ) from error
 
 
 def _opened(path: PathLike | MediaBytes) -> str | io.BytesIO:

@@ -1,0 +1,128 @@
+"""The pages of the field trial: the table with drawings (Markdown), and the model's answers with players (HTML).
+
+What is shown is the first answers of each digit, right or wrong. Nothing is measured here (`field_eval.py` does).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.benchmark_report import anchor
+from anyglot_recipes.field import WORDS, FieldDataConfig
+from anyglot_recipes.field_eval import CANDIDATES, DRAWING, Shown
+from anyglot_recipes.gallery import medium, page, sample
+from anyglot_tokenizers.files import atomic_write
+
+COLUMNS = 4
+"""Drawings a digit on the sheet."""
+PLAYED = 2
+"""Answers a digit and task on the page with players."""
+
+
+def sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Tensor:
+    """The first drawings of each digit side by side in one picture, `[3, 10 * H, columns * W]`."""
+    rows = []
+    for digit in range(len(WORDS)):
+        drawn = [answer.outputs[-1].media for answer in _first(shown, DRAWING, digit, columns)]
+        pictures = [picture for picture in drawn if picture is not None]
+        gap = [torch.ones_like(pictures[0])] * (columns - len(pictures))
+        rows.append(torch.cat([*pictures, *gap], 2))
+    return torch.cat(rows, 1)
+
+
+def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "", readers: int = 0) -> str:
+    """The page of a report; `picture` is the name of the file with drawings, beside it.
+
+    `readers` is the number of clips whose phones were learnt.
+    """
+    speaker = config.held_out_speaker
+    lines = [
+        "# Field trial: human speech, photos, emoji and chorales",
+        "",
+        "Made by `anyglot train field --data.root ../shared/data/real --table docs/field.md`, unedited; what is in",
+        "that folder, whose it is and under which licence: [recipes](../recipes/README.md#recipes).",
+        f"The speaker `{speaker}` and a tenth of the photos, emoji and chorales (by a hash of each) were never met in",
+        "training, neither by the tokenizers nor by the language model nor by the judges. The same hands may occur on",
+        "both sides. Speech and pictures are read as codes of tokenizers that learnt the digit words and captions of",
+        "the training split (with synthetic voices, where installed, as further speakers), and are answered in codes",
+        "that can be decoded, speech in the",
+        f"voice of `{config.reply_speaker}`, the training speaker whom pocketsphinx understands best. In brackets:",
+        "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
+        "",
+        f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
+        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
+        "training clips, photos and chorales.",
+        "",
+        "*Chorales*: a digit stands for a key, that many semitones above C. The last 4 seconds of each chorale were",
+        "moved into the ten keys and played with three of nanoworld's timbres; the lowest note of the last chord is",
+        "taken for the tonic. The piece is free, the key is graded.",
+    ]
+    if readers:
+        lines += [
+            f"What hears has also learnt the phones of {readers} clips of other people without transcripts, as",
+            "pocketsphinx finds them: as a judge it is no stranger to what chooses the best spoken answer.",
+        ]
+    lines += [
+        "",
+        "| task | n | score | chance | limit | how |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        limit = "" if row["limit"] is None else f"{row['limit']:.2f}"
+        low, high = row["interval"]
+        score = f"{row['score']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {row['task']} | {row['n']} | {score} | {row['chance']:.2f} | {limit} | {row['how']} |")
+    wrong = ", ".join(f"{said} as {written} ({count})" for said, written, count in report["misheard"])
+    lines += ["", f"Most frequent mistakes of hearing: {wrong or 'none'}."]
+    if picture:
+        lines += [
+            "",
+            f"Drawn by the model after hearing `{speaker}` say zero (first row) to nine (last row), the best of",
+            f"{CANDIDATES} by its own reading, for the first clips of each, not chosen otherwise:",
+            "",
+            f"![drawn signs]({picture})",
+            "",
+            f"[Answers with players]({Path(picture).stem.removesuffix('_signs')}/index.html), a page to be opened in a",
+            "browser: speech, drawings and chorales, the first of each digit, with what the judges read in them.",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _first(shown: Sequence[Shown], task: str, digit: int, num: int) -> list[Shown]:
+    return [answer for answer in shown if answer.task == task and answer.digit == digit][:num]
+
+
+def players(path: Path, model: UnifiedModel, shown: Sequence[Shown]) -> None:
+    """Write `path`, a page of the first answers of each task and digit, and its media beside it."""
+    folder = path.parent
+    (folder / "media").mkdir(parents=True, exist_ok=True)
+    sections = []
+    for task in dict.fromkeys(answer.task for answer in shown):
+        parts = [f"<h2 id='{anchor(task)}'>{html.escape(task)}</h2>"]
+        for digit in range(len(WORDS)):
+            for i, answer in enumerate(_first(shown, task, digit, PLAYED)):
+                name = f"{anchor(task)}-{digit}-{i}"
+                made = "".join(
+                    medium(folder, f"{name}-{n}", output.modality, output.content, model, sound=".mp3")
+                    for n, output in enumerate(answer.outputs)
+                )
+                right = [found == digit for found in answer.read.values()]
+                verdict = "".join(
+                    f"<p>{html.escape(judge)}: {'nothing' if found is None else WORDS[found]}</p>"
+                    for judge, found in answer.read.items()
+                )
+                parts.append(sample(f"<p>{html.escape(answer.given)}</p>", made, sum(right) / len(right), verdict))
+        sections.append("".join(parts))
+    intro = (
+        f"The first {PLAYED} answers of each digit, not chosen otherwise: the best of {CANDIDATES} by the model's own "
+        "reading. What was given is named, not played: it belongs to others."
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(page("Field trial: what the model answers", intro, "", sections), encoding="utf-8")
