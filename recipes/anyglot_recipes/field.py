@@ -1,9 +1,8 @@
 """The `field` recipe: human speech, photos, emoji and chorales, held out by speaker, by picture and by piece.
 
 Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, emoji with captions, and
-chorales (MIDI) whose key stands for a digit; trains tokenizers and a language model on them, and answers: speech ->
-word, photo -> word, chorale -> word, speech -> word and photo, speech -> word and chorale, word -> speech, word ->
-chorale, caption -> emoji, emoji -> caption. Speech and pictures are read in codes of what is said and shown (`heard`,
+chorales (MIDI) whose key stands for a digit; trains tokenizers and a language model on them, and answers: speech,
+photo, chorale -> word, word -> speech, photo, chorale, speech -> word and photo, caption <-> emoji. Speech and pictures are read in codes of what is said and shown (`heard`,
 `seen`: `field_meaning.py`), and made in codes that can be decoded (`speech`, `image`); of music both are one. One
 speaker and a tenth of the pictures and chorales are never met in training (`field_eval.py` grades on them). Of
 nanoworld there are the timbres.
@@ -63,15 +62,15 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 DIGITS = tuple("0123456789")
 IMAGE_SIZE = 64
 SHARES = {
-    "speech->text": 0.10,
-    "text->speech": 0.13,
-    "speech->text+image": 0.45,
+    "speech->text": 0.20,
+    "text->speech": 0.14,
+    "text->photo": 0.32,
+    "speech->text+image": 0.08,
     "photo->text": 0.09,
-    "emoji->text": 0.14,
-    "text->emoji": 0.09,
-    "music->text": 0.12,
-    "text->music": 0.12,
-    "speech->text+music": 0.10,
+    "emoji->text": 0.10,
+    "text->emoji": 0.07,
+    "music->text": 0.06,
+    "text->music": 0.18,
 }
 """Weight in the training ids by task."""
 REPLY_VARIANTS = 4
@@ -311,6 +310,11 @@ def play_key(word: str) -> Segment:
     return Segment("text", f"play {word}", "user")
 
 
+def sign(word: str) -> Segment:
+    """The prompt for a photo of a signed digit."""
+    return Segment("text", f"sign {word}", "user")
+
+
 def draw_emoji(caption: str) -> Segment:
     """The prompt for an emoji."""
     return Segment("text", f"emoji: {caption}", "user")
@@ -332,24 +336,23 @@ def training_samples(
                 drawn[picture.word].append(codes)
             else:
                 emoji.append((picture.word, codes))
-    played: dict[str, list[np.ndarray]] = {word: [] for word in WORDS}
+    for word, photos in drawn.items():
+        for codes in photos:
+            yield "text->photo", _pair(sign(word), Segment("image", codes, "assistant"))
     for variant in range(PLAYED_VARIANTS):
-        for digit, word in enumerate(WORDS):
-            sounds = [play(c, rng if variant else None) for c in data.chorales if c.digit == digit]
-            played[word] += encode_audio(tokenizers["music"], sounds, 64)
-    for word, pieces in played.items():
-        for codes in pieces:
+        sounds = [play(c, rng if variant else None) for c in data.chorales]
+        for chorale, codes in zip(data.chorales, encode_audio(tokenizers["music"], sounds, 64), strict=True):
+            word = WORDS[chorale.digit]
             yield "music->text", _pair(Segment("music", codes, "user"), Segment("text", word, "assistant"))
             yield "text->music", _pair(play_key(word), Segment("music", codes, "assistant"))
     turn = dict.fromkeys(WORDS, 0)
     for digit, codes in heard_variants(heard, data.clips, voices, config.speech_variants, rng):
         word, given = WORDS[digit], Segment("heard", codes, "user")
         yield "speech->text", _pair(given, Segment("text", word, "assistant"))
-        photo, piece = (made[word][turn[word] % len(made[word])] for made in (drawn, played))
+        photo = drawn[word][turn[word] % len(drawn[word])]
         turn[word] += 1
         said = Segment("text", word, "assistant")
         yield "speech->text+image", Sample([given, said, Segment("image", photo, "assistant")])
-        yield "speech->text+music", Sample([given, said, Segment("music", piece, "assistant")])
     reply = [c for c in data.clips if c.speaker == config.reply_speaker]
     for variant in range(REPLY_VARIANTS):
         audio = [c.audio if variant == 0 else reply_variant(c.audio, rng) for c in reply]
@@ -448,7 +451,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     def train_text(folder: Path) -> None:
         lines = [p.word for p in data.pictures] + [f"emoji: {p.word}" for p in data.pictures if p.kind == "emoji"]
-        lines += [f"{verb} {word}" for word in WORDS for verb in ("say", "play")] * 50
+        lines += [f"{verb} {word}" for word in WORDS for verb in ("say", "sign", "play")] * 50
         TextTokenizer.train(lines, folder / "text.model", vocab_size=config.lm.text_vocab_size)
 
     text = TextTokenizer.load(run.once("text", train_text) / "text.model")

@@ -18,7 +18,7 @@ from anyglot_synth.nanoworld.melody import Note, read_midi, waveform
 from anyglot_tokenizers.errors import ManifestError
 
 SECONDS = 4.0
-INSTRUMENTS = ("flute", "clarinet", "strings")
+INSTRUMENTS = ("clarinet", "strings")  # not the flute, nearly a sine: its keys are lost in the codec (docs/log.md)
 
 
 @dataclass(frozen=True)
