@@ -2,10 +2,10 @@
 
 Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per signed digit, emoji with captions, and
 chorales (MIDI) whose key stands for a digit; trains tokenizers and a language model on them, and answers: speech,
-photo, chorale -> word, word -> speech, photo, chorale, speech -> word and photo, caption <-> emoji. Speech and pictures are read in codes of what is said and shown (`heard`,
-`seen`: `field_meaning.py`), and made in codes that can be decoded (`speech`, `image`); of music both are one. One
-speaker and a tenth of the pictures and chorales are never met in training (`field_eval.py` grades on them). Of
-nanoworld there are the timbres.
+photo, chorale -> word, word -> speech, photo, chorale, speech -> word and photo, caption <-> emoji. Speech and
+pictures are read in codes of what is said and shown (`heard`, `seen`: `field_meaning.py`), and made in codes that can
+be decoded (`speech`, `image`); of music both are one. One speaker and a tenth of the pictures and chorales are never
+met in training (`field_eval.py` grades on them). Of nanoworld there are the timbres.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Grades the `field` model on a speaker, pictures and chorales never met in training.
 
 Words are compared exactly. What the model draws and says is read by the judges of `field_graders.py`; captions are
-ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings and speech are graded as they
-come, and where the model has drawn eight and taken the best by its own reading (`candidates.best_of`). Every row has
-its chance, a 95 % interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains, `field_page.py`
-shows; this file only measures.
+ranked by likelihood among twenty, emoji that it draws by their colors among ten. Drawings, speech and music are graded
+as they come, and where the model has made eight and taken the best by its own reading (`candidates.best_of`). Every
+row has its chance, a 95 % interval and, where a judge or a tokenizer limits it, that limit. `field.py` trains,
+`field_page.py` shows; this file only measures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from anyglot_lm.likelihood import log_likelihoods
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import encode_audio, encode_images
-from anyglot_recipes.field import WORDS, Clip, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say
+from anyglot_recipes.field import WORDS, Clip, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say, sign
 from anyglot_recipes.field_graders import (
     TEST_TAKES,
     interval,
@@ -42,6 +42,8 @@ from anyglot_recipes.field_meaning import to_tensor
 from anyglot_recipes.field_music import play
 
 GREEDY = dict.fromkeys(("text", "image", "speech", "music"), Sampling(temperature=0.0))
+GUIDED = {"image": 2.0, "speech": 1.5, "music": 4.0}
+"""Scales of guidance by the word that is asked for (docs/log.md)."""
 DRAWN = {**GREEDY, "image": Sampling(temperature=0.6)}
 SPOKEN = {**GREEDY, "speech": Sampling(temperature=0.5)}
 PLAYED = {**GREEDY, "music": Sampling(temperature=0.5)}
@@ -50,9 +52,8 @@ NOTHING = Segment("text", "", "user")
 Judge = Callable[[Sequence[Any]], Sequence[int | None]]
 TEN, TWENTY = 10, 20
 CANDIDATES = 8
-CHOSEN = f"{CANDIDATES} answers drawn, and the one taken that the model itself reads best as the word"
-DRAWING, SPEAKING = "speech->word + photo", "word->speech"
-PLAYING, ANSWERING = "word->chorale", "speech->word + chorale"
+CHOSEN = f"{CANDIDATES} such answers drawn, and the one taken that the model itself reads best as the word"
+DRAWING, SPEAKING, PLAYING, ANSWERING = "speech->photo", "word->speech", "word->chorale", "speech->chorale"
 
 
 @dataclass(frozen=True)
@@ -111,28 +112,35 @@ def _share(found: Sequence[int | None], wanted: Sequence[int | None]) -> float:
 
 
 def _respond(
-    model: UnifiedModel, given: Sequence[Segment], order: tuple[str, ...], sampling: dict[str, Sampling], seed: int = 0
-) -> list[list[Output]]:
-    return model.respond([Sample([g]) for g in given], Request(order=order, max_ids=256), sampling=sampling, seed=seed)
-
-
-def _best(
     model: UnifiedModel,
     given: Sequence[Segment],
     order: tuple[str, ...],
     sampling: dict[str, Sampling],
-    seed: int,
-    told: Sequence[str] | None = None,
+    seed: int = 0,
+    guidance: dict[str, float] | None = None,
 ) -> list[list[Output]]:
-    """Of the answers of `_respond` and others, drawn alike, those that the model reads best."""
+    request = Request(order=order, max_ids=256)
+    return model.respond([Sample([g]) for g in given], request, sampling=sampling, seed=seed, guidance=guidance)
+
+
+def _best(
+    model: UnifiedModel,
+    asked: Sequence[Segment],
+    modality: str,
+    sampling: dict[str, Sampling],
+    seed: int,
+    told: Sequence[str],
+) -> list[list[Output]]:
+    """Of the guided answers of `_respond` and others, drawn alike, those that the model reads best as what is told."""
     return best_of(
         model,
-        [Sample([g]) for g in given],
-        Request(order=order, max_ids=256),
+        [Sample([a]) for a in asked],
+        Request(order=(modality,), max_ids=256),
         num=CANDIDATES,
-        temperature=sampling[order[-1]].temperature,
+        temperature=sampling[modality].temperature,
         sampling=sampling,
         seed=seed,
+        guidance=GUIDED,
         prior=0.0,
         told=told,
         readers={"image": partial(as_seen, model), "speech": partial(as_heard, model)},
@@ -174,19 +182,25 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: lis
     rebuilt = classify(model.tokenizers["image"].decode(torch.from_numpy(_codes(model, photos))))
     clips = data.test_clips[::2]
     heard = as_heard(model, [c.audio for c in clips])
-    answers = _respond(model, heard, ("text", "image"), DRAWN, seed)
-    best = _best(model, heard, ("text", "image"), DRAWN, seed)
-    drawn, better = (torch.stack([_media(out[1]) for out in given]) for given in (answers, best))
     digits = [c.digit for c in clips]
-    found, found_best = classify(drawn), classify(better)
-    meant, meant_best = ([_digit(out[0]) for out in given] for given in (answers, best))
+    words = _respond(model, heard, ("text",), GREEDY)
+    told = [out[0].text or "" for out in words]
+    asked, meant = [sign(word) for word in told], [_digit(out[0]) for out in words]
+    both = _respond(model, heard, ("text", "image"), DRAWN, seed)
+    best = _best(model, asked, "image", DRAWN, seed, told)
+    drawn = (both, _respond(model, asked, ("image",), DRAWN, seed, GUIDED), best)
+    at_once, found, found_best = (classify(torch.stack([_media(out[-1]) for out in made])) for made in drawn)
     how = "the judge of photos reads the sign drawn after the word; limit: held-out photos through the tokenizer"
+    way = "the model writes the word, is asked to `sign` it, and draws with guidance"
     written = "the same drawings against the word written before them"
+    limit = _share(rebuilt, wanted)
     rows = [
-        _row("speech->photo", _same(found, digits), 0.1, _share(rebuilt, wanted), how),
-        _row("- the word it wrote, as drawn", _same(found, meant), 0.1, None, written),
-        _row(f"speech->photo, best of {CANDIDATES}", _same(found_best, digits), 0.1, None, CHOSEN),
-        _row("- the word it wrote, as drawn best", _same(found_best, meant_best), 0.1, None, written),
+        _row(f"{DRAWING} at once", _same(at_once, digits), 0.1, limit, how),
+        _row("- the word it wrote, as drawn", _same(at_once, [_digit(out[0]) for out in both]), 0.1, None, written),
+        _row(f"{DRAWING} by way of text", _same(found, digits), 0.1, limit, way),
+        _row("- the word it wrote, as drawn", _same(found, meant), 0.1, limit, written),
+        _row(f"{DRAWING}, best of {CANDIDATES}", _same(found_best, digits), 0.1, None, CHOSEN),
+        _row("- the word it wrote, as drawn", _same(found_best, meant), 0.1, None, written),
         _row(
             "judge of photos",
             _same(read, wanted),
@@ -195,7 +209,8 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: lis
             "held-out photos themselves",
         ),
     ]
-    shown += _shown(DRAWING, [_spoken(c) for c in clips], digits, best, {"judge of photos": found_best})
+    answers = [[*word, *picture] for word, picture in zip(words, best, strict=True)]
+    shown += _shown(DRAWING, [_spoken(c) for c in clips], digits, answers, {"judge of photos": found_best})
     return rows
 
 
@@ -232,8 +247,8 @@ def _word_to_speech(
     rebuilt = model.decode_media("speech", [k[:used] for k in codes])
     digits = list(range(10)) * 10
     asked, words = [say(WORDS[d]) for d in digits], [WORDS[d] for d in digits]
-    answers = _respond(model, asked, ("speech",), SPOKEN, seed)
-    best = _best(model, asked, ("speech",), SPOKEN, seed, words)
+    answers = _respond(model, asked, ("speech",), SPOKEN, seed, GUIDED)
+    best = _best(model, asked, "speech", SPOKEN, seed, words)
     spoken, better = ([_media(out[0]) for out in given] for given in (answers, best))
     known = [c for c in data.clips if c.take < TEST_TAKES]
     real = [c.audio for c in clips]
@@ -245,9 +260,9 @@ def _word_to_speech(
     }
     for name, judge in judges.items():
         limit = _share(judge(rebuilt), wanted)
-        how = f"{name}, ten takes a digit; limit: the speaker's real clips through the codec (uncoded: "
+        how = f"{name}, ten answers a digit, guided; limit: the speaker's real clips through the codec (uncoded: "
         how += f"{_share(judge(real), wanted):.2f})"
-        rows.append(_row(f"word->speech, {name}", _same(judge(spoken), digits), 0.1, limit, how))
+        rows.append(_row(f"{SPEAKING}, {name}", _same(judge(spoken), digits), 0.1, limit, how))
         read[name] = judge(better)
         rows.append(_row(f"- best of {CANDIDATES}", _same(read[name], digits), 0.1, limit, CHOSEN))
     shown += _shown(SPEAKING, [f"say {word}" for word in words], digits, best, read)
@@ -264,39 +279,42 @@ def _music(model: UnifiedModel, data: FieldData, seed: int, shown: list[Shown]) 
     named = _respond(model, [Segment("music", k, "user") for k in codes], ("text",), GREEDY)
     used = model.vocabulary.block("music").num_quantizers
     rebuilt = model.decode_media("music", [k[:used] for k in codes])
-    digits = list(range(10)) * 10
-    words = [WORDS[d] for d in digits]
-    asked = [play_key(word) for word in words]
-    clips = data.test_clips[::5]
-    heard, said = as_heard(model, [c.audio for c in clips]), [c.digit for c in clips]
-    answers = {
-        PLAYING: _respond(model, asked, ("music",), PLAYED, seed),
-        ANSWERING: _respond(model, heard, ("text", "music"), PLAYED, seed),
-    }
-    best = {
-        PLAYING: _best(model, asked, ("music",), PLAYED, seed, words),
-        ANSWERING: _best(model, heard, ("text", "music"), PLAYED, seed),
-    }
-    given = {PLAYING: [f"play {word}" for word in words], ANSWERING: [_spoken(c) for c in clips]}
     right = [float(out[0].text == WORDS[d]) for out, d in zip(named, wanted, strict=True)]
     rows = [_row("chorale->word", right, 0.1, None, "exact word, held-out chorales in ten keys each")]
+    clips = data.test_clips[::5]
+    heard = _respond(model, as_heard(model, [c.audio for c in clips]), ("text",), GREEDY)
+    digits = list(range(10)) * 10
+    told = [*(WORDS[d] for d in digits), *(out[0].text or "" for out in heard)]
+    asked = [play_key(word) for word in told]
+    answers = _respond(model, asked, ("music",), PLAYED, seed, GUIDED)
+    best = _best(model, asked, "music", PLAYED, seed, told)
+    played, better = ([_media(out[0]) for out in given] for given in (answers, best))
+    by_word, by_voice = slice(0, len(digits)), slice(len(digits), None)
+    said = [c.digit for c in clips]
     judges: dict[str, Judge] = {
-        "lowest tone": lambda sounds: [lowest_tone(sound) for sound in sounds],
         "judge of keys": train_key_listener(data.chorales, seed),
+        "lowest tone": lambda sounds: [lowest_tone(sound) for sound in sounds],
     }
-    read: dict[str, dict[str, Sequence[int | None]]] = {PLAYING: {}, ANSWERING: {}}
+    read: dict[str, Sequence[int | None]] = {}
     for name, judge in judges.items():
-        limit = _share(judge(rebuilt), wanted)
-        how = f"{name}; limit: held-out chorales through the codec (uncoded: {_share(judge(real), wanted):.2f})"
-        for task, meant in ((PLAYING, digits), (ANSWERING, said)):
-            found, read[task][name] = (judge([_media(out[-1]) for out in made[task]]) for made in (answers, best))
-            rows.append(_row(f"{task.replace('word + ', '')}, {name}", _same(found, meant), 0.1, limit, how))
-            rows.append(_row(f"- best of {CANDIDATES}", _same(read[task][name], meant), 0.1, limit, CHOSEN))
-        written = [_digit(out[0]) for out in best[ANSWERING]]
-        how = "the same chorales against the word written before them"
-        rows.append(_row("- the word it wrote, as played best", _same(read[ANSWERING][name], written), 0.1, limit, how))
-    for task, meant in ((PLAYING, digits), (ANSWERING, said)):
-        shown += _shown(task, given[task], meant, best[task], read[task])
+        limit, found, read[name] = _share(judge(rebuilt), wanted), judge(played), judge(better)
+        how = f"{name}, ten answers a digit, guided; limit: held-out chorales through the codec (uncoded: "
+        how += f"{_share(judge(real), wanted):.2f})"
+        way = f"{name}; the model writes the word, is asked to `play` it, and plays with guidance"
+        for task, part, meant, note in ((PLAYING, by_word, digits, how), (ANSWERING, by_voice, said, way)):
+            rows.append(_row(f"{task}, {name}", _same(found[part], meant), 0.1, limit, note))
+            rows.append(_row(f"- best of {CANDIDATES}", _same(read[name][part], meant), 0.1, limit, CHOSEN))
+    for task, part, given, meant, made in (
+        (PLAYING, by_word, [f"play {WORDS[d]}" for d in digits], digits, best[by_word]),
+        (
+            ANSWERING,
+            by_voice,
+            [_spoken(c) for c in clips],
+            said,
+            [[*h, *b] for h, b in zip(heard, best[by_voice], strict=True)],
+        ),
+    ):
+        shown += _shown(task, given, meant, made, {name: found[part] for name, found in read.items()})
     return rows
 
 
