@@ -28,13 +28,10 @@ PLAYED = 2
 
 def sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Tensor:
     """The first drawings of each digit side by side in one picture, `[3, 10 * H, columns * W]`."""
-    rows = []
-    for digit in range(len(WORDS)):
-        drawn = [answer.outputs[-1].media for answer in _first(shown, DRAWING, digit, columns)]
-        pictures = [picture for picture in drawn if picture is not None]
-        gap = [torch.ones_like(pictures[0])] * (columns - len(pictures))
-        rows.append(torch.cat([*pictures, *gap], 2))
-    return torch.cat(rows, 1)
+    drawn = [[a.outputs[-1].media for a in _first(shown, DRAWING, digit, columns)] for digit in range(len(WORDS))]
+    pictures = [[picture for picture in row if picture is not None] for row in drawn]
+    blank = torch.ones_like(next(picture for row in pictures for picture in row))
+    return torch.cat([torch.cat([*row, *[blank] * (columns - len(row))], 2) for row in pictures], 1)
 
 
 def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "", readers: int = 0) -> str:
