@@ -1,0 +1,82 @@
+"""The grader of the field trial on a model that learnt nothing: every row is there, and agrees with what is shown."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anyglot_lm.model import new_llama
+from anyglot_lm.segments import Template
+from anyglot_lm.text import TextTokenizer
+from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import field_eval
+from anyglot_recipes.chain import BlockConfig, LMConfig, build_vocabulary
+from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, read_field_data
+from anyglot_recipes.field_eval import ANSWERING, DRAWING, PLAYING, SPEAKING, Shown, evaluate_field
+from anyglot_recipes.field_page import sheet
+from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
+from anyglot_tokenizers.tokenizer import Tokenizer
+
+CONFIG = FieldDataConfig()
+
+
+@pytest.fixture(scope="module")
+def data(shared_data: Path) -> FieldData:
+    """A tenth of what there is."""
+    whole = read_field_data(FieldDataConfig(root=str(shared_data / "real")))
+    emoji = [p for p in whole.test_pictures if p.kind == "emoji"][:20]
+    whole.clips = whole.clips[::10] + [c for c in whole.clips if c.speaker == CONFIG.reply_speaker][::20]
+    whole.test_clips = whole.test_clips[::10]
+    whole.pictures = whole.pictures[::10]
+    whole.test_pictures = emoji + [p for p in whole.test_pictures if p.kind == "sign"][::10]
+    whole.chorales, whole.test_chorales = whole.chorales[::60], whole.test_chorales[::40]
+    return whole
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: UnifiedModel) -> UnifiedModel:
+    """It reads and writes everything that the field trial asks for; of music one codebook, read as it is written."""
+    text = TextTokenizer.train([f"{verb} {word}" for verb in ("say", "sign", "play") for word in WORDS], vocab_size=300)
+    readers = {"heard": HeardVQ(dim=64, depth=1, channels=8).eval(), "seen": SeenVQ().eval()}
+    tokenizers: dict[str, Tokenizer] = {**readers, **tiny_model.tokenizers}
+    blocks = {name: BlockConfig(num_quantizers=1) for name in tokenizers}
+    blocks["speech"] = BlockConfig(num_quantizers=1, max_frames=10)
+    blocks["music"] = BlockConfig(num_quantizers=1, max_frames=40)
+    grids = {name: (64 // tokenizers[name].spec.downsample_factor,) * 2 for name in ("seen", "image")}
+    vocabulary = build_vocabulary(text, tokenizers, LMConfig(blocks=blocks), grids)
+    torch.manual_seed(0)
+    llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=512)
+    return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
+
+
+def test_rows_agree_with_what_is_shown(model: UnifiedModel, data: FieldData, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx judges what is spoken")
+    for judge in ("train_photo_classifier", "train_digit_listener", "train_key_listener"):
+        monkeypatch.setattr(field_eval, judge, functools.partial(getattr(field_eval, judge), steps=3))
+    monkeypatch.setattr(field_eval, "CANDIDATES", 2)
+    lines: list[str] = []
+    with torch.inference_mode():
+        report, shown = evaluate_field(model, data, CONFIG, seed=0, say=lines.append)
+    rows = report["rows"]
+    assert len(lines) == len(rows) and all(0 <= row["score"] <= 1 for row in rows)
+    by_task = {task: [s for s in shown if s.task == task] for task in (DRAWING, SPEAKING, PLAYING, ANSWERING)}
+    assert sum(map(len, by_task.values())) == len(shown)
+    for task in (SPEAKING, PLAYING):
+        assert Counter(s.digit for s in by_task[task]) == dict.fromkeys(range(10), 10)
+    assert [s.digit for s in by_task[DRAWING]] == [c.digit for c in data.test_clips[::2]]
+    assert [s.digit for s in by_task[ANSWERING]] == [c.digit for c in data.test_clips[::5]]
+    for task, judge in ((SPEAKING, "pocketsphinx"), (PLAYING, "lowest tone"), (ANSWERING, "judge of keys")):
+        place = [row["task"] for row in rows].index(f"{task}, {judge}")  # its best of two follows
+        assert rows[place + 1]["score"] == pytest.approx(share(by_task[task], judge), abs=1e-4)
+    place = [row["task"] for row in rows].index(f"{DRAWING}, best of 2")
+    assert rows[place]["score"] == pytest.approx(share(by_task[DRAWING], "judge of photos"), abs=1e-4)
+    assert sheet(shown).shape == (3, 640, 256)
+
+
+def share(shown: list[Shown], judge: str) -> float:
+    return float(np.mean([s.read[judge] == s.digit for s in shown]))
