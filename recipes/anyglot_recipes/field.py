@@ -61,7 +61,7 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 
 DIGITS = tuple("0123456789")
 IMAGE_SIZE = 64
-SHARES = {
+WEIGHTS = {
     "speech->text": 0.20,
     "text->speech": 0.14,
     "text->photo": 0.32,
@@ -76,6 +76,7 @@ SHARES = {
 REPLY_VARIANTS = 4
 SEEN_VARIANTS = 16
 PLAYED_VARIANTS = 2
+"""Versions of a spoken answer, a picture that is read and a chorale, the original among them."""
 
 
 @dataclass
@@ -187,6 +188,7 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
 
     Raises:
         ManifestError: a folder is missing or holds nothing, or the held-out speaker does not exist.
+        MediaError: a damaged file.
     """
     root = Path(config.root)
     clips = []
@@ -203,6 +205,7 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         )
     if config.reply_speaker not in speakers or config.reply_speaker == config.held_out_speaker:
         raise ManifestError(f"data.reply_speaker {config.reply_speaker!r} must be one of the training speakers")
+    music = read_chorales(root / "chorales_midi")
     pictures = []
     for row in _rows(root / "sign_digits", {}):
         if row.text in DIGITS and "image" in row.media:
@@ -225,10 +228,11 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
         raise ManifestError(
             f"{root / 'sign_digits'}: no training photo of {', '.join(lacking)}; lower data.held_out_share"
         )
-    pieces = [
-        (_held_out(content, config.held_out_share), keys) for content, keys in read_chorales(root / "chorales_midi")
-    ]
-    chorales, test_chorales = ([c for is_held, keys in pieces if is_held == h for c in keys] for h in (False, True))
+    pieces = [(_held_out(content, config.held_out_share), keys) for content, keys in music]
+    chorales = [c for is_held, keys in pieces if not is_held for c in keys]
+    known = {c.notes for c in chorales}  # some pieces end alike
+    held_out = [keys for is_held, keys in pieces if is_held and not any(c.notes in known for c in keys)]
+    test_chorales = [c for keys in held_out for c in keys]
     if not chorales or not test_chorales:
         raise ManifestError(f"{root / 'chorales_midi'}: {len(pieces)} chorales are too few; change data.held_out_share")
     return FieldData(
@@ -385,6 +389,8 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     seed = config.seed
     check_lm(config.lm)
+    if config.table and Path(config.table).suffix != ".md":
+        raise ManifestError(f"table {config.table} must end in .md: a folder of the same name without it holds answers")
     for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
         options = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.").config
         if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
@@ -463,18 +469,17 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         skipped = write_shards(folder, samples, vocabulary, text, config.lm.seq_len)
         run.say(f"{skipped} samples longer than {config.lm.seq_len} ids left out")
 
-    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, SHARES)
+    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, WEIGHTS)
     model = UnifiedModel.from_pretrained(folder)
     with torch.inference_mode():
         report, shown = evaluate_field(model, data, config.data, seed=seed, say=run.say)
-    for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):
-        picture = path.with_name(f"{path.stem}_signs.png")
-        write_image(picture, sheet(shown))
-        players(path.with_suffix("") / "index.html", model, shown)
-        with atomic_write(path) as temporary:
-            temporary.write_text(
-                markdown(report, config.data, picture.name, 0 if phones is None else len(phones.clips))
-            )
     with atomic_write(run.dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
+    for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):
+        picture, page = path.with_name(f"{path.stem}_signs.png"), path.with_suffix("") / "index.html"
+        write_image(picture, sheet(shown))
+        players(page, model, shown)
+        readers = 0 if phones is None else len(phones.clips)
+        with atomic_write(path) as temporary:
+            temporary.write_text(markdown(report, config.data, picture.name, f"{path.stem}/{page.name}", readers))
     return report

@@ -108,7 +108,12 @@ def train_key_listener(
 
 
 def lowest_tone(sound: Any) -> int | None:
-    """The digit of the key whose tone is the lowest of the last half of a second of a mono sound at 16 kHz, or None."""
+    """The digit of the key whose tone is the lowest of the last half of a second of a mono sound at 16 kHz.
+
+    None in silence, and where it is the tone of no digit.
+    """
+    if not np.abs(np.asarray(sound)).max(initial=0.0) > 1e-4:
+        return None
     power_T = _tones(np.asarray(sound).reshape(-1))[-1].exp()
     pitch = LOWEST + int((power_T > 0.1 * power_T.max()).nonzero()[0])
     return pitch % 12 if pitch % 12 < len(WORDS) else None

@@ -16,7 +16,8 @@ from torch import Tensor
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.benchmark_report import anchor
 from anyglot_recipes.field import WORDS, FieldDataConfig
-from anyglot_recipes.field_eval import CANDIDATES, DRAWING, Shown
+from anyglot_recipes.field_eval import CANDIDATES, DRAWING, GUIDED, Shown
+from anyglot_recipes.field_music import INSTRUMENTS
 from anyglot_recipes.gallery import medium, page, sample
 from anyglot_tokenizers.files import atomic_write
 
@@ -30,14 +31,17 @@ def sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Tensor:
     """The first drawings of each digit side by side in one picture, `[3, 10 * H, columns * W]`."""
     drawn = [[a.outputs[-1].media for a in _first(shown, DRAWING, digit, columns)] for digit in range(len(WORDS))]
     pictures = [[picture for picture in row if picture is not None] for row in drawn]
-    blank = torch.ones_like(next(picture for row in pictures for picture in row))
+    blank = torch.ones_like(next(picture for row in pictures for picture in row))  # where fewer were drawn
     return torch.cat([torch.cat([*row, *[blank] * (columns - len(row))], 2) for row in pictures], 1)
 
 
-def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "", readers: int = 0) -> str:
-    """The page of a report; `picture` is the name of the file with drawings, beside it.
+def markdown(
+    report: dict[str, Any], config: FieldDataConfig, picture: str = "", page: str = "", readers: int = 0
+) -> str:
+    """The page of a report.
 
-    `readers` is the number of clips whose phones were learnt.
+    `picture` is the file with drawings and `page` the one with players, as paths from here; `readers` is the number of
+    clips whose phones were learnt.
     """
     speaker = config.held_out_speaker
     lines = [
@@ -54,12 +58,16 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "",
         "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
         "",
         f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
-        "one where the word that was meant is likeliest. Judges have no part in that, but they learnt from the same",
-        "training clips, photos and chorales.",
+        "one where the word that it was asked for is likeliest. Judges have no part in that, but they learnt from the",
+        "same training clips, photos and chorales.",
         "",
         "*Chorales*: a digit stands for a key, that many semitones above C. The last 4 seconds of each chorale were",
-        "moved into the ten keys and played with three of nanoworld's timbres; the lowest note of the last chord is",
-        "taken for the tonic. The piece is free, the key is graded.",
+        f"moved into the ten keys and played with nanoworld's timbres {' and '.join(INSTRUMENTS)}; the lowest note of",
+        "the last chord is taken for the tonic. The piece is free, the key is graded.",
+        "",
+        "*Guided*: ids are chosen by what the word that is asked for adds to an answer to nothing (classifier-free",
+        f"guidance, scales {', '.join(f'{scale} for {name}' for name, scale in GUIDED.items())}; settled on other",
+        "answers to the ten words, by the same judges; the held-out speaker, photos and chorales had no part in it).",
     ]
     if readers:
         lines += [
@@ -85,9 +93,12 @@ def markdown(report: dict[str, Any], config: FieldDataConfig, picture: str = "",
             f"{CANDIDATES} by its own reading, for the first clips of each, not chosen otherwise:",
             "",
             f"![drawn signs]({picture})",
+        ]
+    if page:
+        lines += [
             "",
-            f"[Answers with players]({Path(picture).stem.removesuffix('_signs')}/index.html), a page to be opened in a",
-            "browser: speech, drawings and chorales, the first of each digit, with what the judges read in them.",
+            f"[Answers with players]({page}), a page to be opened in a browser: speech, drawings and chorales, the",
+            "first of each digit, with what the judges read in them.",
         ]
     return "\n".join([*lines, ""])
 
@@ -97,7 +108,10 @@ def _first(shown: Sequence[Shown], task: str, digit: int, num: int) -> list[Show
 
 
 def players(path: Path, model: UnifiedModel, shown: Sequence[Shown]) -> None:
-    """Write `path`, a page of the first answers of each task and digit, and its media beside it."""
+    """Write `path`, a page of the first answers of each task and digit, and its media beside it.
+
+    Files of an earlier page stay if they have other names.
+    """
     folder = path.parent
     (folder / "media").mkdir(parents=True, exist_ok=True)
     sections = []
@@ -119,7 +133,9 @@ def players(path: Path, model: UnifiedModel, shown: Sequence[Shown]) -> None:
         sections.append("".join(parts))
     intro = (
         f"The first {PLAYED} answers of each digit, not chosen otherwise: the best of {CANDIDATES} by the model's own "
-        "reading. What was given is named, not played: it belongs to others."
+        "reading. What was given is named, not played: it belongs to others. Made by a model that learnt from the Free "
+        "Spoken Digit Dataset (CC BY-SA 4.0; the voice is that of one of its speakers), the Sign Language Digits "
+        "Dataset (Apache-2.0) and JS Fake Chorales (CC BY 4.0)."
     )
     with atomic_write(path) as temporary:
         temporary.write_text(page("Field trial: what the model answers", intro, "", sections), encoding="utf-8")

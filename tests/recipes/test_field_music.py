@@ -39,7 +39,8 @@ def test_notes_that_sound_when_it_begins_are_cut() -> None:
 
 def test_no_piece_is_on_both_sides(data: FieldData) -> None:
     train, test = ({c.name for c in side} for side in (data.chorales, data.test_chorales))
-    assert not train & test and 0.05 < len(test) / (len(train) + len(test)) < 0.15
+    assert not train & test and not {c.notes for c in data.chorales} & {c.notes for c in data.test_chorales}
+    assert 0.05 < len(test) / (len(train) + len(test)) < 0.15
     assert len(data.test_chorales) == 10 * len(test) and {c.digit for c in data.test_chorales} == set(range(10))
 
 
@@ -53,11 +54,18 @@ def test_what_is_played_is_in_the_key(data: FieldData) -> None:
     assert np.array_equal(play(chorale), play(chorale)) and not np.array_equal(play(chorale, rng), play(chorale, rng))
 
 
+def test_silence_and_tones_of_no_digit_are_no_key() -> None:
+    assert lowest_tone(np.zeros(64_000, np.float32)) is None
+    for pitch, digit in ((57, 9), (58, None), (59, None), (60, 0)):
+        tone = np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * np.arange(64_000) / 16_000).astype(np.float32)
+        assert lowest_tone(0.3 * tone) == digit
+
+
 def test_the_judge_of_keys_knows_pieces_it_never_heard(data: FieldData) -> None:
     listen = train_key_listener(data.chorales[:600], seed=0, steps=200)
-    asked = data.test_chorales[::5]
+    asked = data.test_chorales[::7]
     right = [found == c.digit for found, c in zip(listen([play(c) for c in asked]), asked, strict=True)]
-    assert len(right) > 50 and np.mean(right) > 0.9
+    assert len(right) > 40 and np.mean(right) > 0.9
 
 
 def test_folders_that_hold_no_music_are_refused(tmp_path: Path) -> None:

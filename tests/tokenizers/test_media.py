@@ -156,7 +156,7 @@ def test_write_refuses_and_leaves_nothing(tmp_path):
         write_image(tmp_path / "a", torch.zeros(3, 2, 2))
     with pytest.raises(MediaError, match=r"\.exe"):
         write_audio(tmp_path / "a.exe", torch.zeros(1, 2), 16000)
-    with pytest.raises(MediaError, match=r"a\.mp3.*MP3 cannot hold 3 channels at 16000 Hz"):
+    with pytest.raises(MediaError, match=r"a\.mp3.*cannot write MP3 of 3 channels at 16000 Hz"):
         write_audio(tmp_path / "a.mp3", torch.zeros(3, 2000), 16000)
     with pytest.raises(RuntimeError), atomic_write(tmp_path / "x") as temporary:
         temporary.write_text("half")

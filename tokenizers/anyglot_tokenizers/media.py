@@ -207,8 +207,8 @@ def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
         except soundfile.LibsndfileError as error:
             raise MediaError(
                 path,
-                f"{kind} cannot hold {samples.shape[1]} channels at {sample_rate} Hz ({error.error_string})",
-                "write .wav, which can",
+                f"cannot write {kind} of {samples.shape[1]} channels at {sample_rate} Hz ({error.error_string})",
+                "check the disk, or write .wav, which has every rate and needs no encoder",
             ) from error
 
 
