@@ -42,7 +42,7 @@ from anyglot_recipes.field_meaning import to_tensor
 from anyglot_recipes.field_music import play
 
 GREEDY = dict.fromkeys(("text", "image", "speech", "music"), Sampling(temperature=0.0))
-GUIDED = {"image": 2.0, "speech": 1.5, "music": 4.0}
+GUIDED = {"image": 4.0, "speech": 2.0, "music": 4.0}
 """Scales of guidance by the word that is asked for (docs/log.md)."""
 DRAWN = {**GREEDY, "image": Sampling(temperature=0.6)}
 SPOKEN = {**GREEDY, "speech": Sampling(temperature=0.5)}

@@ -37,7 +37,7 @@ def test_the_page_says_score_interval_limit_and_mistakes() -> None:
     assert "| speech->word | 10 | 0.90 (0.70 to 1.00) | 0.10 |  | x |" in page and "| 0.95 | x |" in page
     assert "four as two (3)" in page and "(field_signs.png)" in page and "`jackson`" in page and "`lucas`" in page
     assert "(field/index.html)" in page and "7 clips" in page and "timbres clarinet and strings" in page
-    assert "2.0 for image" in page
+    assert "4.0 for image" in page
     assert "Drawn by" not in markdown(report, FieldDataConfig())
 
 
