@@ -206,6 +206,12 @@ def test_without_the_judge_nothing_begins(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "run").exists()
 
 
+def test_a_table_is_markdown(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"table results must end in \.md"):
+        field_trial(FieldConfig(run_dir=str(tmp_path / "run"), table="results"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_phone_steps_are_of_what_hears(tmp_path: Path) -> None:
     for name, steps in (("heard", -1), ("seen", 1)):
         config = FieldConfig(run_dir=str(tmp_path / "run"))
