@@ -53,7 +53,6 @@ from anyglot_synth.nanoworld.voices import (
     VOICES,
     SpeechCache,
     Voice,
-    clauses,
     default_cache_dir,
     installed_voices,
 )
@@ -432,9 +431,9 @@ def _descriptions(
     """What the users say, `share` of it spoken by guests."""
     guests = guest_voices() if share else ()
     chosen = [guests[int(rng.integers(len(guests)))] if rng.random() < share and guests else None for _ in records]
-    for guest in guests:
-        said = (record.spoken_text for record, voice in zip(records, chosen, strict=True) if voice == guest)
-        cache.prefetch((clause for text in said for clause in clauses(text)), [guest])
+    cache.prefetch_said(
+        (record.spoken_text, voice) for record, voice in zip(records, chosen, strict=True) if voice is not None
+    )
     for record, voice in zip(records, chosen, strict=True):
         yield cache.say(record.spoken_text, voice) if voice else record.speech
 

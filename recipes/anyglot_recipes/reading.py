@@ -104,6 +104,7 @@ def reading_samples(
     rng = np.random.default_rng([seed, 79])
     strings = reading_strings(num, rng)
     users = [voices[int(i)] for i in rng.integers(len(voices), size=num)]
+    cache.prefetch_said([*zip(strings, users, strict=True), *((text, assistant) for text in strings)])
     heard = encode_audio(speech, [vary(cache.say(text, voice)) for text, voice in zip(strings, users, strict=True)])
     said = encode_audio(speech, [cache.say(text, assistant) for text in strings])
     for text, user, reply in zip(strings, heard, said, strict=True):

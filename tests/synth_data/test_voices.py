@@ -146,6 +146,17 @@ def test_prefetch_makes_each_clip_once(tmp_path):
 
 
 @needs_engine
+def test_what_is_prefetched_is_what_is_said(tmp_path):
+    said = [("red. top left", voices.VOICES[0]), ("green", voices.VOICES[1].name), ("red", voices.VOICES[0])]
+    cache = SpeechCache(tmp_path)
+    assert cache.prefetch_said(said) == 3
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")}
+    audios = [SpeechCache(tmp_path).say(*what) for what in said]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")} == files and len(files) == 3
+    assert all(np.array_equal(audio, SpeechCache().say(*what)) for audio, what in zip(audios, said, strict=True))
+
+
+@needs_engine
 def test_speak_scene_joins_clauses_with_a_pause(tmp_path):
     scene = Scene((Thing("circle", "red", "large", "top", "left"), Thing("cross", "blue", "small", "bottom", "right")))
     cache = SpeechCache(tmp_path)

@@ -407,7 +407,7 @@ def word_error_rates(
     chosen = [find_voice(voice) for voice in voices]
     heard = {}
     for voice in chosen:
-        cache.prefetch((clause for text in texts for clause in clauses(text)), [voice])
+        cache.prefetch_said((text, voice) for text in texts)
         heard[voice.name] = transcribe([cache.say(text, voice) for text in texts])
     rates = {name: float(jiwer.wer(said, found)) for name, found in heard.items()}
     return {**rates, "all": sum(rates.values()) / len(rates)}

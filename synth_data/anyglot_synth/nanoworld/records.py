@@ -50,7 +50,6 @@ from anyglot_synth.nanoworld.voices import (
     VOICES,
     SpeechCache,
     Voice,
-    clauses,
     default_cache_dir,
     engine_version,
 )
@@ -173,9 +172,7 @@ def spoken_sentences() -> list[str]:
 
 
 def _prefetch(outlines: list[_Outline], cache: SpeechCache) -> None:
-    for voice in VOICES:
-        said = (clause for outline in outlines if outline.voice == voice for clause in clauses(outline.spoken_text))
-        cache.prefetch(said, [voice])
+    cache.prefetch_said((outline.spoken_text, outline.voice) for outline in outlines)
 
 
 def _compose(outline: _Outline, cache: SpeechCache, parts: Collection[str]) -> Record:

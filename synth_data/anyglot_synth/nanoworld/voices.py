@@ -235,7 +235,14 @@ class SpeechCache:
         `progress(done, total)` is called about every hundred clips. Raises SpeechError at the first failure.
         """
         chosen = [find_voice(voice) for voice in (VOICES if voices is None else voices)]
-        jobs = [(text, voice) for text in dict.fromkeys(map(_check_text, texts)) for voice in chosen]
+        return self._make(((text, voice) for text in texts for voice in chosen), progress)
+
+    def prefetch_said(self, said: Iterable[tuple[str, Voice | str]]) -> int:
+        """As `prefetch`, for texts of any number of clauses, each with the one voice that is to `say` it."""
+        return self._make((clause, find_voice(voice)) for text, voice in said for clause in clauses(text))
+
+    def _make(self, clips: Iterable[tuple[str, Voice]], progress: Callable[[int, int], None] | None = None) -> int:
+        jobs = list(dict.fromkeys((_check_text(text), voice) for text, voice in clips))
         jobs = [job for job in jobs if job not in self._clips]
         before = self._made
         with ThreadPoolExecutor(self.workers) as pool:
