@@ -18,6 +18,7 @@ from scipy import ndimage
 from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.evaluate import Graded, Recogniser, chance, row_of, shares
 from anyglot_recipes.nano import ASSISTANT_VOICE, NEVER_HEARD, guest_voices, world_seed
+from anyglot_recipes.spoil import detuned
 from anyglot_recipes.tasks import Item
 from anyglot_synth.augment import augment
 from anyglot_synth.nanoworld.draw import BACKGROUND, draw
@@ -143,12 +144,6 @@ def _noisy(audio: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.nda
     return augment(audio, SAMPLE_RATE, {"noise": {"kind": "white", "snr_db": snr_db}}, rng)
 
 
-def _detuned(audio: np.ndarray, cents: float) -> np.ndarray:
-    """Played faster by so much that every pitch rises by `cents` hundredths of a semitone."""
-    positions = np.arange(0, len(audio) - 1, 2 ** (cents / 1200))
-    return np.interp(positions, np.arange(len(audio)), audio).astype(np.float32)
-
-
 WAYS: dict[str, dict[str, Way]] = {
     "image": {
         "lighter background": lambda record, rng: _pixels(
@@ -167,7 +162,7 @@ WAYS: dict[str, dict[str, Way]] = {
     "music": {
         "noise, 20 dB SNR": lambda record, rng: _noisy(record.music, 20, rng),
         "noise, 10 dB SNR": lambda record, rng: _noisy(record.music, 10, rng),
-        "30 cents sharp": lambda record, rng: _detuned(record.music, 30),
+        "30 cents sharp": lambda record, rng: detuned(record.music, 30),
     },
 }
 """Modality -> how its input is spoiled -> the spoiled medium of a record."""

@@ -23,6 +23,7 @@ from anyglot_lm.segments import Sample, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
+from anyglot_recipes import spoil
 from anyglot_recipes.chain import (
     LMConfig,
     Run,
@@ -91,6 +92,8 @@ class WorldConfig:
         varied: share of the user's recordings, also of those the codec learns from, whose speed and pitch are changed.
         guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
             there is one (`guest_voices`). The codec does not learn from them.
+        spoiled: share of the pictures, recordings and melodies that users show which are spoiled (`spoil.py`), for the
+            language model alone.
         workers: processes that make media.
     """
 
@@ -100,6 +103,7 @@ class WorldConfig:
     lookups: int = 0
     varied: float = 0.5
     guests: float = 0.4
+    spoiled: float = 0.0
     workers: int = 2
 
 
@@ -159,10 +163,10 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
-    if not (0 <= world.varied <= 1 and 0 <= world.guests <= 1) or min(config.shares.values(), default=0.0) < 0:
-        raise ManifestError(
-            f"world.varied {world.varied} and world.guests {world.guests} must lie in 0..1, and no share below 0"
-        )
+    parts = {name: getattr(world, name) for name in ("varied", "guests", "spoiled")}
+    if not all(0 <= part <= 1 for part in parts.values()) or min(config.shares.values(), default=0.0) < 0:
+        said = ", ".join(f"world.{name} {part}" for name, part in parts.items())
+        raise ManifestError(f"{said} must lie in 0..1, and no share below 0")
     if min(world.readings, world.lookups) < 0:
         raise ManifestError(f"world.readings {world.readings} and world.lookups {world.lookups} must be 0 or more")
     tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
@@ -201,14 +205,12 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     )
     grid = (IMAGE_SIZE // tokenizers["image"].spec.downsample_factor,) * 2
     vocabulary = build_vocabulary(text, tokenizers, lm, grid)
-    shards = []
+    shards, user_side = [], (world.workers, world.varied, world.guests, world.spoiled)
     for index in range(world.num_chunks):
 
         def make(folder: Path, index: int = index) -> None:
             chunk_seed = seed_of(seed, "chunk", index) % 2**31
-            items = make_items(
-                "train", world.chunk, chunk_seed, tokenizers, cache, world.workers, world.varied, world.guests
-            )
+            items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, *user_side)
             read = readings(world, chunk_seed, tokenizers["speech"], cache)
             samples = chain(_samples(items, chunk_seed), read, lookups(world.lookups, chunk_seed))
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
@@ -366,11 +368,12 @@ def make_items(
     workers: int,
     varied: float = 0.0,
     guests: float = 0.0,
+    spoiled: float = 0.0,
 ) -> list[Item]:
     """`num` scenes with all their media as codes, questions, answers, edits and few-shot pictures included.
 
-    `varied` and `guests` are as in `WorldConfig`. Examples of few-shot documents are of the training
-    split, and their rules are those of training.
+    `varied`, `guests` and `spoiled` are as in `WorldConfig`. Examples of few-shot documents are of the training split,
+    their rules are those of training, and their pictures are never spoiled.
     """
     records = list(generate(split, num, seed, workers=workers))
     rng = np.random.default_rng([seed, 77])
@@ -379,21 +382,28 @@ def make_items(
     said = [language.describe(record.scene, rng, style="spoken") for record in records]
     speech = tokenizers["speech"]
     speeds = np.random.default_rng([seed, 86])
+    spoils = np.random.default_rng([seed, 94])
+
+    def recorded(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        audio = another_speed(audio, rng, varied)
+        return spoil.sound(audio, spoils) if spoils.random() < spoiled else audio
+
     descriptions = _descriptions(records, cache, guests, np.random.default_rng([seed, 89]))
-    heard = encode_audio(speech, [another_speed(audio, speeds, varied) for audio in descriptions])
+    heard = encode_audio(speech, [recorded(audio, speeds) for audio in descriptions])
     replies = encode_audio(speech, [cache.say(text, ASSISTANT_VOICE) for text in said])
     spoken_questions = [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)]
-    questions = encode_audio(speech, [another_speed(audio, speeds, varied) for audio in spoken_questions])
+    questions = encode_audio(speech, [recorded(audio, speeds) for audio in spoken_questions])
     answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in asked])
     music = encode_audio(tokenizers["music"], [record.music for record in records])
     drawn = encode_images(tokenizers["image"], np.stack([record.image for record in records]))
+    seen = _seen(records, tokenizers, spoiled, spoils)
     edited = encode_images(tokenizers["image"], np.stack([draw(scene, rng, IMAGE_SIZE) for _, scene in edits]))
     more = np.random.default_rng([seed, 85])  # what came later must not change what was drawn before
     written = written_questions([record.scene for record in records], more)
     seconds = [_another_question(record.scene, q, more) for record, (q, _) in zip(records, asked, strict=True)]
     speeds_again = np.random.default_rng([seed, 90])
     asked_again = [cache.say(q, r.voice) for (q, _), r in zip(seconds, records, strict=True)]
-    second_questions = encode_audio(speech, [another_speed(audio, speeds_again, varied) for audio in asked_again])
+    second_questions = encode_audio(speech, [recorded(audio, speeds_again) for audio in asked_again])
     second_answers = encode_audio(speech, [cache.say(a, ASSISTANT_VOICE) for _, a in seconds])
     quizzes = np.random.default_rng([seed, 92])
     examples = pictures("train", num + 1, seed, tokenizers["image"])  # two at least
@@ -403,6 +413,7 @@ def make_items(
             scene=record.scene,
             text=record.text,
             codes={"image": drawn[i], "speech": heard[i], "reply": replies[i], "music": music[i]},
+            seen=seen[i],
             reply=said[i],
             question=asked[i][0],
             answer=asked[i][1],
@@ -425,6 +436,22 @@ def make_items(
     ]
 
 
+def _seen(
+    records: list[Record], tokenizers: dict[str, Tokenizer], share: float, rng: np.random.Generator
+) -> list[dict[str, np.ndarray]]:
+    """Of each record, the codes of its picture and melody that were spoiled; `share` of either are."""
+    seen: list[dict[str, np.ndarray]] = [{} for _ in records]
+    pictures, melodies = (np.flatnonzero(rng.random(len(records)) < share) for _ in range(2))
+    if len(pictures):
+        drawn = np.stack([spoil.picture(records[i].scene, rng) for i in pictures])
+        for i, codes in zip(pictures, encode_images(tokenizers["image"], drawn), strict=True):
+            seen[i]["image"] = codes
+    played = encode_audio(tokenizers["music"], [spoil.melody(records[i].music, rng) for i in melodies])
+    for i, codes in zip(melodies, played, strict=True):
+        seen[i]["music"] = codes
+    return seen
+
+
 def _descriptions(
     records: list[Record], cache: SpeechCache, share: float, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
@@ -441,7 +468,12 @@ def _descriptions(
 def readings(world: WorldConfig, seed: int, speech: Tokenizer, cache: SpeechCache) -> Iterator[tuple[str, Sample]]:
     """The words of one shard that are written down and read aloud (`reading.py`), in all voices of the training."""
     voices = (*VOICES, *(guest_voices() if world.guests else ()))
-    vary = partial(another_speed, rng=np.random.default_rng([seed, 91]), share=world.varied)
+    speeds, spoils = np.random.default_rng([seed, 91]), np.random.default_rng([seed, 95])
+
+    def vary(audio: np.ndarray) -> np.ndarray:
+        audio = another_speed(audio, speeds, world.varied)
+        return spoil.sound(audio, spoils) if spoils.random() < world.spoiled else audio
+
     return reading_samples(world.readings, seed, speech, cache, voices, ASSISTANT_VOICE, vary)
 
 

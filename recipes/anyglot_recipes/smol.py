@@ -232,7 +232,8 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
         cache = SpeechCache(default_cache_dir(), config.world.workers)
         seed = seed_of(config.seed, "chunk", index) % 2**31
         world, tokenizers = config.world, dict(model.tokenizers)
-        items = make_items("train", world.chunk, seed, tokenizers, cache, world.workers, world.varied, world.guests)
+        how = (world.workers, world.varied, world.guests, world.spoiled)
+        items = make_items("train", world.chunk, seed, tokenizers, cache, *how)
         samples = _samples(items, [task for task in config.tasks if task not in READINGS], seed)
         if config.tasks.keys() & set(READINGS):
             read = readings(world, seed, tokenizers["speech"], cache)

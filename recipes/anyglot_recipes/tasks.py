@@ -10,8 +10,8 @@ modality that all others are paired with most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, permutations
 
 import numpy as np
@@ -53,15 +53,16 @@ class Item:
     """A record with its media as codes int64[K, *grid].
 
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
-    and "music" of the scene; `reply` is what the reply says. Other tasks need more: a spoken question and its spoken
-    answer, and a second of both; an edit with the codes of the edited picture; a written question and its answer;
-    pictures of single things, the last of which is asked about, with the rule of their answers; more written questions
-    with their answers.
+    and "music" of the scene; `reply` is what the reply says. `seen` has codes of pictures and music as a user shows
+    them, where those are not the scene's own. Other tasks need more: a spoken question and its spoken answer, and a
+    second of both; an edit with the codes of the edited picture; a written question and its answer; pictures of single
+    things, the last of which is asked about, with the rule of their answers; more written questions with their answers.
     """
 
     scene: Scene
     text: str
     codes: dict[str, np.ndarray]
+    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
     question: str = ""
     answer: str = ""
     question_speech: np.ndarray | None = None
@@ -97,12 +98,16 @@ def right_words(item: Item, task: str) -> str | None:
     return answers.get(task, item.answer if task in (SPOKEN, CHAINED) else None)
 
 
-def _given(item: Item, modality: str, rng: np.random.Generator | None) -> str | np.ndarray:
-    return describe(item.scene, rng) if modality == "text" else item.codes[modality]
+def _given(item: Item, modality: str, rng: np.random.Generator | None = None) -> str | np.ndarray:
+    if modality == "text":
+        return describe(item.scene, rng)
+    return item.seen[modality] if modality in item.seen else item.codes[modality]
 
 
 def _asked(item: Item, modality: str, rng: np.random.Generator | None) -> str | np.ndarray:
-    return item.codes["reply"] if modality == "speech" else _given(item, modality, rng)
+    if modality == "text":
+        return describe(item.scene, rng)
+    return item.codes["reply" if modality == "speech" else modality]
 
 
 def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sample:
@@ -122,8 +127,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
     if task == QUIZ:
         turns = [_turn(task, [("text", question)], [("text", reply)]) for question, reply in item.quiz]
         said: _Parts = [("text", item.text)] if rng is None or rng.integers(2) else []
-        return Sample([*_turn(task, [("image", item.codes["image"])], said), *chain.from_iterable(turns)])
-    given: _Parts = [("image", item.codes["image"])]
+        return Sample([*_turn(task, [("image", _given(item, "image"))], said), *chain.from_iterable(turns)])
+    given: _Parts = [("image", _given(item, "image"))]
     if task == WRITTEN:
         given.append(("text", item.written_question))
         asked: _Parts = [("text", item.written_answer)]
@@ -132,7 +137,7 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         asked = [("text", item.question), ("text", item.answer)] if task == CHAINED else []
         asked.append(("speech", item.answer_speech))
     elif task == "text+image->image":
-        given = [("text", item.instruction), ("image", item.codes["image"])]
+        given = [("text", item.instruction), *given]
         asked = [("image", item.edited_image)]
     else:
         sources, targets = split_task(task)

@@ -193,6 +193,20 @@ def test_items_have_what_every_task_needs(
         assert same == [[False, False], [True, True]], "speeds are those of what users say"
         assert sample(item, "text->speech") == sample(other, "text->speech")
         assert sample(item, "speech->text") != sample(other, "speech->text")
+    spoiled = make_items("train", 8, 3, tokenizers, cache, 1, spoiled=1.0)
+    for item, other in zip(items, spoiled, strict=True):
+        assert {*other.seen} == {"image", "music"} and not item.seen
+        pairs = [task for task in TASKS if task.count(">") == 1 and "text+" not in task]
+        for task in pairs:
+            mine, theirs = (sample(one, task).segments for one in (item, other))
+            for a, b in zip(mine, theirs, strict=True):
+                if a.role == "assistant" or a.modality == "text":
+                    assert a == b, f"{task}: what is answered, and what is written, is never spoiled"
+    changed = [
+        task for task in TASKS if any(sample(a, task) != sample(b, task) for a, b in zip(items, spoiled, strict=True))
+    ]
+    assert {"image->text", "speech->text", "music->text", "text+image->image"} <= set(changed)
+    assert not {"text->image", "text->speech", "text->music"} & set(changed)
     held_out = make_items("test", 4, 3, tokenizers, cache, 1)
     for item in held_out:
         assert [Scene((thing,)).has_held_out for thing, _ in item.shown] == [False, False, True]
