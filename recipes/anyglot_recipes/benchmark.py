@@ -199,9 +199,9 @@ def hallucination(bench: Bench) -> list[Row]:
             for shift, control in enumerate(("", ", another picture")):
                 given = []
                 for i, item in enumerate(items):
-                    seen = told[(i + shift) % len(told)]
+                    shown = told[(i + shift) % len(told)]
                     asked = [(item.written_question, item.written_answer)]
-                    given.append(replace(item, codes=seen.item.codes, text=seen.heard[0], quiz=asked))
+                    given.append(replace(item, codes=shown.item.codes, seen={}, text=shown.heard[0], quiz=asked))
                 name = ("hard" if hard else "random") + " negatives" + where + control
                 more: Row = {"chance": 0.5, "ceiling": None if control else 1.0}
                 direct, after = bench.ask(given, WRITTEN), bench.ask(given, QUIZ)

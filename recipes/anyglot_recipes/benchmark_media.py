@@ -190,7 +190,9 @@ def robustness(bench: Bench) -> list[Row]:
 def _given(bench: Bench, modality: str, media: list[np.ndarray]) -> list[Item]:
     tokenizer = bench.model.tokenizers[modality]
     codes = encode_images(tokenizer, np.stack(media)) if modality == "image" else encode_audio(tokenizer, media)
-    return [replace(item, codes={**item.codes, modality: c}) for item, c in zip(bench.items, codes, strict=True)]
+    return [
+        replace(item, codes={**item.codes, modality: c}, seen={}) for item, c in zip(bench.items, codes, strict=True)
+    ]
 
 
 def _readable(bench: Bench, modality: str, media: list[np.ndarray]) -> float:

@@ -92,8 +92,8 @@ class WorldConfig:
         varied: share of the user's recordings, also of those the codec learns from, whose speed and pitch are changed.
         guests: share of the user's descriptions, and words written down, that voices of another engine speak, where
             there is one (`guest_voices`). The codec does not learn from them.
-        spoiled: share of the pictures, recordings and melodies that users show which are spoiled (`spoil.py`), for the
-            language model alone.
+        spoiled: share of what users show and say that is spoiled (`spoil.py`), all but the pictures of few-shot
+            documents. The codecs do not learn from it.
         workers: processes that make media.
     """
 
@@ -105,6 +105,15 @@ class WorldConfig:
     guests: float = 0.4
     spoiled: float = 0.0
     workers: int = 2
+
+    def check(self) -> None:
+        """Raises `ManifestError`: a share that is none, or a count below 0."""
+        shares = {name: getattr(self, name) for name in ("varied", "guests", "spoiled")}
+        if not all(0 <= share <= 1 for share in shares.values()):
+            said = ", ".join(f"world.{name} {share}" for name, share in shares.items())
+            raise ManifestError(f"{said} must lie in 0..1")
+        if min(self.readings, self.lookups) < 0:
+            raise ManifestError(f"world.readings {self.readings} and world.lookups {self.lookups} must be 0 or more")
 
 
 @dataclass
@@ -163,12 +172,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
-    parts = {name: getattr(world, name) for name in ("varied", "guests", "spoiled")}
-    if not all(0 <= part <= 1 for part in parts.values()) or min(config.shares.values(), default=0.0) < 0:
-        said = ", ".join(f"world.{name} {part}" for name, part in parts.items())
-        raise ManifestError(f"{said} must lie in 0..1, and no share below 0")
-    if min(world.readings, world.lookups) < 0:
-        raise ManifestError(f"world.readings {world.readings} and world.lookups {world.lookups} must be 0 or more")
+    world.check()
+    if min(config.shares.values(), default=0.0) < 0:
+        raise ManifestError(f"shares {config.shares}: there must be no share below 0")
     tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
     idle = [task for task, share in config.shares.items() if share and task not in tasks]
     if idle:

@@ -138,7 +138,7 @@ def wrong_items(
     if "music" in modalities:
         codes["music"] = encode_audio(model.tokenizers["music"], [melody.render(scene, rng) for scene in scenes])
     return [
-        replace(item, scene=scene, codes={**item.codes, **{name: made[i] for name, made in codes.items()}})
+        replace(item, scene=scene, codes={**item.codes, **{name: made[i] for name, made in codes.items()}}, seen={})
         for i, (item, scene) in enumerate(zip(items, scenes, strict=True))
     ]
 

@@ -52,7 +52,7 @@ class ProgressiveConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         source: model folder whose text tokenizer and media tokenizers are used; its weights are not.
-        world: how much of nanoworld is made.
+        world: how much of nanoworld is made; `num_chunks`, `chunk` and `workers` are read.
         lm: the first model, trained without music, and how all modalities are written.
         stage: settings of the added stage, over those of configs/add-modality.yaml and the packs of `lm`, as
             `{"model.lr": 0.002}`.

@@ -109,6 +109,7 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     """
     check_whole_names(config.rows, "rows")
     check_whole_names(config.lora, "lora")
+    config.world.check()
     backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)
     place, gguf_file = backbone.place()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}

@@ -53,16 +53,16 @@ class Item:
     """A record with its media as codes int64[K, *grid].
 
     `codes` has "image", "speech" (any user's voice), "reply" (the assistant's voice, what speech targets are made of)
-    and "music" of the scene; `reply` is what the reply says. `seen` has codes of pictures and music as a user shows
-    them, where those are not the scene's own. Other tasks need more: a spoken question and its spoken answer, and a
-    second of both; an edit with the codes of the edited picture; a written question and its answer; pictures of single
-    things, the last of which is asked about, with the rule of their answers; more written questions with their answers.
+    and "music" of the scene; `reply` is what the reply says. `seen` has the picture and the melody as a user shows
+    them, where those are not `codes` (what users say is theirs alone, and needs no second place). Other tasks need
+    more: a spoken question and its spoken answer, and a second of both; an edit with the codes of the edited picture; a
+    written question and its answer; pictures of single things, the last of which is asked about, with the rule of their
+    answers; more written questions with their answers.
     """
 
     scene: Scene
     text: str
     codes: dict[str, np.ndarray]
-    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
     question: str = ""
     answer: str = ""
     question_speech: np.ndarray | None = None
@@ -80,6 +80,7 @@ class Item:
     rule: Rule = ()
     reply: str = ""
     quiz: Sequence[tuple[str, str]] = ()
+    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def split_task(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

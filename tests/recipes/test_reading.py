@@ -44,6 +44,7 @@ def test_what_follows_small_red_is_open() -> None:
         ("--shares={look up: 1}", "nothing is made for look up; give world.readings and world.lookups"),
         ("--world.varied=1.5", "must lie in 0..1"),
         ("--world.guests=-1", "must lie in 0..1"),
+        ("--world.spoiled=1.5", "must lie in 0..1"),
         ("--world.lookups=-1", "must be 0 or more"),
         ("--lm.condition_dropout=1", "must be a share below 1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
