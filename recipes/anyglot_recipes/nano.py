@@ -394,8 +394,8 @@ def make_items(
         audio = another_speed(audio, rng, varied)
         return spoil.sound(audio, spoils) if spoils.random() < spoiled else audio
 
-    descriptions = _descriptions(records, cache, guests, np.random.default_rng([seed, 89]))
-    heard = encode_audio(speech, [recorded(audio, speeds) for audio in descriptions])
+    spoken = descriptions(records, cache, guests, np.random.default_rng([seed, 89]))
+    heard = encode_audio(speech, [recorded(audio, speeds) for audio in spoken])
     replies = encode_audio(speech, [cache.say(text, ASSISTANT_VOICE) for text in said])
     spoken_questions = [cache.say(q, r.voice) for (q, _), r in zip(asked, records, strict=True)]
     questions = encode_audio(speech, [recorded(audio, speeds) for audio in spoken_questions])
@@ -458,7 +458,7 @@ def _seen(
     return seen
 
 
-def _descriptions(
+def descriptions(
     records: list[Record], cache: SpeechCache, share: float, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """What the users say, `share` of it spoken by guests."""

@@ -33,15 +33,18 @@ CENTS = 40.0
 """Hundredths of a semitone, either way."""
 
 
-def picture(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The scene drawn anew, uint8 `[64, 64, 3]`: on another ground, moved, tinted, grainy; each half of the time."""
+def picture(scene: Scene, rng: np.random.Generator, places: np.random.Generator | None = None) -> NDArray[np.uint8]:
+    """The scene drawn anew, uint8 `[64, 64, 3]`: on another ground, moved, tinted, grainy; each half of the time.
+
+    `places` is what `draw` takes, where the things are to be where they are in another picture.
+    """
     shade, moved, tinted, grainy = rng.random(4) < 0.5
     how: dict[str, Any] = {}
     if shade:
         how["background"] = tuple(np.clip(np.array(BACKGROUND) + round(rng.uniform(*SHADE)), 0, 255).tolist())
     if moved:
         how["offset"] = tuple((rng.integers(-QUARTERS, QUARTERS + 1, 2) / 4).tolist())
-    image = draw(scene, rng, **how).astype(np.float64)
+    image = draw(scene, rng if places is None else places, **how).astype(np.float64)
     if tinted:
         image = image * rng.uniform(1 - TINT, 1 + TINT, 3)
     if grainy:

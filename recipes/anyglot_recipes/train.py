@@ -24,6 +24,7 @@ PROGRAMS = {
     "tune": ("anyglot_recipes.tune", "tune", "TuneConfig"),
     "smol": ("anyglot_recipes.smol", "smol", "SmolConfig"),
     "nano_dpo": ("anyglot_recipes.nano_dpo", "nano_dpo", "NanoDPOConfig"),
+    "nano_denoise": ("anyglot_recipes.nano_denoise", "nano_denoise", "NanoDenoiseConfig"),
     "nano_chat": ("anyglot_recipes.nano_chat", "nano_chat", "NanoChatConfig"),
     "nano_shots": ("anyglot_recipes.nano_shots", "nano_shots", "NanoShotsConfig"),
     "progressive": ("anyglot_recipes.progressive", "progressive", "ProgressiveConfig"),

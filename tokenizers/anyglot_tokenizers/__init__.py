@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anyglot_tokenizers.chunks import decode_chunked as decode_chunked
     from anyglot_tokenizers.chunks import encode_chunked as encode_chunked
     from anyglot_tokenizers.codes import Codes as Codes
+    from anyglot_tokenizers.denoise import fit_denoising as fit_denoising
     from anyglot_tokenizers.errors import AnyglotError as AnyglotError
     from anyglot_tokenizers.errors import CheckpointError as CheckpointError
     from anyglot_tokenizers.errors import CodesError as CodesError
@@ -46,6 +47,7 @@ _HOMES = {
     "audio": ("AudioCodec",),
     "chunks": ("Stream", "decode_chunked", "encode_chunked"),
     "codes": ("Codes",),
+    "denoise": ("fit_denoising",),
     "errors": (
         "AnyglotError",
         "CheckpointError",

@@ -91,6 +91,10 @@ class Tokenizer(nn.Module, ABC):
         """Encode, quantize and decode with gradients, for training."""
         raise UnsupportedError(f"{type(self).__name__} is used as published and cannot be trained here")
 
+    def unquantized(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the quantizer is given, `[B, D, *grid]` with gradient, and which positions count, bool `[B, *grid]`."""
+        raise UnsupportedError(f"{type(self).__name__} does not tell its latents; AudioCodec, ImageVQ and TwoToneVQ do")
+
     def stream(self, batch_size: int = 1, *, num_quantizers: int | None = None) -> Stream:
         """A new stream: media or codes piece by piece, exactly as in one go (see `Stream`).
 

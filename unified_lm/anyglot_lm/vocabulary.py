@@ -100,6 +100,19 @@ class Vocabulary:
         known = [spec_of(entry) for entry in self.to_dict()["blocks"]]
         return self.build(self.text_size, *known, *specs, text_fingerprint=self.text_fingerprint)
 
+    def for_tokenizers(self, fingerprints: Mapping[str, str]) -> Vocabulary:
+        """The same ids, for tokenizers whose codes mean the same though their fingerprints are others (`denoise.py`).
+
+        Args:
+            fingerprints: by modality; of blocks that are not named they stay.
+
+        Raises:
+            ManifestError: a modality that there is not.
+        """
+        named = {self.block(modality).modality: value for modality, value in fingerprints.items()}
+        blocks = tuple(replace(b, fingerprint=named.get(b.modality, b.fingerprint)) for b in self.blocks)
+        return replace(self, blocks=blocks)
+
     @property
     def pad_id(self) -> int:
         return self.controls["pad"]
