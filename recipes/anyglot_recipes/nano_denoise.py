@@ -2,8 +2,7 @@
 
 model -> each of its three tokenizers, trained on (`anyglot_tokenizers.denoise`) with training scenes and what
 `spoil.py` does to them -> the model with these tokenizers. Its language model stays as it is: clean media keeps its
-codes but for a few, so that it goes on working, and `nano_more --start` acquaints it with those few. Melodies out of
-tune are not among what is learnt here: they end earlier, so that codes do not lie beside codes.
+codes but for a few, so that it goes on working, and `nano_more --start` acquaints it with those few.
 """
 
 from __future__ import annotations
@@ -161,10 +160,10 @@ def media(config: NanoDenoiseConfig, name: str, split: Split, num: int) -> Pairs
     records = list(generate(split, num, seed, workers=config.workers, parts=[name]))
     rng = np.random.default_rng([seed, 96])
     if name == "music":
-        return partial(_sounds, seed, [record.music for record in records])
+        return partial(_sounds, seed, [record.music for record in records], True)
     cache = SpeechCache(default_cache_dir(), config.workers)
     spoken = descriptions(records, cache, config.guests, rng)
-    return partial(_sounds, seed, [another_speed(audio, rng, config.varied) for audio in spoken])
+    return partial(_sounds, seed, [another_speed(audio, rng, config.varied) for audio in spoken], False)
 
 
 def _pictures(seed: int, split: Split, step: int, count: int, _: int | None, kept: float) -> Pair:
@@ -180,15 +179,22 @@ def _pictures(seed: int, split: Split, step: int, count: int, _: int | None, kep
     return Pair(clean_BCHW, spoiled_BCHW)
 
 
-def _sounds(seed: int, recordings: list[np.ndarray], step: int, count: int, crop: int | None, kept: float) -> Pair:
+def _sounds(
+    seed: int, recordings: list[np.ndarray], tuned: bool, step: int, count: int, crop: int | None, kept: float
+) -> Pair:
+    """`tuned`: crops may also be out of tune. Whole recordings would end elsewhere, and their codes not lie beside."""
     rng = np.random.default_rng([seed, step])
     chosen = [recordings[i] for i in rng.integers(len(recordings), size=count)]
     size = crop or max(map(len, chosen))
     both_2BCS, lengths = torch.zeros(2, count, 1, size), []
     for row, clean in enumerate(chosen):
-        spoiled = clean if rng.random() < kept else spoil.sound(clean, rng)  # all of it: silence has noise, too
-        begin = int(rng.integers(max(len(clean) - size, 0) + 1))
-        lengths.append(min(len(clean), size))
-        for side, audio in enumerate((clean, spoiled)):
-            both_2BCS[side, row, 0, : lengths[-1]] = torch.from_numpy(audio[begin : begin + size])
+        length = min(len(clean), size)
+        begin = int(rng.integers(len(clean) - length + 1))
+        part = spoiled = clean[begin : begin + length]
+        if rng.random() >= kept:
+            noisy = spoil.sound(clean, rng)  # all of it: silence has noise, too
+            cents = rng.uniform(-spoil.CENTS, spoil.CENTS) if tuned and crop and rng.random() < 0.5 else 0.0
+            spoiled = spoil.detuned_part(noisy, begin, length, cents)
+        lengths.append(length)
+        both_2BCS[0, row, 0, :length], both_2BCS[1, row, 0, :length] = map(torch.from_numpy, (part, spoiled))
     return Pair(both_2BCS[0], both_2BCS[1], torch.tensor(lengths))

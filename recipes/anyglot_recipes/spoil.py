@@ -75,3 +75,10 @@ def detuned(audio: Float32, cents: float) -> Float32:
     """Played faster by so much that every pitch rises by `cents` hundredths of a semitone: float32 `[samples]`."""
     positions = np.arange(0, len(audio) - 1, 2 ** (cents / 1200))
     return np.interp(positions, np.arange(len(audio)), audio).astype(np.float32)
+
+
+def detuned_part(audio: Float32, begin: int, count: int, cents: float) -> Float32:
+    """`count` samples from `begin` on, at another pitch about their middle: what sounds stays where it was."""
+    middle = (count - 1) / 2
+    positions = begin + middle + (np.arange(count) - middle) * 2 ** (cents / 1200)
+    return np.interp(positions, np.arange(len(audio)), audio).astype(np.float32)

@@ -58,6 +58,9 @@ def test_pairs_differ_by_what_spoils_them_alone() -> None:
     assert whole.clean.shape == whole.spoiled.shape and int(whole.lengths.max()) == whole.clean.shape[2]
     assert crop.clean.shape == (4, 1, 8000) and torch.equal(crop.lengths, whole.lengths.clamp(max=8000))
     assert not torch.equal(crop.clean, crop.spoiled)
+    many = melodies(1, 24, 8000, 0.5)
+    same = (many.clean == many.spoiled).flatten(1).all(1)
+    assert 6 < int(same.sum()) < 20
 
 
 @pytest.mark.parametrize("steps", [{"image": 0, "speech": 0, "music": 0}, {"image": -1}])

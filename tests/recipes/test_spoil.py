@@ -81,3 +81,16 @@ def test_a_tone_is_moved_by_so_many_cents(cents: float) -> None:
     spectrum = np.abs(np.fft.rfft(made * np.hanning(len(made)), 1 << 18))
     found = np.argmax(spectrum) * 16000 / (1 << 18)
     assert 1200 * np.log2(found / 440) == pytest.approx(cents, abs=1)
+
+
+def test_a_detuned_part_stays_where_it_was() -> None:
+    audio = np.zeros(16000, np.float32)
+    audio[4000:8000] = np.sin(2 * np.pi * 500 * np.arange(4000) / 16000)
+    for cents in (-40.0, 0.0, 40.0):
+        part = spoil.detuned_part(audio, 2000, 8000, cents)
+        assert part.dtype == np.float32 and part.shape == (8000,)
+        heard = np.flatnonzero(np.abs(part) > 0.05)
+        assert abs(heard[0] - 2000) < 60 and abs(heard[-1] - 6000) < 60
+        crossings = np.sum(np.diff(np.sign(part[2200:5800])) != 0)
+        assert abs(crossings - 225 * 2 ** (cents / 1200)) < 2
+    assert np.allclose(spoil.detuned_part(audio, 2000, 8000, 0.0), audio[2000:10000], atol=1e-5)
