@@ -1,24 +1,25 @@
-"""The `nano_denoise` recipe: the encoders of a nanoworld model learn to give spoiled media the codes of clean ones.
+"""The `nano_denoise` recipe: the encoders of a nanoworld model learn to give spoiled media the codes of clean media.
 
 model -> each of its three tokenizers, trained on (`anyglot_tokenizers.denoise`) with training scenes and what
 `spoil.py` does to them -> the model with these tokenizers. Its language model stays as it is: clean media keeps its
-codes but for a few, so that it goes on working, and `nano_more --start` acquaints it with those few.
+codes but for some, so that it goes on working, and `nano_more --start` acquaints it with those. Every stage continues
+where it was killed.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from anyglot_lm.files import read_json
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes import spoil
 from anyglot_recipes.chain import Run, seed_of
@@ -28,18 +29,19 @@ from anyglot_synth.nanoworld.records import generate
 from anyglot_synth.nanoworld.scene import Split, sample_scene
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers import load
-from anyglot_tokenizers.denoise import Aim, Pair, agreement, fit_denoising
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
-from anyglot_tokenizers.train import crop_of
+
+if TYPE_CHECKING:
+    from anyglot_tokenizers.batches import Batch
 
 SHIPPED = Path(__file__).parent / "weights" / "nano"
 MODALITIES = ("image", "speech", "music")
 CLEAN = 0.25
-"""Share of a batch that is not spoiled, so that clean media keeps its codes."""
-HELD_OUT = 256
-"""Items of held-out scenes on which codes are compared."""
+"""Share of a training batch that is not spoiled, so that clean media keeps its codes."""
+COMPARED = 256
+"""Recordings of held-out scenes on which codes are compared, and about as many pictures and crops."""
 
 
 @dataclass
@@ -48,18 +50,33 @@ class DenoiseConfig:
 
     Args:
         aim: "latents" or "codes", see `anyglot_tokenizers.denoise`.
-        num: recordings made for it; pictures are drawn anew for each step.
         max_steps: optimizer steps; 0 leaves the tokenizer as it is.
-        batch_size: items per step.
+        batch_size: items per step; pictures are drawn anew for each.
         lr: peak learning rate.
-        crop_seconds: audio only, length of training crops.
     """
 
-    aim: Aim = "latents"
-    num: int = 2500
-    max_steps: int = 1000
-    batch_size: int = 24
+    aim: str = "codes"
+    max_steps: int = 1500
+    batch_size: int = 32
     lr: float = 4e-3
+
+
+@dataclass
+class SoundDenoiseConfig(DenoiseConfig):
+    """How the encoder of a codec is trained on.
+
+    Args:
+        aim: as of pictures.
+        max_steps: as of pictures.
+        batch_size: crops per step.
+        lr: as of pictures.
+        num: recordings made for it.
+        crop_seconds: length of a crop.
+    """
+
+    aim: str = "latents"
+    batch_size: int = 24
+    num: int = 2500
     crop_seconds: float = 1.6
 
 
@@ -71,7 +88,7 @@ class NanoDenoiseConfig:
         run_dir: everything is written below; run again with the same folder to continue.
         seed: of all randomness.
         model: folder of a model of nanoworld, default the shipped one.
-        varied: share of recordings whose speed and pitch are changed.
+        varied: share of recordings of speech whose speed and pitch are changed.
         guests: share of descriptions that voices of another engine speak, where there is one.
         workers: processes that make media.
         image: its tokenizer.
@@ -86,8 +103,22 @@ class NanoDenoiseConfig:
     guests: float = 0.4
     workers: int = 2
     image: DenoiseConfig = field(default_factory=DenoiseConfig)
-    speech: DenoiseConfig = field(default_factory=DenoiseConfig)
-    music: DenoiseConfig = field(default_factory=DenoiseConfig)
+    speech: SoundDenoiseConfig = field(default_factory=SoundDenoiseConfig)
+    music: SoundDenoiseConfig = field(default_factory=SoundDenoiseConfig)
+
+    def check(self) -> None:
+        """Raises `ManifestError`: a share that is none, or a schedule that cannot be."""
+        if not 0 <= self.varied <= 1 or not 0 <= self.guests <= 1:
+            raise ManifestError(f"varied {self.varied} and guests {self.guests} must lie in 0..1")
+        steps = [getattr(self, name).max_steps for name in MODALITIES]
+        if min(steps) < 0 or not any(steps):
+            raise ManifestError(f"max_steps {steps} of {', '.join(MODALITIES)}: none below 0, and one above")
+        for name in MODALITIES:
+            how = getattr(self, name)
+            wrong = [key for key, value in vars(how).items() if key not in ("aim", "max_steps") and value <= 0]
+            if wrong or how.aim not in ("latents", "codes"):
+                said = ", ".join(f"{name}.{key} {getattr(how, key)}" for key in [*wrong, "aim"])
+                raise ManifestError(f"{said}: numbers must be positive, an aim latents or codes")
 
 
 def nano_denoise(config: NanoDenoiseConfig) -> dict[str, Any]:
@@ -100,73 +131,98 @@ def nano_denoise(config: NanoDenoiseConfig) -> dict[str, Any]:
     Raises:
         ManifestError: settings that cannot work, or a model that is no folder of its own, such as an adapter.
     """
-    stored = read_json(Path(config.model) / "config.json").get("dtype", "float32")
-    start = UnifiedModel.from_pretrained(config.model, dtype=getattr(torch, stored))
-    steps = {name: getattr(config, name).max_steps for name in start.tokenizers if name in MODALITIES}
-    if len(steps) < len(MODALITIES) or min(steps.values()) < 0 or not any(steps.values()):
-        raise ManifestError(
-            f"nano_denoise: {config.model} must have tokenizers of {', '.join(MODALITIES)}, and one at least max_steps "
-            f"above 0, none below: {steps}"
-        )
-    run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k != "run_dir"})
-    trained = {name: _trained(run, config, name, start.tokenizers[name]) for name, count in steps.items() if count}
-    report = {}
-    for name, tokenizer in trained.items():
-        pair = media(config, name, "test", HELD_OUT)(0, HELD_OUT, None, 0.0)
-        clean, spoiled = agreement(tokenizer, start.tokenizers[name], pair)
-        _, before = agreement(start.tokenizers[name], start.tokenizers[name], pair)
-        report[name] = {"spoiled before": before, "spoiled": spoiled, "clean": clean}
-        run.say(f"{name}: {report[name]}")
+    from anyglot_lm.backbone import stored_dtype
+
+    config.check()
+    source = Path(config.model)
+    start = UnifiedModel.from_pretrained(source, dtype=stored_dtype(source))
+    if missing := [name for name in MODALITIES if name not in start.tokenizers]:
+        raise ManifestError(f"{source} has no tokenizer of {', '.join(missing)}; give a model of nanoworld")
+    weights = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    settings = {k: v for k, v in vars(config).items() if k != "run_dir"}
+    run = Run(config.run_dir, settings | {"model": [weights, *(t.fingerprint for t in start.tokenizers.values())]})
+    trained = {
+        name: _trained(run, config, name, start.tokenizers[name])
+        for name in MODALITIES
+        if getattr(config, name).max_steps
+    }
 
     def make(folder: Path) -> None:
-        vocabulary = start.vocabulary.for_tokenizers({name: t.fingerprint for name, t in trained.items()})
+        vocabulary = start.vocabulary.with_fingerprints({name: t.fingerprint for name, t in trained.items()})
         tokenizers = {**start.tokenizers, **trained}
         UnifiedModel(start.model, vocabulary, start.template, start.text, tokenizers).save_pretrained(folder)
 
     run.once("model", make)
+    report = {
+        name: _compared(run, config, name, tokenizer, start.tokenizers[name]) for name, tokenizer in trained.items()
+    }
     with atomic_write(run.dir / "report.json") as path:
         path.write_text(json.dumps(report, indent=1))
     return report
 
 
 def _trained(run: Run, config: NanoDenoiseConfig, name: str, start: Tokenizer) -> Tokenizer:
+    from anyglot_tokenizers.denoise import fit_denoising
+
     how: DenoiseConfig = getattr(config, name)
 
     def make(folder: Path) -> None:
-        pairs = media(config, name, "train", how.num)
-        crop = crop_of(start, how.crop_seconds) if start.spec.sample_rate else None
         trained = fit_denoising(
             copy.deepcopy(start),
-            lambda step: pairs(step, how.batch_size, crop, CLEAN),
+            batches_of(config, name, start, "train"),
             run_dir=run.dir / "training" / name,
-            aim=how.aim,
+            teacher=start,
             max_steps=how.max_steps,
+            aim=how.aim,  # type: ignore[arg-type]
             lr=how.lr,
         )
-        trained.save_pretrained(folder, dtype=torch.float16)
+        halves = all(torch.equal(t, t.half().to(t.dtype)) for t in start.state_dict().values() if t.is_floating_point())
+        trained.save_pretrained(folder, dtype=torch.float16 if halves else None)  # codebooks are to stay as they are
 
     return load(run.once(f"tokenizers/{name}", make))
 
 
-Pairs = Callable[[int, int, int | None, float], Pair]
-"""(step, items, samples of a crop or None for whole recordings, share that is not spoiled) to what a step sees."""
+def _compared(run: Run, config: NanoDenoiseConfig, name: str, trained: Tokenizer, start: Tokenizer) -> dict[str, Any]:
+    from anyglot_tokenizers.denoise import agreement
+
+    def make(folder: Path) -> None:
+        draw_batch = batches_of(config, name, start, "test", kept=0.0)
+        batches = [draw_batch(step) for step in range(-(-COMPARED // getattr(config, name).batch_size))]
+        before = agreement(start, start, batches)["spoiled"]
+        report = {"spoiled before": before, **agreement(trained, start, batches)}
+        (folder / "report.json").write_text(json.dumps(report))
+        run.say(f"{name}: {report}")
+
+    found: dict[str, Any] = json.loads((run.once(f"compared/{name}", make) / "report.json").read_text())
+    return found
 
 
-def media(config: NanoDenoiseConfig, name: str, split: Split, num: int) -> Pairs:
-    """Pictures, or crops of `num` descriptions or melodies, of scenes of a split."""
+def batches_of(
+    config: NanoDenoiseConfig, name: str, tokenizer: Tokenizer, split: Split, kept: float = CLEAN
+) -> Callable[[int], Batch]:
+    """What a step sees of a modality, see `fit_denoising`: pictures, or crops of descriptions or melodies, of a split.
+
+    `kept` is the share that is not spoiled. Recordings are made here, as many as are trained on or compared.
+    """
+    how = getattr(config, name)
     seed = seed_of(config.seed, "denoise", name, split) % 2**31
     if name == "image":
-        return partial(_pictures, seed, split)
+        return partial(_pictures, seed, split, how.batch_size, kept)
+    from anyglot_tokenizers.train import crop_of
+
+    num = how.num if split == "train" else min(how.num, COMPARED)
     records = list(generate(split, num, seed, workers=config.workers, parts=[name]))
-    rng = np.random.default_rng([seed, 96])
-    if name == "music":
-        return partial(_sounds, seed, [record.music for record in records], True)
-    cache = SpeechCache(default_cache_dir(), config.workers)
-    spoken = descriptions(records, cache, config.guests, rng)
-    return partial(_sounds, seed, [another_speed(audio, rng, config.varied) for audio in spoken], False)
+    if name == "speech":
+        rng = np.random.default_rng(seed_of(seed, "voices"))
+        spoken = descriptions(records, SpeechCache(default_cache_dir(), config.workers), config.guests, rng)
+        recordings = [another_speed(audio, rng, config.varied) for audio in spoken]
+    else:
+        recordings = [record.music for record in records]
+    crop = crop_of(tokenizer, how.crop_seconds)
+    return partial(_crops, seed, recordings, how.batch_size, crop, kept, name == "music")
 
 
-def _pictures(seed: int, split: Split, step: int, count: int, _: int | None, kept: float) -> Pair:
+def _pictures(seed: int, split: Split, count: int, kept: float, step: int) -> Batch:
     rng = np.random.default_rng([seed, step])
     pictures: list[tuple[np.ndarray, np.ndarray]] = []
     for places in rng.integers(2**31, size=count):
@@ -176,25 +232,24 @@ def _pictures(seed: int, split: Split, step: int, count: int, _: int | None, kep
         pictures.append((clean, spoiled))
     both = torch.from_numpy(np.stack([np.stack(pair) for pair in zip(*pictures, strict=True)]))
     clean_BCHW, spoiled_BCHW = both.permute(0, 1, 4, 2, 3).float() / 255
-    return Pair(clean_BCHW, spoiled_BCHW)
+    return {"clean": clean_BCHW, "media": spoiled_BCHW}
 
 
-def _sounds(
-    seed: int, recordings: list[np.ndarray], tuned: bool, step: int, count: int, crop: int | None, kept: float
-) -> Pair:
-    """`tuned`: crops may also be out of tune. Whole recordings would end elsewhere, and their codes not lie beside."""
+def _crops(
+    seed: int, recordings: list[np.ndarray], count: int, crop: int, kept: float, tuned: bool, step: int
+) -> Batch:
+    """`tuned`: half of the spoiled ones are out of tune as well."""
     rng = np.random.default_rng([seed, step])
-    chosen = [recordings[i] for i in rng.integers(len(recordings), size=count)]
-    size = crop or max(map(len, chosen))
-    both_2BCS, lengths = torch.zeros(2, count, 1, size), []
-    for row, clean in enumerate(chosen):
-        length = min(len(clean), size)
-        begin = int(rng.integers(len(clean) - length + 1))
-        part = spoiled = clean[begin : begin + length]
+    clean_BCS, spoiled_BCS, lengths = torch.zeros(count, 1, crop), torch.zeros(count, 1, crop), []
+    for row, index in enumerate(rng.integers(len(recordings), size=count)):
+        audio = recordings[index]
+        length = min(len(audio), crop)
+        begin = int(rng.integers(len(audio) - length + 1))
+        clean = spoiled = audio[begin : begin + length]
         if rng.random() >= kept:
-            noisy = spoil.sound(clean, rng)  # all of it: silence has noise, too
-            cents = rng.uniform(-spoil.CENTS, spoil.CENTS) if tuned and crop and rng.random() < 0.5 else 0.0
+            noisy = spoil.sound(audio, rng)  # all of it: silence has noise, too
+            cents = rng.uniform(-spoil.CENTS, spoil.CENTS) if tuned and rng.random() < 0.5 else 0.0
             spoiled = spoil.detuned_part(noisy, begin, length, cents)
         lengths.append(length)
-        both_2BCS[0, row, 0, :length], both_2BCS[1, row, 0, :length] = map(torch.from_numpy, (part, spoiled))
-    return Pair(both_2BCS[0], both_2BCS[1], torch.tensor(lengths))
+        clean_BCS[row, 0, :length], spoiled_BCS[row, 0, :length] = torch.from_numpy(clean), torch.from_numpy(spoiled)
+    return {"clean": clean_BCS, "media": spoiled_BCS, "lengths": torch.tensor(lengths)}

@@ -78,7 +78,10 @@ def detuned(audio: Float32, cents: float) -> Float32:
 
 
 def detuned_part(audio: Float32, begin: int, count: int, cents: float) -> Float32:
-    """`count` samples from `begin` on, at another pitch about their middle: what sounds stays where it was."""
+    """`count` samples from `begin` on, float32, at another pitch about their middle.
+
+    What sounds stays where it was but for `count / 2 * |2 ** (cents / 1200) - 1|` samples, at both ends.
+    """
     middle = (count - 1) / 2
     positions = begin + middle + (np.arange(count) - middle) * 2 ** (cents / 1200)
-    return np.interp(positions, np.arange(len(audio)), audio).astype(np.float32)
+    return np.interp(positions, np.arange(len(audio)), audio, left=0.0, right=0.0).astype(np.float32)

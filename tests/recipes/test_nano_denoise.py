@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ import torch
 
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes import nano_denoise as recipe
+from anyglot_recipes import spoil
 from anyglot_recipes.nano import ASSISTANT_VOICE, weights_of
-from anyglot_recipes.nano_denoise import SHIPPED, NanoDenoiseConfig, media, nano_denoise
+from anyglot_recipes.nano_denoise import (
+    SHIPPED,
+    DenoiseConfig,
+    NanoDenoiseConfig,
+    SoundDenoiseConfig,
+    batches_of,
+    nano_denoise,
+)
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_tokenizers.errors import ManifestError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
 )
@@ -25,10 +33,9 @@ SHORT = ["--image.max_steps=40", "--speech.max_steps=2", "--speech.num=6", "--sp
 
 @needs_voices
 def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "HELD_OUT", 16)
-    function, config = parse_recipe(
-        find_recipe("nano_denoise"), [f"--run_dir={tmp_path}", "--music.max_steps=0", *SHORT]
-    )
+    monkeypatch.setattr(recipe, "COMPARED", 32)
+    given = [f"--run_dir={tmp_path}", "--music.max_steps=0", *SHORT]
+    function, config = parse_recipe(find_recipe("nano_denoise"), given)
     report: Any = function(config)
     assert set(report) == {"image", "speech"} and len(report["speech"]["clean"]) == 2
     image = report["image"]
@@ -41,30 +48,51 @@ def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.M
     assert all(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
     _, more = parse_recipe(find_recipe("nano_more"), [f"--start={tmp_path / 'model'}", "--lm.factored=false"])
     assert weights_of(tmp_path / "model", more.lm) == weights_of(SHIPPED, more.lm)
-    assert function(config) == report
-    with pytest.raises(ManifestError, match="config.json"):
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("anyglot_tokenizers.denoise.fit_denoising", never)
+    shutil.rmtree(tmp_path / "model")
+    assert function(config) == report and (tmp_path / "model" / "model.safetensors").is_file()
+    _, other = parse_recipe(find_recipe("nano_denoise"), [*given, "--image.lr=1e-3"])
+    with pytest.raises(ManifestError, match=r"image\.lr"):
+        function(other)
+    with pytest.raises(ManifestError, match=r"config\.json"):
         nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path / "small"), model=str(SHIPPED.parent / "small")))
 
 
-def test_pairs_differ_by_what_spoils_them_alone() -> None:
-    pairs = media(NanoDenoiseConfig(), "image", "train", 0)
-    pair, again, other = pairs(3, 24, None, 0.5), pairs(3, 24, None, 0.5), pairs(4, 24, None, 0.5)
-    assert torch.equal(pair.spoiled, again.spoiled) and not torch.equal(pair.clean, other.clean)
-    same = (pair.clean == pair.spoiled).flatten(1).all(1)
-    assert 6 < int(same.sum()) < 20
-    assert 0 < float((pair.clean - pair.spoiled).abs().mean()) < 0.06  # the same things at the same places
-    melodies = media(NanoDenoiseConfig(workers=1), "music", "train", 3)
-    whole, crop = melodies(0, 4, None, 0.0), melodies(0, 4, 8000, 0.0)
-    assert whole.clean.shape == whole.spoiled.shape and int(whole.lengths.max()) == whole.clean.shape[2]
-    assert crop.clean.shape == (4, 1, 8000) and torch.equal(crop.lengths, whole.lengths.clamp(max=8000))
-    assert not torch.equal(crop.clean, crop.spoiled)
-    many = melodies(1, 24, 8000, 0.5)
-    same = (many.clean == many.spoiled).flatten(1).all(1)
-    assert 6 < int(same.sum()) < 20
+def test_batches_differ_by_what_spoils_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizers = UnifiedModel.from_pretrained(SHIPPED).tokenizers
+    config = NanoDenoiseConfig(workers=1)
+    config.music.num = 3
+    for name in ("image", "music"):
+        batches = batches_of(config, name, tokenizers[name], "train", 0.5)
+        one, again, other = batches(3), batches(3), batches(4)
+        assert torch.equal(one["media"], again["media"]) and not torch.equal(one["clean"], other["clean"])
+        same = (one["clean"] == one["media"]).flatten(1).all(1)
+        assert 6 < int(same.sum()) < 26
+    assert one["clean"].shape == (24, 1, 16 * 1600) and int(one["lengths"].max()) <= 16 * 1600
+    monkeypatch.setattr(spoil, "GRAIN", 1e-9)
+    monkeypatch.setattr(spoil, "TINT", 0.0)
+    monkeypatch.setattr(spoil, "SHADE", (0.0, 0.0))
+    monkeypatch.setattr(spoil, "QUARTERS", 0)
+    pictures = batches_of(config, "image", tokenizers["image"], "train", 0.0)(0)
+    assert torch.equal(pictures["clean"], pictures["media"])  # the same things at the same places
 
 
-@pytest.mark.parametrize("steps", [{"image": 0, "speech": 0, "music": 0}, {"image": -1}])
-def test_settings_that_cannot_work_are_refused(steps: dict[str, int], tmp_path: Path) -> None:
-    parts = {name: recipe.DenoiseConfig(max_steps=count) for name, count in steps.items()}
-    with pytest.raises(ManifestError, match="max_steps"):
-        nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path), **parts))
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"varied": 1.5}, "varied 1.5"),
+        ({"image": DenoiseConfig(max_steps=-1)}, "max_steps"),
+        ({name: DenoiseConfig(max_steps=0) for name in recipe.MODALITIES}, "max_steps"),
+        ({"music": SoundDenoiseConfig(lr=0.0)}, r"music\.lr 0.0"),
+        ({"speech": SoundDenoiseConfig(num=0)}, r"speech\.num 0"),
+        ({"speech": SoundDenoiseConfig(aim="ears")}, r"speech\.aim ears"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=named):
+        nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path), **wrong))
+    assert not list(tmp_path.iterdir())

@@ -153,13 +153,13 @@ def test_any_manifest_roundtrips(text_size: int, blocks: list[tuple[str, int, in
 
 
 def test_other_tokenizers_keep_all_ids() -> None:
-    other = VOCABULARY.for_tokenizers({"image": "f" * 64})
+    other = VOCABULARY.with_fingerprints({"image": "f" * 64})
     assert other.block("image").fingerprint == "f" * 64 and other.block("speech") == VOCABULARY.block("speech")
     assert other.fingerprint != VOCABULARY.fingerprint
     image = VOCABULARY.block("image")
-    assert other.for_tokenizers({"image": image.fingerprint}) == VOCABULARY
+    assert other.with_fingerprints({"image": image.fingerprint}) == VOCABULARY
     with pytest.raises(ManifestError, match="smell"):
-        VOCABULARY.for_tokenizers({"smell": "f" * 64})
+        VOCABULARY.with_fingerprints({"smell": "f" * 64})
 
 
 def test_difference_is_named() -> None:

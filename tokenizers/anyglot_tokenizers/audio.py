@@ -204,7 +204,7 @@ class AudioCodec(Tokenizer):
             extra_losses["semantic"] = self.distillation(guess_BNE, media, lengths, self)
         return AudioReconstruction(x_BCS, codes_BKN, commit, stats, extra_losses)
 
-    def unquantized(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents `[B, D, N]` with gradient, and validity bool `[B, N]`."""
         z_BND, valid_BN = self._encode(media, check_lengths("audio batch", lengths, media).to(media.device))
         return z_BND.transpose(1, 2), valid_BN

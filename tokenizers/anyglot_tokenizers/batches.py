@@ -267,9 +267,9 @@ class _From(Sampler[int]):
 
 
 class TokenizerDataModule(L.LightningDataModule):
-    """`StepBatches` for a Trainer; its state is the number of steps done, from which the next run goes on."""
+    """Batches by step for a Trainer; its state is the number of steps done, from which the next run goes on."""
 
-    def __init__(self, batches: StepBatches, num_workers: int = 0) -> None:
+    def __init__(self, batches: Dataset[Batch], num_workers: int = 0) -> None:
         super().__init__()
         self.batches = batches
         self.num_workers = num_workers
@@ -277,7 +277,7 @@ class TokenizerDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This device's rows of the batches from the current step on."""
-        if self.trainer is not None:
+        if self.trainer is not None and isinstance(self.batches, StepBatches):
             self.batches.share(self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(self.batches, batch_size=None, sampler=_From(self.start), num_workers=self.num_workers)
 

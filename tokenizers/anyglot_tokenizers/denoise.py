@@ -1,9 +1,9 @@
-"""`fit_denoising`: an encoder learns to give spoiled media the codes that it gave clean ones.
+"""`fit_denoising`: an encoder learns to give spoiled media the codes of clean media.
 
-Codebooks and decoder stay as they are, so what was trained on the codes goes on working, and hears through noise. An
-encoder that never saw spoiled media gives it codes of other things, and a language model would have to learn them all.
-The idea is that of augmentation-invariant units (Gat et al. 2022, arXiv 2209.15483); here the encoder itself is trained
-on, towards the latents or the codes of the clean media. What spoils is the caller's business.
+Codebooks and decoder stay as they are, so codes go on meaning what they meant. An encoder that never saw spoiled media
+gives it codes of other things, and a language model would have to learn them all. The idea is that of
+augmentation-invariant units (Gat et al. 2022, arXiv 2209.15483); here the encoder itself is trained on, towards the
+latents or the codes that it gave to the clean media before. What spoils is the caller's business.
 
 Shapes: B items, D latent dims, N positions (any grid), M positions that count, K quantizers, C codes, d dims of an
 entry.
@@ -11,203 +11,231 @@ entry.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
-import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from anyglot_tokenizers.errors import ManifestError, UnsupportedError
+from anyglot_tokenizers.batches import ENDLESS, Batch, TokenizerDataModule
+from anyglot_tokenizers.errors import AnyglotError, ManifestError, MediaError, UnsupportedError
 from anyglot_tokenizers.product import ProductQuantizer
 from anyglot_tokenizers.quantize import Quantizer, ResidualQuantizer
-from anyglot_tokenizers.quiet import quiet
-from anyglot_tokenizers.tokenizer import Tokenizer
+from anyglot_tokenizers.tokenizer import Tokenizer, full_precision
+from anyglot_tokenizers.train import CHECKPOINT, KeepLast, Line, LitTokenizer, saved_step, train_on, twin_of
 
 Aim = Literal["latents", "codes"]
 
 
-class Pair(NamedTuple):
-    """The same media twice.
+class LitDenoiser(LitTokenizer):
+    """Trains what makes the latents of `tokenizer`; what else it has gets no gradient. AdamW, without decay.
 
-    Attributes:
-        clean: float32 `[B, 3, H, W]` or `[B, C, samples]`, as the tokenizer takes it.
-        spoiled: the same, of the same shape.
-        lengths: int64 `[B]` samples per item; None = all.
-    """
-
-    clean: Tensor
-    spoiled: Tensor
-    lengths: Tensor | None = None
-
-
-class LitDenoiser(L.LightningModule):
-    """Trains all that makes the latents of `tokenizer`; what else it has gets no gradient.
+    Muon's first steps would throw away what is known (docs/log.md, 2026-11-30).
 
     Args:
-        tokenizer: trained in place; its class must give `unquantized`.
+        tokenizer: trained in place; its class must give `to_latents`.
+        teacher: whose latents or codes of the clean media it is to give to the spoiled.
         aim: "latents": the squared distance to the clean latents, in units of their variance; "codes": `code_loss`.
-        max_steps: length of the schedule: linear warm-up, then a cosine to zero.
+        max_steps: length of the schedule, see `LitTokenizer`.
         lr: peak learning rate.
         warmup_steps: linear warm-up.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, aim: Aim, max_steps: int, lr: float, warmup_steps: int = 50) -> None:
-        super().__init__()
-        self.tokenizer, self.aim, self.max_steps = tokenizer, aim, max_steps
-        self.lr, self.warmup_steps = lr, warmup_steps
-        self.teacher = copy.deepcopy(tokenizer).eval().requires_grad_(False)
+    def __init__(
+        self, tokenizer: Tokenizer, teacher: Tokenizer, *, aim: Aim, max_steps: int, lr: float, warmup_steps: int
+    ) -> None:
+        super().__init__(tokenizer, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps, loss=nn.Identity())
+        self.aim = aim
+        self._teachers = (teacher,)  # no module of this one: no checkpoint holds it
 
-    def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
-        with torch.no_grad():
-            clean_BDN, counts_BN = self.teacher.unquantized(batch.clean, batch.lengths)
-        spoiled_BDN, _ = self.tokenizer.unquantized(batch.spoiled, batch.lengths)
-        with torch.autocast(spoiled_BDN.device.type, enabled=False):
-            clean_MD, spoiled_MD = _rows(clean_BDN, counts_BN), _rows(spoiled_BDN, counts_BN)
+    def loss_of(self, batch: Batch) -> Tensor:
+        """The loss of one batch, a scalar."""
+        (teacher,), lengths = self._teachers, batch.get("lengths")
+        with torch.no_grad(), full_precision(self.device):
+            clean_BDN, counts_BN = teacher.to(self.device).to_latents(batch["clean"], lengths)
+        spoiled_BDN, _ = self.tokenizer.to_latents(batch["media"], lengths)
+        with torch.autocast(self.device.type, enabled=False):
+            clean_MD, spoiled_MD = (z_BDN.float().movedim(1, -1)[counts_BN] for z_BDN in (clean_BDN, spoiled_BDN))
             if self.aim == "latents":
-                loss = (spoiled_MD - clean_MD).square().mean() / clean_MD.var(0).mean()
-            else:
-                quantizer: Any = self.teacher.quantizer
-                loss = code_loss(quantizer, clean_MD, spoiled_MD)
-        self.log("loss", loss)
-        return loss
+                spread = (clean_MD - clean_MD.mean(0)).square().mean().clamp(min=1e-6)
+                return (spoiled_MD - clean_MD).square().mean() / spread
+            quantizer: Any = teacher.quantizer
+            return code_loss(quantizer, clean_MD, spoiled_MD)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step. Raises AnyglotError when the loss is no longer finite."""
+        loss = self.loss_of(batch)
+        if not bool(torch.isfinite(loss)):
+            raise AnyglotError(
+                f"step {self.global_step}: loss is {loss.item()}; start again with a lower learning rate"
+            )
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list) and isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        self._update(loss, optimizer, counted=True)
+        schedule.step()
+        self.parts = {"loss": loss.detach()}
+        self.log_dict(self.parts)
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay: Muon's first steps throw away what is known (docs/log.md)."""
+        """The optimizer and the schedule that is a function of the step alone."""
         optimizer = torch.optim.AdamW(self.tokenizer.parameters(), self.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _lr_share(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.max_steps, 1.0)))
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)]
 
 
 def code_loss(quantizer: Quantizer, clean_MD: Tensor, spoiled_MD: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats per digit, of the codes of clean latents under those of spoiled ones.
+    """Mean cross-entropy, in nats per codebook, of the codes of clean latents under those of spoiled ones.
 
-    An entry's logit is its squared distance in units of what a clean latent is away from its own entry on average: the
-    same scale for every codebook, however far apart its entries lie. Residuals are those after the clean codes.
+    An entry's logit is the negative squared distance to it, in units of what clean latents are away from their own
+    entries on average: the same scale for every codebook, however far apart its entries lie. Residuals are those after
+    the clean codes.
 
     Raises UnsupportedError for quantizers of another kind than `ResidualQuantizer` and `ProductQuantizer`.
     """
     losses = []
-    for entries_Cd, target_M, clean_Md, spoiled_Md in _digits(quantizer, clean_MD, spoiled_MD):
+    for entries_Cd, target_M, clean_Md, spoiled_Md in _met(quantizer, clean_MD, spoiled_MD):
         unit = (clean_Md - entries_Cd[target_M]).square().sum(1).mean().clamp(min=1e-6)
-        away_MC = torch.cdist(spoiled_Md, entries_Cd, compute_mode="use_mm_for_euclid_dist").square()
-        losses.append(F.cross_entropy(-away_MC / unit, target_M))
+        logits_MC = (2 * spoiled_Md @ entries_Cd.T - entries_Cd.square().sum(1)) / unit  # but for what all have alike
+        losses.append(F.cross_entropy(logits_MC, target_M))
     return torch.stack(losses).mean()
 
 
-def _digits(
-    quantizer: Quantizer, clean_MD: Tensor, spoiled_MD: Tensor
+def _met(
+    quantizer: Quantizer | nn.Module, clean_MD: Tensor, spoiled_MD: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """For each codebook its entries, the clean codes, and clean and spoiled latents as it meets them."""
     if isinstance(quantizer, ProductQuantizer):
-        pairs = zip(clean_MD.split(quantizer.dims, 1), spoiled_MD.split(quantizer.dims, 1), strict=True)
-        for part, (clean_Mp, spoiled_Mp) in zip(quantizer.parts, pairs, strict=True):
-            assert isinstance(part, ResidualQuantizer)
-            yield from _digits(part, clean_Mp, spoiled_Mp)
+        parts = zip(clean_MD.split(quantizer.dims, 1), spoiled_MD.split(quantizer.dims, 1), strict=True)
+        for part, (clean_Mp, spoiled_Mp) in zip(quantizer.parts, parts, strict=True):
+            yield from _met(part, clean_Mp, spoiled_Mp)
         return
     if not isinstance(quantizer, ResidualQuantizer):
-        raise UnsupportedError(f"{type(quantizer).__name__} has no codebooks to aim at; denoise residual codes")
+        kind = type(quantizer).__name__
+        raise UnsupportedError(f'{kind} is neither a ResidualQuantizer nor a product of such; take aim="latents"')
+    codes_KM = quantizer.encode(clean_MD.T[None])[0]
     clean_Md, spoiled_Md = quantizer.project_in(clean_MD), quantizer.project_in(spoiled_MD)
-    for entries_Cd, target_M in zip(
-        quantizer.codebooks, quantizer._assign(clean_Md, quantizer.num_quantizers), strict=True
-    ):
+    for entries_Cd, target_M in zip(quantizer.codebooks, codes_KM, strict=True):
         yield entries_Cd, target_M, clean_Md, spoiled_Md
         clean_Md, spoiled_Md = clean_Md - entries_Cd[target_M], spoiled_Md - entries_Cd[target_M]
 
 
-def _rows(x_BDN: Tensor, counts_BN: Tensor) -> Tensor:
-    return x_BDN.float().movedim(1, -1)[counts_BN]
-
-
-class _Pairs(Dataset[Pair]):
-    def __init__(self, pair: Callable[[int], Pair], count: int) -> None:
-        self.pair, self.count = pair, count
+class _Steps(Dataset[Batch]):
+    def __init__(self, batches: Callable[[int], Batch]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
-        return self.count
+        return ENDLESS
 
-    def __getitem__(self, step: int) -> Pair:
-        return self.pair(step)
+    def __getitem__(self, step: int) -> Batch:
+        return self.batches(step)
 
 
 def fit_denoising(
     tokenizer: Tokenizer,
-    pairs: Callable[[int], Pair],
+    batches: Callable[[int], Batch],
     *,
     run_dir: str | Path,
     max_steps: int,
+    teacher: Tokenizer | None = None,
     aim: Aim = "latents",
     lr: float = 4e-3,
     warmup_steps: int = 50,
-    accelerator: str = "auto",
+    checkpoint_every: int = 200,
     log_every: int = 50,
+    accelerator: str = "auto",
+    resume: bool = True,
 ) -> Tokenizer:
-    """Train the encoder of a trained tokenizer on, in place.
+    """Train the encoder of a trained tokenizer on, in place, and return it in eval mode.
+
+    A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments. On one device, in
+    float32.
 
     Args:
-        tokenizer: a trained one; see `LitDenoiser` for which.
-        pairs: the batch of a step, 0 and up, drawn anew each time: a function of the step alone makes a run repeatable.
-        run_dir: where the losses are logged.
-        max_steps: optimizer steps.
+        tokenizer: a trained one whose class gives `to_latents`: `AudioCodec`, `ImageVQ`, `TwoToneVQ`.
+        batches: what a step, 0 and up, sees: `{"clean": ..., "media": ...}`, the same media clean and spoiled, of one
+            shape, float32 `[B, 3, H, W]` or `[B, C, samples]` as the tokenizer takes it, for audio with `"lengths"`
+            int64 `[B]`. A function of the step alone makes a run repeatable; that it is the same one is not checked.
+        run_dir: holds `last.ckpt` and `logs/from_step_*/metrics.csv`.
+        max_steps: optimizer steps; the learning rate reaches zero there.
+        teacher: whose codes of clean media are wanted; None = the tokenizer's as it is now.
         aim: see `LitDenoiser`. Codes are better where clean latents lie close to their entries and much of what latents
-            say changes no code, as with `TwoToneVQ`; elsewhere they are worse (docs/log.md).
+            say changes no code, as with `TwoToneVQ`; elsewhere they are worse (docs/log.md, 2026-11-30).
         lr: peak learning rate.
         warmup_steps: linear warm-up.
+        checkpoint_every: steps.
+        log_every: steps.
         accelerator: as in Lightning.
-        log_every: steps between log lines.
+        resume: False ignores an existing checkpoint (and overwrites it).
 
     Returns:
-        The tokenizer in eval mode. Its fingerprint is another one: clean media has the same codes but for those near
-        a border, and what names the old fingerprint must be told (`agreement` says how many those are).
+        The tokenizer. Its fingerprint is another one; `agreement` says how many codes of clean media are.
 
     Raises:
-        ManifestError: no steps, or an aim that there is not.
-        UnsupportedError: a tokenizer that cannot be trained, or whose codes `code_loss` does not know.
+        CheckpointError: the checkpoint is unreadable or from a run with other settings.
+        ManifestError: impossible settings.
+        MediaError: media that does not fit the tokenizer, or is not of one shape.
+        UnsupportedError: a tokenizer that gives no latents, or codes that `code_loss` does not know.
     """
-    if max_steps < 1 or lr <= 0 or aim not in get_args(Aim):
+    if min(max_steps, checkpoint_every, log_every) < 1 or lr <= 0:
         raise ManifestError(
-            f"max_steps {max_steps} and lr {lr} must be positive, aim {aim!r} one of {', '.join(get_args(Aim))}"
+            f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every} and lr {lr} must be "
+            "positive"
         )
-    module = LitDenoiser(tokenizer, aim=aim, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps)
-    with quiet(), torch.random.fork_rng():
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            max_steps=max_steps,
-            gradient_clip_val=1.0,
-            logger=CSVLogger(run_dir, name="logs", version=""),
-            log_every_n_steps=log_every,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        tokenizer.train()
-        trainer.fit(module, DataLoader(_Pairs(pairs, max_steps), batch_size=None))
+    if aim not in get_args(Aim):
+        raise ManifestError(f"aim {aim!r} must be one of {', '.join(get_args(Aim))}")
+    teacher = twin_of(tokenizer) if teacher is None else teacher.eval()
+    module = LitDenoiser(tokenizer, teacher, aim=aim, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps)
+    first = batches(0)
+    clean, spoiled = first["clean"], first["media"]
+    if clean.shape != spoiled.shape:
+        raise MediaError("batch 0", f"clean {list(clean.shape)}, spoiled {list(spoiled.shape)}", "need one shape")
+    for media in (clean, spoiled):
+        tokenizer.encode(media[:1])
+    with torch.no_grad():  # fails early, too
+        module.loss_of({name: value.to(module.device) for name, value in first.items()})
+    module.settings = {
+        "class": type(tokenizer).__name__,
+        "start": tokenizer.fingerprint,
+        "teacher": teacher.fingerprint,
+        "aim": aim,
+        "max_steps": max_steps,
+        "lr": lr,
+        "warmup_steps": warmup_steps,
+    }
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    start = saved_step(path, module.settings) if resume and path.exists() else None
+    callbacks = [Line(log_every), KeepLast(path, checkpoint_every)]
+    train_on(module, TokenizerDataModule(_Steps(batches)), folder, start, callbacks, log_every, accelerator=accelerator)
     return tokenizer.eval()
 
 
 @torch.no_grad()
-def agreement(tokenizer: Tokenizer, teacher: Tokenizer, media: Pair) -> tuple[list[float], list[float]]:
-    """Shares of codes, of each quantizer, that `tokenizer` gives as `teacher` gives them to the clean media.
+def agreement(tokenizer: Tokenizer, teacher: Tokenizer, batches: Iterable[Batch]) -> dict[str, list[float]]:
+    """How many codes are those that `teacher` gives to the clean media, both in eval mode.
+
+    Args:
+        tokenizer: whose codes are compared.
+        teacher: whose codes are wanted.
+        batches: as for `fit_denoising`.
 
     Returns:
-        of the clean media, of the spoiled.
+        "clean" and "spoiled": of each quantizer the share of codes of the clean, and of the spoiled media, 0 to 1.
     """
-    wanted = teacher.encode(media.clean, media.lengths)
-    counts_BN = torch.ones_like(wanted.codes[:, 0], dtype=torch.bool)
-    if wanted.lengths is not None:
-        counts_BN = torch.arange(counts_BN.shape[1]) < wanted.lengths[:, None].cpu()
-    found = [tokenizer.encode(given, media.lengths).codes == wanted.codes for given in (media.clean, media.spoiled)]
-    clean, spoiled = ([float(same[:, k][counts_BN].float().mean()) for k in range(same.shape[1])] for same in found)
-    return clean, spoiled
+    same_K: dict[str, Tensor | int] = {"clean": 0, "spoiled": 0}
+    count = 0
+    for batch in batches:
+        lengths = batch.get("lengths")
+        wanted = teacher.encode(batch["clean"], lengths)
+        wanted_BKN = wanted.codes.cpu()
+        counts_BN = torch.ones_like(wanted_BKN[:, 0], dtype=torch.bool)
+        if wanted.lengths is not None:
+            counts_BN = torch.arange(counts_BN.shape[1]) < wanted.lengths.cpu()[:, None]
+        count += int(counts_BN.sum())
+        for name, media in (("clean", batch["clean"]), ("spoiled", batch["media"])):
+            equal_BKN = (tokenizer.encode(media, lengths).codes.cpu() == wanted_BKN) & counts_BN[:, None]
+            same_K[name] += equal_BKN.transpose(0, 1).flatten(1).sum(1)
+    return {name: [round(int(k) / max(count, 1), 4) for k in torch.as_tensor(same)] for name, same in same_K.items()}

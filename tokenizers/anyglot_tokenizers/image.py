@@ -95,7 +95,7 @@ class GridImage(Tokenizer):
         x_BCHW = self._pixels(q_BDN.unflatten(2, z_BDhw.shape[2:]))
         return Reconstruction(x_BCHW, codes_BKN.unflatten(2, z_BDhw.shape[2:]), commit, stats)
 
-    def unquantized(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents `[B, D, h, w]` with gradient; all positions count."""
         z_BDhw = self._latents(media)
         return z_BDhw, torch.ones_like(z_BDhw[:, 0], dtype=torch.bool)

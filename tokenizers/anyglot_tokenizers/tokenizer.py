@@ -60,7 +60,8 @@ class Tokenizer(nn.Module, ABC):
     """Media to codes and back.
 
     Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give
-    `_spec_entries`, `encode`, `decode` and, if they can be trained, `forward`. No state is kept between calls.
+    `_spec_entries`, `encode`, `decode` and, if they can be trained, `forward` and `to_latents`. No state is kept
+    between calls.
     """
 
     _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
@@ -91,9 +92,9 @@ class Tokenizer(nn.Module, ABC):
         """Encode, quantize and decode with gradients, for training."""
         raise UnsupportedError(f"{type(self).__name__} is used as published and cannot be trained here")
 
-    def unquantized(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the quantizer is given, `[B, D, *grid]` with gradient, and which positions count, bool `[B, *grid]`."""
-        raise UnsupportedError(f"{type(self).__name__} does not tell its latents; AudioCodec, ImageVQ and TwoToneVQ do")
+        raise UnsupportedError(f"{type(self).__name__} gives no latents to train on")
 
     def stream(self, batch_size: int = 1, *, num_quantizers: int | None = None) -> Stream:
         """A new stream: media or codes piece by piece, exactly as in one go (see `Stream`).

@@ -118,7 +118,7 @@ class LitTokenizer(L.LightningModule):
         self.commit_weight, self.ema_decay, self.seed = commit_weight, ema_decay, seed
         options = {"foreground_weight": foreground_weight} if tokenizer.modality == "image" else {}
         self.loss = loss if isinstance(loss, nn.Module) else loss_for(tokenizer, {**options, **(loss or {})})
-        self.averaged = _twin(tokenizer) if ema_decay else None
+        self.averaged = twin_of(tokenizer) if ema_decay else None
         self.adversary_start, self.adversary_lr = adversary_start, adversary_lr
         self.adversary: Adversary | None = None
         if adversary_start is not None:
@@ -230,7 +230,7 @@ def _listed(found: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _twin(tokenizer: Tokenizer) -> Tokenizer:
+def twin_of(tokenizer: Tokenizer) -> Tokenizer:
     """A copy in eval mode that is not trained; what is attached from outside (a teacher) stays with the original."""
     twin = type(tokenizer)(**tokenizer.config)
     twin.load_state_dict(tokenizer.state_dict())
@@ -301,7 +301,7 @@ def validate(
     return metrics, shown
 
 
-class _Last(Callback):
+class KeepLast(Callback):
     """Writes `last.ckpt` every so many steps and at the end, through a temporary name."""
 
     def __init__(self, path: Path, every: int) -> None:
@@ -359,7 +359,7 @@ class _Validation(Callback):
         tokenizer.train(training)
 
 
-class _Line(Callback):
+class Line(Callback):
     """One line on stderr every so many steps."""
 
     def __init__(self, every: int) -> None:
@@ -483,45 +483,66 @@ def fit_tokenizer(
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
-    start = _saved_step(path, module.settings) if resume and path.exists() else None
+    start = saved_step(path, module.settings) if resume and path.exists() else None
     if start is None:
         tokenizer.fit_statistics(torch.cat([batches[index]["media"] for index in range(4)]))
         if module.averaged is not None:
             module.averaged.load_state_dict(tokenizer.state_dict())
     if channels_last:
         tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own: list[Callback] = [_Line(log_every), _Last(path, checkpoint_every)]
-    if held_out is not None:  # before `_Last`, so that a checkpoint knows the figures of its own step
+    own: list[Callback] = [Line(log_every), KeepLast(path, checkpoint_every)]
+    if held_out is not None:  # before `KeepLast`, so that a checkpoint knows the figures of its own step
         measured = StepBatches(held_out, batch_size=batch_size, crop=crop)
         own.insert(1, _Validation(folder, measured, validate_every, validate_items))
+    train_on(
+        module,
+        TokenizerDataModule(batches, num_workers),
+        folder,
+        start,
+        [*own, *callbacks],
+        log_every,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=precision,
+    )
+    if module.averaged is not None:
+        tokenizer.load_state_dict(module.averaged.state_dict())
+    return tokenizer.eval()
+
+
+def train_on(
+    module: LitTokenizer,
+    data: TokenizerDataModule,
+    folder: Path,
+    start: int | None,
+    callbacks: list[Callback],
+    log_every: int,
+    *,
+    devices: int = 1,
+    num_nodes: int = 1,
+    **machines: Any,
+) -> None:
+    """Train from the beginning, or from `folder`'s checkpoint of step `start`; `machines` are as in Lightning."""
     with quiet(), torch.random.fork_rng():
         trainer = L.Trainer(
-            accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
             strategy="ddp_find_unused_parameters_true" if devices * num_nodes > 1 else "auto",
             use_distributed_sampler=False,  # batches are shared out by `StepBatches`
-            max_steps=max_steps,
+            max_steps=module.max_steps,
             max_epochs=-1,
-            precision=precision,  # type: ignore[arg-type]
             logger=CSVLogger(folder, name="logs", version=f"from_step_{start or 0}"),
-            callbacks=[*own, *callbacks],
+            callbacks=callbacks,
             log_every_n_steps=log_every,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            **machines,
         )
-        tokenizer.train()
-        trainer.fit(
-            module,
-            TokenizerDataModule(batches, num_workers),
-            ckpt_path=path if start is not None else None,
-            weights_only=True,
-        )
-    if module.averaged is not None:
-        tokenizer.load_state_dict(module.averaged.state_dict())
-    return tokenizer.eval()
+        module.tokenizer.train()
+        trainer.fit(module, data, ckpt_path=folder / CHECKPOINT if start is not None else None, weights_only=True)
 
 
 def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
@@ -554,7 +575,7 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _saved_step(path: Path, settings: dict[str, Any]) -> int:
+def saved_step(path: Path, settings: dict[str, Any]) -> int:
     """Step of a checkpoint. Raises CheckpointError if it is unreadable or of another run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

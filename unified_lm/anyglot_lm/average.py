@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyglot_lm.files import new_folder, read_json, write_json
+from anyglot_lm.files import new_folder, write_json
 from anyglot_lm.unified import UnifiedModel
 from anyglot_tokenizers.errors import FingerprintError, ManifestError
 
@@ -42,14 +42,15 @@ def average(
     """
     import torch
 
+    from anyglot_lm.backbone import stored_dtype
+
     if len(sources) < 2 or len(weights) != len(sources):
         raise ManifestError(
             f"an average needs two models or more and as many weights, not {len(sources)}, {len(weights)}"
         )
     if min(weights) < 0 or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
         raise ManifestError(f"the weights {', '.join(map(str, weights))} must be 0 or more and have the sum 1")
-    config = read_json(Path(sources[0]) / "config.json")
-    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    stored = stored_dtype(sources[0])
     parts = zip(sources, weights, strict=True)
     record = {"mean_of": [{"model": str(s), "weight": w, "sha256": _digest(s)} for s, w in parts]}
     with new_folder(out, overwrite=overwrite) as folder, torch.no_grad():

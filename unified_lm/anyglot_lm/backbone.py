@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from anyglot_lm.files import read_json
 from anyglot_tokenizers.errors import CheckpointError, ManifestError, UnsupportedError
 
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
@@ -67,6 +69,13 @@ def load_backbone(
         _forget_gguf(model)
     _check_head(model, where)
     return model
+
+
+def stored_dtype(folder: str | os.PathLike[str]) -> torch.dtype:
+    """The dtype of the weights in a model folder, as its config.json says. Raises ManifestError if it has none."""
+    config = read_json(Path(folder) / "config.json")
+    dtype: torch.dtype = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+    return dtype
 
 
 def load_causal_lm(where: str | os.PathLike[str], *, gguf_file: str | None = None, **options: Any) -> PreTrainedModel:

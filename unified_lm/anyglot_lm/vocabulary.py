@@ -100,8 +100,8 @@ class Vocabulary:
         known = [spec_of(entry) for entry in self.to_dict()["blocks"]]
         return self.build(self.text_size, *known, *specs, text_fingerprint=self.text_fingerprint)
 
-    def for_tokenizers(self, fingerprints: Mapping[str, str]) -> Vocabulary:
-        """The same ids, for tokenizers whose codes mean the same though their fingerprints are others (`denoise.py`).
+    def with_fingerprints(self, fingerprints: Mapping[str, str]) -> Vocabulary:
+        """The same ids for other tokenizers. Only for codes that mean the same (`denoise.py`): nothing checks that.
 
         Args:
             fingerprints: by modality; of blocks that are not named they stay.
@@ -109,8 +109,9 @@ class Vocabulary:
         Raises:
             ManifestError: a modality that there is not.
         """
-        named = {self.block(modality).modality: value for modality, value in fingerprints.items()}
-        blocks = tuple(replace(b, fingerprint=named.get(b.modality, b.fingerprint)) for b in self.blocks)
+        for modality in fingerprints:
+            self.block(modality)
+        blocks = tuple(replace(b, fingerprint=fingerprints.get(b.modality, b.fingerprint)) for b in self.blocks)
         return replace(self, blocks=blocks)
 
     @property
