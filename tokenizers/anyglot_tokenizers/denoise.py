@@ -53,11 +53,11 @@ class LitDenoiser(LitTokenizer):
 
     def loss_of(self, batch: Batch) -> Tensor:
         """The loss of one batch, a scalar."""
-        (teacher,), lengths = self._teachers, batch.get("lengths")
-        with torch.no_grad(), full_precision(self.device):
-            clean_BDN, counts_BN = teacher.to(self.device).to_latents(batch["clean"], lengths)
+        (teacher,), device, lengths = self._teachers, self.tokenizer.device, batch.get("lengths")
+        with torch.no_grad(), full_precision(device):
+            clean_BDN, counts_BN = teacher.to(device).to_latents(batch["clean"], lengths)
         spoiled_BDN, _ = self.tokenizer.to_latents(batch["media"], lengths)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             clean_MD, spoiled_MD = (z_BDN.float().movedim(1, -1)[counts_BN] for z_BDN in (clean_BDN, spoiled_BDN))
             if self.aim == "latents":
                 spread = (clean_MD - clean_MD.mean(0)).square().mean().clamp(min=1e-6)
@@ -194,7 +194,7 @@ def fit_denoising(
     for media in (clean, spoiled):
         tokenizer.encode(media[:1])
     with torch.no_grad():  # fails early, too
-        module.loss_of({name: value.to(module.device) for name, value in first.items()})
+        module.loss_of({name: value.to(tokenizer.device) for name, value in first.items()})
     module.settings = {
         "class": type(tokenizer).__name__,
         "start": tokenizer.fingerprint,
