@@ -11,6 +11,7 @@ entry.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +29,10 @@ from anyglot_tokenizers.tokenizer import Tokenizer, full_precision
 from anyglot_tokenizers.train import CHECKPOINT, KeepLast, Line, LitTokenizer, saved_step, train_on, twin_of
 
 Aim = Literal["latents", "codes"]
+SHARE = 0.2
+COMMIT = 0.25
+SAMPLED = 256
+"""Entries whose nearest neighbours are looked for."""
 
 
 class LitDenoiser(LitTokenizer):
@@ -86,26 +91,29 @@ class LitDenoiser(LitTokenizer):
 
 
 def code_loss(quantizer: Quantizer, clean_MD: Tensor, spoiled_MD: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats per codebook, of the codes of clean latents under those of spoiled ones.
+    """Cross-entropy of the codes of clean latents under those of spoiled ones, and commitment, means over codebooks.
 
-    An entry's logit is the negative squared distance to it, in units of what clean latents are away from their own
-    entries on average: the same scale for every codebook, however far apart its entries lie. Residuals are those after
-    the clean codes.
+    An entry's logit is the negative squared distance to it, in units of `SHARE` of what entries are away from their
+    nearest neighbours on average: one scale for every codebook. Alone it drives latents ever further from all entries
+    (docs/log.md, 2026-11-30), so `COMMIT` times the squared distance to the right entry, in those distances, is added.
+    Residuals are those after the clean codes.
 
     Raises UnsupportedError for quantizers of another kind than `ResidualQuantizer` and `ProductQuantizer`.
     """
     losses = []
-    for entries_Cd, target_M, clean_Md, spoiled_Md in _met(quantizer, clean_MD, spoiled_MD):
-        unit = (clean_Md - entries_Cd[target_M]).square().sum(1).mean().clamp(min=1e-6)
-        logits_MC = (2 * spoiled_Md @ entries_Cd.T - entries_Cd.square().sum(1)) / unit  # but for what all have alike
-        losses.append(F.cross_entropy(logits_MC, target_M))
+    for entries_Cd, target_M, spoiled_Md in _met(quantizer, clean_MD, spoiled_MD):
+        away_EC = torch.cdist(entries_Cd[:SAMPLED], entries_Cd).square()
+        apart = away_EC.fill_diagonal_(math.inf).amin(1).mean().clamp(min=1e-6)
+        logits_MC = (2 * spoiled_Md @ entries_Cd.T - entries_Cd.square().sum(1)) / (SHARE * apart)  # |z|² falls out
+        commitment = (spoiled_Md - entries_Cd[target_M]).square().sum(1).mean() / apart
+        losses.append(F.cross_entropy(logits_MC, target_M) + COMMIT * commitment)
     return torch.stack(losses).mean()
 
 
 def _met(
     quantizer: Quantizer | nn.Module, clean_MD: Tensor, spoiled_MD: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For each codebook its entries, the clean codes, and clean and spoiled latents as it meets them."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each codebook its entries, the clean codes, and the spoiled latents as it meets them."""
     if isinstance(quantizer, ProductQuantizer):
         parts = zip(clean_MD.split(quantizer.dims, 1), spoiled_MD.split(quantizer.dims, 1), strict=True)
         for part, (clean_Mp, spoiled_Mp) in zip(quantizer.parts, parts, strict=True):
@@ -115,10 +123,10 @@ def _met(
         kind = type(quantizer).__name__
         raise UnsupportedError(f'{kind} is neither a ResidualQuantizer nor a product of such; take aim="latents"')
     codes_KM = quantizer.encode(clean_MD.T[None])[0]
-    clean_Md, spoiled_Md = quantizer.project_in(clean_MD), quantizer.project_in(spoiled_MD)
+    spoiled_Md = quantizer.project_in(spoiled_MD)
     for entries_Cd, target_M in zip(quantizer.codebooks, codes_KM, strict=True):
-        yield entries_Cd, target_M, clean_Md, spoiled_Md
-        clean_Md, spoiled_Md = clean_Md - entries_Cd[target_M], spoiled_Md - entries_Cd[target_M]
+        yield entries_Cd, target_M, spoiled_Md
+        spoiled_Md = spoiled_Md - entries_Cd[target_M]
 
 
 class _Steps(Dataset[Batch]):
