@@ -1,8 +1,9 @@
 """Trains what the `field` recipe reads with: `HeardVQ` learns digit words, `SeenVQ` learns signs and captions.
 
 Labels are those of the training split. What has to be learnt from three speakers is made wider: by synthetic voices,
-by the phones of hundreds of people whom a teacher has heard (`field_phones.py`), and by tempo, formants (the mel axis
-stretched), noise and silence around, at random and anew at every step. The heads stay here; nothing is measured here.
+by the phones of hundreds of people whom a teacher has heard (`field_phones.py`), by clips between two of the same
+word, and by tempo, formants (the mel axis stretched), microphones, noise and silence around, at random and anew
+at every step. The heads stay here; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from anyglot_recipes.field_phones import LEXICON, Phones, align
 from anyglot_recipes.field_voices import WORDS, Voices
-from anyglot_tokenizers.meaning import FRAMES, HOP, RATE, HeardVQ, SeenVQ
+from anyglot_tokenizers.meaning import FLOOR, FRAMES, HOP, RATE, HeardVQ, SeenVQ
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.precision import native_bf16
 from anyglot_tokenizers.tokenizer import seeded
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from anyglot_recipes.field import Clip, Picture
 
 WARMUP = 50
+BETWEEN = 0.6
+"""Share of digits that are first mixed with another clip of the same digit."""
+MICROPHONE = 1.0
+"""Amplitude of the slowest wave of a random microphone: a deviation, nats of power. That of a band is 0.84 (3.7 dB)."""
 
 
 def fit(modules: nn.Module, loss_at: Callable[[int], Tensor], steps: int, lr: float) -> None:
@@ -74,14 +79,25 @@ class Heard:
     digit: int | None = None
 
 
+def microphone(mels: int, rng: np.random.Generator) -> Tensor:
+    """A smooth random gain of the power of each mel band, float32 `[mels]`.
+
+    Waves of one to four half periods over the bands, the faster ones weaker.
+    """
+    angle_M = np.pi * np.arange(mels) / mels
+    waves = [rng.normal(0, MICROPHONE / k) * np.cos(k * angle_M + rng.uniform(0, 2 * np.pi)) for k in range(1, 5)]
+    return torch.from_numpy(np.exp(np.sum(waves, 0))).float()
+
+
 def vary_power(heard: Heard, rng: np.random.Generator, warp: float = 0.12) -> Heard:
-    """Another voice: tempo by 25 %, formants by `warp`, noise, silence before and after (0.1 s at most)."""
+    """Another voice, another microphone: tempo by 25 %, formants by `warp`, noise, silence around (0.1 s at most)."""
     frames, mels = heard.power.shape
     size = max(12, int(frames * math.exp(rng.uniform(-0.25, 0.25))))
     power_tM = F.interpolate(heard.power.T[None], size=size, mode="linear", align_corners=False)[0].T
     place_M = (np.arange(mels) * (1 + warp * rng.uniform(-1, 1))).clip(0, mels - 1.001)
     low_M = place_M.astype(int)
     power_tM = torch.lerp(power_tM[:, low_M], power_tM[:, low_M + 1], torch.from_numpy(place_M - low_M).float())
+    power_tM = power_tM * microphone(mels, rng)
     noise = torch.from_numpy(rng.random(tuple(power_tM.shape), dtype=np.float32))
     power_tM = power_tM + power_tM.mean() * 10 ** (-rng.uniform(10, 45) / 10) * 2 * noise
     lead, tail = (int(n) for n in rng.integers(0, 12, 2))
@@ -90,6 +106,50 @@ def vary_power(heard: Heard, rng: np.random.Generator, warp: float = 0.12) -> He
     if phone is not None:
         phone = np.pad(phone[(np.arange(size) * frames) // size], (lead, tail), constant_values=0)  # silence
     return Heard(F.pad(power_tM, (0, 0, lead, tail), value=floor), phone, heard.digit)
+
+
+def _runs(phone_t: np.ndarray) -> list[np.ndarray]:
+    """Frames of each phone, silence left out, in order."""
+    runs = np.split(np.arange(len(phone_t)), np.flatnonzero(np.diff(phone_t)) + 1)
+    return [run for run in runs if phone_t[run[0]]]
+
+
+def _matching_frames(heard: Heard, other: Heard) -> np.ndarray | None:
+    """The frame of `other`, with one of silence added at each end, that belongs to each frame of `heard`, int64 `[t]`.
+
+    Phone by phone where phones are known (None: as many cannot be told apart), else evenly.
+    """
+    size, other_size = len(heard.power), len(other.power)
+    if heard.phone is None or other.phone is None:
+        return (np.arange(size) * other_size) // size + 1
+    runs, other_runs = _runs(heard.phone), _runs(other.phone)
+    if not runs or len(runs) != len(other_runs):
+        return None
+    # Where each phone begins, where the last one ends, and both ends.
+    edges = [0, *(int(run[0]) for run in runs), int(runs[-1][-1]) + 1, size]
+    other_edges = [0, *(int(run[0]) + 1 for run in other_runs), int(other_runs[-1][-1]) + 2, other_size + 2]
+    found: np.ndarray = np.interp(np.arange(size), edges, other_edges).astype(int)
+    return found
+
+
+def between(heard: Heard, other: Heard, share: float) -> Heard:
+    """A clip between two of the same word, with the frames, phones and digit of the first.
+
+    Args:
+        heard: the first; power `[t, M]`.
+        other: the second; power `[u, M]`.
+        share: of the first's log power, 0 to 1; the rest is the other's.
+
+    Returns:
+        Power `[t, M]`, each clip's in units of its mean, with `FLOOR` added. Where both have phones, but not as many,
+        the first as it is.
+    """
+    frame_t = _matching_frames(heard, other)
+    if frame_t is None:
+        return heard
+    ours_tM, theirs_uM = ((h.power / h.power.mean().clamp(min=1e-10) + FLOOR).log() for h in (heard, other))
+    theirs_uM = F.pad(theirs_uM, (0, 0, 1, 1), value=math.log(FLOOR))
+    return Heard(torch.lerp(theirs_uM[torch.from_numpy(frame_t)], ours_tM, share).exp(), heard.phone, heard.digit)
 
 
 Spoken = Sequence[tuple[int, np.ndarray]]
@@ -161,7 +221,8 @@ def train_heard(
     """Train on spoken digits and, where a teacher has heard others, on their phones.
 
     With phones, the encoder learns them for `phone_steps` steps; then it tells where the digits' phones are, and learns
-    digits and all phones together, from codes.
+    digits and all phones together, from codes. Of the digits, `BETWEEN` are first mixed with another clip of the same
+    digit, perhaps by the same speaker.
 
     Args:
         tokenizer: to train; it is left in evaluation mode.
@@ -227,10 +288,20 @@ def train_heard(
         for source, speeds in zip(digits, (7, 5), strict=False):
             where = [spell(tokenizer, phone_head, names, WORDS[d], a) if names else None for d, a in source]
             sources.append(at_speeds(tokenizer, [a for _, a in source], speeds, where, [d for d, _ in source]))
+        of_digit: dict[int | None, list[Heard]] = {}
+        for made in sources:
+            for h in made:
+                of_digit.setdefault(h.digit, []).append(h)
         tokenizer.train()
 
+        def vary_digit(heard: Heard) -> Heard:
+            if rng.random() < BETWEEN:
+                others = of_digit[heard.digit]
+                heard = between(heard, others[rng.integers(len(others))], rng.uniform())
+            return vary_power(heard, rng)
+
         def hear_digits(step: int) -> Tensor:
-            heard = [vary_power(s[i], rng) for s in sources for i in rng.integers(len(s), size=count)]
+            heard = [vary_digit(s[i]) for s in sources for i in rng.integers(len(s), size=count)]
             said = torch.tensor([h.digit for h in heard])
             if names:
                 heard += stretches(batch_size // 2)

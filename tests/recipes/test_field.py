@@ -31,8 +31,11 @@ from anyglot_recipes.field import (
 from anyglot_recipes.field_eval import as_heard, as_seen
 from anyglot_recipes.field_graders import interval
 from anyglot_recipes.field_meaning import (
+    Heard,
     at_speeds,
+    between,
     caption_words,
+    microphone,
     spoken,
     to_tensor,
     train_heard,
@@ -172,6 +175,47 @@ def test_varied_power_and_pictures_keep_their_kind(data: FieldData) -> None:
         moved = vary_images(x_BCHW, torch.tensor([True, True, False, False]))
     assert moved.shape == x_BCHW.shape and 0 <= float(moved.min()) <= float(moved.max()) <= 1
     assert float((moved - x_BCHW).abs().mean()) > 0.01
+
+
+def _said(bands: dict[int, int], phones: list[tuple[int, int]], level: float) -> Heard:
+    """Each phone sounds in its own mel band; silence (0) in none."""
+    label_t = np.repeat([p for p, _ in phones], [n for _, n in phones])
+    power_tM = torch.full((len(label_t), 40), 1e-6)
+    for t, phone in enumerate(label_t):
+        if phone:
+            power_tM[t, bands[int(phone)]] = level
+    return Heard(power_tM, label_t, 3)
+
+
+def test_a_voice_between_two_says_the_word_when_the_first_says_it() -> None:
+    first = _said({1: 5, 2: 20}, [(0, 6), (1, 10), (2, 8)], 1.0)
+    other = _said({1: 7, 2: 24}, [(0, 2), (1, 5), (2, 20), (0, 9)], 100.0)
+    made = between(first, other, 0.5)
+    assert made.digit == 3 and made.phone is first.phone and len(made.power) == len(first.power)
+    for phone, ours, theirs in ((1, 5, 7), (2, 20, 24)):
+        where_t = first.phone == phone
+        loud_tM = made.power[torch.from_numpy(where_t)]
+        assert set(loud_tM.topk(2, dim=1).indices.flatten().tolist()) == {ours, theirs}
+        assert torch.allclose(loud_tM[:, ours].log(), loud_tM[:, theirs].log(), atol=1.0)  # half of each, at one level
+    assert float(made.power[:6].max()) < 0.1 * float(made.power[6:].amax(1).min())  # silence stays silent
+    alone = between(first, other, 1.0).power
+    assert torch.allclose(alone, first.power / first.power.mean() + 1e-4, rtol=1e-3)
+    cut = _said({1: 7, 2: 24}, [(1, 5), (2, 20)], 100.0)  # no silence: none of its phones is heard in that of the first
+    around = between(_said({1: 5, 2: 20}, [(0, 6), (1, 10), (2, 8), (0, 9)], 1.0), cut, 0.5).power
+    assert float(torch.cat([around[:6], around[-9:]]).max()) < 0.1 * float(around[6:-9].amax(1).min())
+    longer = _said({1: 7, 2: 24}, [(1, 5), (2, 20), (1, 3)], 100.0)
+    assert between(first, longer, 0.5) is first  # other phones: no frame of one belongs to one of the other
+    unknown = between(Heard(first.power, None, 3), other, 0.0).power  # stretched evenly: 24 frames of 36
+    assert int(unknown[5].argmax()) == 24 and int(unknown[4].argmax()) == 7
+
+
+def test_microphones_are_smooth_and_differ() -> None:
+    rng = np.random.default_rng(0)
+    gain_nM = torch.stack([microphone(40, rng) for _ in range(200)]).log()
+    assert 0.5 < float(gain_nM.std(0).mean()) < 1.5 and abs(float(gain_nM.mean())) < 0.2
+    assert torch.equal(microphone(40, np.random.default_rng(1)), microphone(40, np.random.default_rng(1)))
+    steps_nM = gain_nM.diff(dim=1)
+    assert float(steps_nM.std()) < 0.25 * float(gain_nM.std())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("pocketsphinx"), reason="pocketsphinx is not installed")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import MediaError, UnsupportedError
-from anyglot_tokenizers.meaning import HeardVQ, SeenVQ, mask_spans
+from anyglot_tokenizers.meaning import HeardVQ, Normalize, SeenVQ, mask_spans
 from anyglot_tokenizers.tokenizer import seeded
 
 
-@pytest.fixture(scope="module")
-def heard() -> HeardVQ:
+@pytest.fixture(scope="module", params=get_args(Normalize))
+def heard(request: pytest.FixtureRequest) -> HeardVQ:
     """Untrained, but with a codebook whose entries lie where latents do."""
-    tokenizer = HeardVQ(dim=32, depth=2, channels=8, codebook_size=16, codebook_dim=8, stage_steps=1)
+    sizes: dict[str, Any] = {"dim": 32, "depth": 2, "channels": 8, "codebook_size": 16, "codebook_dim": 8}
+    tokenizer = HeardVQ(**sizes, stage_steps=1, normalize=request.param)
     with seeded(0):
         tokenizer.train()
         z_BDN, valid_BN = tokenizer.latents(tokenizer.power(_sounds()), torch.tensor([100, 60]))
@@ -43,6 +45,28 @@ def test_codes_of_speech_do_not_depend_on_the_batch_or_the_level(heard: HeardVQ)
     assert torch.equal(alone.item(0), both.item(1))
     assert len(both.item(0).unique()) > 2  # or the comparison would say nothing
     assert torch.equal(heard.encode(x_BCS[:1] * 0.2).item(0), both.item(0))
+
+
+def _features(normalize: Normalize, power_tM: torch.Tensor) -> torch.Tensor:
+    tokenizer = HeardVQ(dim=32, depth=1, channels=8, normalize=normalize).eval()
+    with torch.no_grad():
+        return tokenizer.latents(power_tM[None], torch.tensor([len(power_tM)]))[0]
+
+
+def test_the_mean_of_a_sound_is_heard_unless_it_is_taken_off() -> None:
+    """Two steady vowels differ in nothing but their mean; another microphone changes it, too."""
+    with seeded(2):
+        power_tM = torch.rand(40, 40) + 0.1
+    vowel_M = torch.linspace(2, -2, 40).exp()
+    apart = {
+        kind: float((_features(kind, power_tM * vowel_M) - _features(kind, power_tM)).abs().max())
+        for kind in get_args(Normalize)
+    }
+    assert apart["level"] > 0.03 and apart["level"] > 20 * apart["spectrum"]
+    louder = _features("level", power_tM * 9)
+    assert torch.allclose(louder, _features("level", power_tM), atol=1e-4)
+    with pytest.raises(ValueError, match="normalize 'mean' must be one of level, spectrum"):
+        HeardVQ(normalize="mean")  # type: ignore[arg-type]
 
 
 def test_what_lies_above_the_highest_band_is_not_heard(heard: HeardVQ) -> None:

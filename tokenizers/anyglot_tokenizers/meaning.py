@@ -6,15 +6,15 @@ tokenizer of CosyVoice (Du et al., arXiv 2407.05407) for speech; two encoders, o
 draw them, as in Janus (Wu et al., arXiv 2410.13848). Whoever trains one gives the head and the labels (`forward` gives
 the quantized latents); the head is no part of what is saved. Nothing can be decoded. No losses, no files here.
 
-Codes of audio are the same whether an item comes alone or padded in a batch. Level and the mean spectrum (microphone,
-part of the voice) are taken off each item by itself.
+Codes of audio are the same whether an item comes alone or padded in a batch. The level, or the mean spectrum as well
+(microphone, part of the voice), is taken off each item by itself.
 
 Shapes: B items, S samples, t frames of 10 ms, M mels, N codes, H x W pixels, D latent dims, E width.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ RATE = 16_000
 HOP = 160
 FRAMES = 4  # of a code
 FLOOR = 1e-4  # of an item's mean power: what is softer counts as silence
+SPREAD = 2.0  # nats: deviation of log power, roughly
+DOUBT = 0.7  # nats: deviation of a level, in training
+Normalize = Literal["level", "spectrum"]
 
 
 class MeaningTokenizer(Tokenizer):
@@ -62,6 +65,10 @@ class HeardVQ(MeaningTokenizer):
         channels: of the convolutions over time and frequency that come before.
         num_mels: mel bands, divisible by 8.
         top_hz: of the highest band: recordings with less bandwidth than others are heard alike.
+        normalize: "level" counts log power from `FLOOR` of the item's mean power, so that silence is 0; "spectrum"
+            takes the mean of each mel band off and divides by its deviation, so that microphones matter less and
+            steady sounds are lost. Of single words by new speakers more are understood with "level" (docs/log.md,
+            2026-11-30).
         num_quantizers: K.
         codebook_size: C.
         codebook_dim: D.
@@ -84,6 +91,7 @@ class HeardVQ(MeaningTokenizer):
         channels: int = 32,
         num_mels: int = 40,
         top_hz: int = 4000,
+        normalize: Normalize = "level",
         num_quantizers: int = 1,
         codebook_size: int = 256,
         codebook_dim: int = 32,
@@ -94,6 +102,8 @@ class HeardVQ(MeaningTokenizer):
         super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         if num_mels % 8 or not 0 < top_hz <= RATE // 2 or RATE // 2 % top_hz:
             raise ValueError(f"need num_mels divisible by 8 and top_hz a part of {RATE // 2}: {num_mels}, {top_hz}")
+        if normalize not in get_args(Normalize):
+            raise ValueError(f"normalize {normalize!r} must be one of {', '.join(get_args(Normalize))}")
         self.modality = modality
         size = 512
         part = RATE // 2 // top_hz
@@ -143,9 +153,15 @@ class HeardVQ(MeaningTokenizer):
         total_B11 = valid_Bt1.sum(1, keepdim=True)
         mean_B11 = (power_BtM * valid_Bt1).sum((1, 2), keepdim=True) / total_B11 / power_BtM.shape[2]
         log_BtM = (power_BtM + FLOOR * mean_B11 + 1e-10).log()
-        log_BtM = (log_BtM - (log_BtM * valid_Bt1).sum(1, keepdim=True) / total_B11) * valid_Bt1
-        spread_B1M = (log_BtM.square().sum(1, keepdim=True) / total_B11).sqrt()
-        log_BtM = log_BtM / spread_B1M.clamp(min=0.3)
+        if self.config["normalize"] == "level":
+            silence_B11 = (FLOOR * mean_B11 + 1e-10).log()
+            if self.training:  # nobody knows how loud a clip would be as part of a longer one
+                silence_B11 = silence_B11 + DOUBT * torch.randn_like(silence_B11)
+            log_BtM = (log_BtM - silence_B11) * valid_Bt1 / SPREAD
+        else:
+            log_BtM = (log_BtM - (log_BtM * valid_Bt1).sum(1, keepdim=True) / total_B11) * valid_Bt1
+            spread_B1M = (log_BtM.square().sum(1, keepdim=True) / total_B11).sqrt()
+            log_BtM = log_BtM / spread_B1M.clamp(min=0.3)
         if self.training:
             log_BtM = mask_spans(mask_spans(log_BtM, 1, 8), 2, 5)
         h_BEtm = log_BtM[:, None]
