@@ -26,11 +26,10 @@ from anyglot_recipes import (
     tokenizer_cli,
 )
 from anyglot_recipes.data_eval import cli as data_eval_cli
+from anyglot_recipes.shipped import NANO, WEIGHTS
 from anyglot_tokenizers.errors import AnyglotError
 
 RECIPES = Path(__file__).parent / "configs"
-WEIGHTS = Path(__file__).parent / "weights"
-NANO_MODEL = WEIGHTS / "nano"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="every direction with the shipped model -> DIR/index.html and report.json")
     demo.add_argument("--out", default="demo", metavar="DIR")
-    demo.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
+    demo.add_argument("--model", default=str(NANO), metavar="DIR")
     demo.add_argument("--num", type=_positive, default=50, help="held-out samples per direction (default 50)")
     demo.set_defaults(run=_demo)
 
@@ -141,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = commands.add_parser("eval", help="run a benchmark, or compare reports of one").add_subparsers(
         dest="benchmark", required=True, metavar="BENCHMARK"
     )
-    eval_cli.add_parser(benchmarks, str(NANO_MODEL))
-    data_eval_cli.add_parser(benchmarks, str(NANO_MODEL), _positive)
+    eval_cli.add_parser(benchmarks, str(NANO))
+    data_eval_cli.add_parser(benchmarks, str(NANO), _positive)
 
     prepare = commands.add_parser("prepare", help="raw media and text -> codes and records")
     prepare.add_argument(
@@ -151,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a manifest (CSV, TSV, JSONL), WebDataset tars, parquet or arrow, COCO captions, LibriSpeech, LJSpeech, "
         "AnyGPT JSONL, dialogues of anyglot synth, or a folder a label",
     )
-    prepare.add_argument("--model", default=str(NANO_MODEL), metavar="DIR", help="whose tokenizers encode")
+    prepare.add_argument("--model", default=str(NANO), metavar="DIR", help="whose tokenizers encode")
     prepare.add_argument("--out", required=True, metavar="DIR")
     prepare.add_argument(
         "--column", action="append", default=[], metavar="NAME=MODALITY", help="what a manifest column holds"
@@ -186,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(run=_replay)
 
     generate = commands.add_parser("generate", help="any mix in, any mix out")
-    generate.add_argument("--model", default=str(NANO_MODEL), metavar="DIR")
+    generate.add_argument("--model", default=str(NANO), metavar="DIR")
     for modality in ("text", "image", "speech", "music"):
         generate.add_argument(f"--{modality}", metavar="TEXT" if modality == "text" else "FILE")
     generate.add_argument(
@@ -203,13 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     average_cli.add_parser(commands)
-    chat_cli.add_parser(commands, str(NANO_MODEL))
+    chat_cli.add_parser(commands, str(NANO))
     dataset_cli.add_parser(commands)
     tokenizer_cli.add_parser(commands)
     expand.add_parser(commands)
     export_cli.add_parser(commands)
     plan_cli.add_parser(commands)
-    serve_cli.add_parser(commands, str(NANO_MODEL))
+    serve_cli.add_parser(commands, str(NANO))
     synth_cli.add_parser(commands)
     return parser
 

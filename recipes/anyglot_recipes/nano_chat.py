@@ -29,6 +29,7 @@ from anyglot_recipes.chain import (
     write_shards,
 )
 from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.tasks import CHAINED, SPOKEN, Item, sample
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import question, same_answer, words
@@ -38,7 +39,6 @@ from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 TEMPLATE = Template(version=2)
 """Tells the transcript from the answer."""
 FORMS = {"direct": (SPOKEN,), "chain": (CHAINED,), "both": (SPOKEN, CHAINED)}
@@ -62,7 +62,7 @@ class NanoChatConfig:
 
     run_dir: str = "runs/nano_chat"
     seed: int = 0
-    model: str = str(SHIPPED)
+    model: str = str(NANO)
     forms: list[str] = field(default_factory=lambda: ["direct", "chain"])
     scenes: int = 3000
     questions: int = 4

@@ -24,6 +24,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes import spoil
 from anyglot_recipes.chain import Run, seed_of
 from anyglot_recipes.nano import IMAGE_SIZE, another_speed, descriptions
+from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import generate
 from anyglot_synth.nanoworld.scene import Split, sample_scene
@@ -36,7 +37,6 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from anyglot_tokenizers.batches import Batch
 
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 MODALITIES = ("image", "speech", "music")
 CLEAN = 0.25
 """Share of a training batch that is not spoiled, so that clean media keeps its codes."""
@@ -98,7 +98,7 @@ class NanoDenoiseConfig:
 
     run_dir: str = "runs/nano_denoise"
     seed: int = 0
-    model: str = str(SHIPPED)
+    model: str = str(NANO)
     varied: float = 0.5
     guests: float = 0.4
     workers: int = 2

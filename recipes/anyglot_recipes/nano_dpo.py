@@ -25,6 +25,7 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, encode_audio, encode_images, seed_of
 from anyglot_recipes.dpo import score_pairs
 from anyglot_recipes.nano import ASSISTANT_VOICE, IMAGE_SIZE, make_items, test_items
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import PAIRS, Item, prompt, sample, split_task
 from anyglot_recipes.train import CONFIGS
@@ -35,8 +36,6 @@ from anyglot_synth.nanoworld.scene import HELD_OUT, Scene, Split
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import CodesError, ManifestError
 from anyglot_tokenizers.files import atomic_write
-
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 
 
 @dataclass
@@ -59,7 +58,7 @@ class NanoDPOConfig:
 
     run_dir: str = "runs/nano_dpo"
     seed: int = 0
-    model: str = str(SHIPPED)
+    model: str = str(NANO)
     tasks: list[str] = field(default_factory=lambda: list(PAIRS))
     scenes: int = 200
     candidates: int = 0

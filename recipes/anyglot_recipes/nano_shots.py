@@ -21,12 +21,11 @@ from anyglot_lm.grammar import Request
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import LMConfig, Run, check_lm, seed_of, train_lm, write_shards
 from anyglot_recipes.nano import pictures
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.shots import HELD_OUT, KINDS, RULES, Picture, Rule, document, say
 from anyglot_synth.nanoworld.language import words
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
-
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 
 
 @dataclass
@@ -46,7 +45,7 @@ class NanoShotsConfig:
 
     run_dir: str = "runs/nano_shots"
     seed: int = 0
-    model: str = str(SHIPPED)
+    model: str = str(NANO)
     pictures: int = 4000
     documents: int = 5000
     shots: list[int] = field(default_factory=lambda: [0, 1, 2, 4])

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from anyglot_recipes.shipped import NANO
 from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_write
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(prog="python -m anyglot_recipes.picture", description="Takes the README's picture")
     parser.add_argument("--out", type=Path, default=Path("docs/page.png"), help="default docs/page.png")
-    parser.add_argument("--model", default=str(Path(__file__).parent / "weights" / "nano"), help="default: nano")
+    parser.add_argument("--model", default=str(NANO), help="default: nano")
     given = parser.parse_args(arguments)
     try:
         take(given.out, given.model)

@@ -31,6 +31,7 @@ from anyglot_recipes.chain import (
 )
 from anyglot_recipes.expand import add_modalities, block_specs, open_tokenizers
 from anyglot_recipes.nano import IMAGE_SIZE, WorldConfig, make_items
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import MODALITIES, PAIRS, Item, sample, split_task
 from anyglot_recipes.train import CONFIGS
@@ -38,7 +39,6 @@ from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 ADDED = "music"
 NEW = tuple(task for task in PAIRS if ADDED in (*split_task(task)[0], *split_task(task)[1]))
 OLD = tuple(task for task in PAIRS if task not in NEW)
@@ -62,7 +62,7 @@ class ProgressiveConfig:
 
     run_dir: str = "runs/progressive"
     seed: int = 0
-    source: str = str(SHIPPED)
+    source: str = str(NANO)
     world: WorldConfig = field(default_factory=WorldConfig)
     lm: LMConfig = field(default_factory=LMConfig)
     stage: dict[str, Any] = field(default_factory=dict)

@@ -6,8 +6,6 @@ shipped model's vocabulary (and so its tokenizers and words) get them; others ge
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from anyglot_lm.serve.cards import Card, Sketch
 from anyglot_lm.serve.talk import Example, Given
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
+from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld.draw import BACKGROUND, CENTERS, PALETTE, SIZE, draw, mask
 from anyglot_synth.nanoworld.language import describe, edit, thing_words
 from anyglot_synth.nanoworld.melody import render
@@ -23,7 +22,6 @@ from anyglot_synth.nanoworld.scene import COLUMNS, MAX_THINGS, ROWS, SHAPES, SIZ
 from anyglot_synth.nanoworld.voices import SAMPLE_RATE, SILENCE_DB, VOICES, SpeechCache, finish, installed_voices
 from anyglot_tokenizers.errors import MediaError
 
-SHIPPED = Path(__file__).parent / "weights" / "nano"
 SEEDS = (13, 18, 4, 14, 21, 39)
 """Of scenes like those that the model was trained on."""
 SPOKEN_SEEDS, DRAWN_SEEDS = (25, 21), (2, 17)
@@ -87,7 +85,7 @@ def cards(model: UnifiedModel) -> list[Card]:
 
 
 def _is_shipped(model: UnifiedModel) -> bool:
-    return model.vocabulary.fingerprint == Vocabulary.load(SHIPPED / "vocabulary.json").fingerprint
+    return model.vocabulary.fingerprint == Vocabulary.load(NANO / "vocabulary.json").fingerprint
 
 
 def _scene(seed: int) -> Scene:

@@ -36,6 +36,7 @@ from anyglot_recipes.expand import block_specs, expand, open_tokenizers
 from anyglot_recipes.nano import WorldConfig, make_items, readings, test_items
 from anyglot_recipes.own_answers import HELD_OUT, MOST, Original, agreement, questions, talk, whole_sentences
 from anyglot_recipes.reading import TASKS as READINGS
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
 from anyglot_recipes.tasks import Item, sample
 from anyglot_recipes.train import CONFIGS
@@ -43,7 +44,6 @@ from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 
-SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
 BLOCKS: dict[str, dict[str, Any]] = {
     "image": {"grid": (8, 8)},
     "speech": {"num_quantizers": 1, "pattern": "first", "max_frames": 160},
@@ -85,7 +85,7 @@ class SmolConfig:
     start: str | None = None
     backbone: str | None = None
     gguf_file: str | None = None
-    tokenizers: str = str(SHIPPED)
+    tokenizers: str = str(NANO / "tokenizers")
     blocks: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(BLOCKS))
     init: str = "codebook"
     head_noise: float = 1.0

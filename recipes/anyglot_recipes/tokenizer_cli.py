@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyglot_recipes.shipped import NANO
 from anyglot_tokenizers.errors import AnyglotError
 
 if TYPE_CHECKING:
     from anyglot_tokenizers.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parent / "weights" / "nano" / "tokenizers"
 MAX_SECONDS = 4 * 3600.0
 """Of audio files; four hours at 24 kHz are 1.4 GB."""
 WHICH = "folder, hub id (owner/name), or image, speech or music for the shipped one"
@@ -79,14 +79,14 @@ def open_tokenizer(name: str) -> Tokenizer:
     """A shipped tokenizer by its modality, or any folder or hub id."""
     from anyglot_tokenizers import load
 
-    shipped = SHIPPED / name
+    shipped = NANO / "tokenizers" / name
     return load(shipped if "/" not in name and shipped.is_dir() else name)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from anyglot_tokenizers.catalog import CATALOG, is_commercial
 
-    shipped = {folder.name: open_tokenizer(folder.name).spec for folder in sorted(SHIPPED.iterdir())}
+    shipped = {folder.name: open_tokenizer(folder.name).spec for folder in sorted((NANO / "tokenizers").iterdir())}
     if arguments.json:
         published = [{**vars(e), "bitrate": e.bitrate, "commercial": is_commercial(e.license)} for e in CATALOG]
         print(json.dumps({"shipped": {k: s.to_dict() for k, s in shipped.items()}, "published": published}))

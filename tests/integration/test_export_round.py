@@ -17,7 +17,7 @@ from anyglot_lm.grammar import Request
 from anyglot_lm.hf_processor import SpanLogitsProcessor
 from anyglot_lm.processor import AnyglotProcessor
 from anyglot_lm.unified import MAX_TEXT, UnifiedModel
-from anyglot_recipes.cli import NANO_MODEL
+from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.scene import sample_scene
@@ -26,8 +26,8 @@ from anyglot_synth.nanoworld.scene import sample_scene
 @pytest.mark.slow
 def test_pictures_in_text_and_pictures_out(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    export(NANO_MODEL, folder)
-    ours = UnifiedModel.from_pretrained(NANO_MODEL)
+    export(NANO, folder)
+    ours = UnifiedModel.from_pretrained(NANO)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     processor = AnyglotProcessor.from_pretrained(folder)
 

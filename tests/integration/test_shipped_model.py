@@ -18,8 +18,8 @@ from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.cli import NANO_MODEL
 from anyglot_recipes.demo import demo
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.tasks import PAIRS, TASKS
 
 MODALITIES = ("text", "image", "speech", "music")
@@ -44,7 +44,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def model() -> UnifiedModel:
-    return UnifiedModel.from_pretrained(NANO_MODEL)
+    return UnifiedModel.from_pretrained(NANO)
 
 
 def random_request(rng: np.random.Generator, model: UnifiedModel) -> Request:
@@ -91,7 +91,7 @@ def test_every_sampled_sequence_decodes(model: UnifiedModel) -> None:
 
 @pytest.mark.slow
 def test_demo_reports_what_the_page_shows(tmp_path: Path) -> None:
-    report = demo(NANO_MODEL, tmp_path, num=8, shown=1)
+    report = demo(NANO, tmp_path, num=8, shown=1)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     rows = {row["task"]: row for row in report["rows"]}
     assert set(rows) == set(TASKS)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.cli import NANO_MODEL, main, shipped_or_given
+from anyglot_recipes.cli import main, shipped_or_given
+from anyglot_recipes.shipped import NANO
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_image
 from anyglot_tokenizers.query import QueryImageVQ
@@ -92,7 +93,7 @@ def test_missing_model_folder(
 
 def test_shipped_models_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped_or_given("nano") == str(NANO_MODEL)
+    assert shipped_or_given("nano") == str(NANO)
     assert [shipped_or_given(name) for name in ("other", "../nano", ".", "")] == ["other", "../nano", ".", ""]
     (tmp_path / "nano").mkdir()
     assert shipped_or_given("nano") == "nano"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.cli import NANO_MODEL, main
+from anyglot_recipes.cli import main
 from anyglot_recipes.data_eval.evidence import Evidence, Judges
 from anyglot_recipes.data_eval.items import Item, Task, choose, codes_of, read_task, strangers
 from anyglot_recipes.data_eval.report import markdown
@@ -22,6 +22,7 @@ from anyglot_recipes.data_eval.scores import clip, retrieval
 from anyglot_recipes.importers.rows import Row, RowError
 from anyglot_recipes.metrics.clap import Clap
 from anyglot_recipes.metrics.clip import Clip
+from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld import melody, voices
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import describe
@@ -38,7 +39,7 @@ SCENES = [
 
 @pytest.fixture(scope="module")
 def nano() -> UnifiedModel:
-    return UnifiedModel.from_pretrained(NANO_MODEL)
+    return UnifiedModel.from_pretrained(NANO)
 
 
 @pytest.fixture(scope="module")

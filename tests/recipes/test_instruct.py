@@ -13,7 +13,7 @@ import torch
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes import instruct_eval, nano_pairs
-from anyglot_recipes.cli import NANO_MODEL, main
+from anyglot_recipes.cli import main
 from anyglot_recipes.evaluate import Checkers
 from anyglot_recipes.instruct_eval import (
     WORDS,
@@ -26,6 +26,7 @@ from anyglot_recipes.instruct_eval import (
     right_form,
     true_answers,
 )
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.tasks import TASKS
 from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_synth.recipe import build
@@ -56,7 +57,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> UnifiedModel:
-    return UnifiedModel.from_pretrained(NANO_MODEL)
+    return UnifiedModel.from_pretrained(NANO)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_report_of_a_model(
     prepared: Path, model: UnifiedModel, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "rows.json"
-    words = [str(prepared), "--model", str(NANO_MODEL), "--num", "1", "--out", str(out)]
+    words = [str(prepared), "--model", str(NANO), "--num", "1", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["instruct_eval", *words])
     instruct_eval.main()
     rows, printed = json.loads(out.read_text()), capsys.readouterr().out

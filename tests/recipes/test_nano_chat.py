@@ -25,7 +25,8 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE, pictures
 from anyglot_recipes.nano_chat import NanoChatConfig, nano_chat
-from anyglot_recipes.nano_shots import SHIPPED, NanoShotsConfig, nano_shots
+from anyglot_recipes.nano_shots import NanoShotsConfig, nano_shots
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.shots import HELD_OUT, NAMES, RULES, document, say
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
@@ -201,7 +202,7 @@ def test_rules_and_what_they_say() -> None:
     assert len(RULES) == 13 and not set(RULES) & set(HELD_OUT)
     assert all(rule[::-1] in RULES for rule in HELD_OUT), "both attributes are known together"
     assert {name for rule in RULES for name in rule} == set(NAMES)
-    model = UnifiedModel.from_pretrained(SHIPPED)
+    model = UnifiedModel.from_pretrained(NANO)
     shown = pictures("test", 5, 0, model.tokenizers["image"])
     sample = document(shown, ("place", "color"))
     thing = shown[-1][0]

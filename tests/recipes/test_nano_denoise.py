@@ -14,13 +14,13 @@ from anyglot_recipes import nano_denoise as recipe
 from anyglot_recipes import spoil
 from anyglot_recipes.nano import ASSISTANT_VOICE, weights_of
 from anyglot_recipes.nano_denoise import (
-    SHIPPED,
     DenoiseConfig,
     NanoDenoiseConfig,
     SoundDenoiseConfig,
     batches_of,
     nano_denoise,
 )
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_tokenizers.errors import ManifestError
@@ -41,14 +41,14 @@ def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.M
     assert set(report) == {"image", "speech"} and len(report["speech"]["clean"]) == 2
     image = report["image"]
     assert image["spoiled"][0] > image["spoiled before"][0] + 0.02 and image["clean"][0] > 0.95
-    old, new = UnifiedModel.from_pretrained(SHIPPED), UnifiedModel.from_pretrained(tmp_path / "model")
+    old, new = UnifiedModel.from_pretrained(NANO), UnifiedModel.from_pretrained(tmp_path / "model")
     prints = [{name: t.fingerprint for name, t in model.tokenizers.items()} for model in (old, new)]
     assert {name for name in prints[0] if prints[0][name] != prints[1][name]} == {"image", "speech"}
     codes = torch.randint(4096, (1, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     assert torch.equal(old.tokenizers["image"].decode(codes), new.tokenizers["image"].decode(codes))
     assert all(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
     _, more = parse_recipe(find_recipe("nano_more"), [f"--start={tmp_path / 'model'}", "--lm.factored=false"])
-    assert weights_of(tmp_path / "model", more.lm) == weights_of(SHIPPED, more.lm)
+    assert weights_of(tmp_path / "model", more.lm) == weights_of(NANO, more.lm)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
@@ -60,11 +60,11 @@ def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ManifestError, match=r"image\.lr"):
         function(other)
     with pytest.raises(ManifestError, match=r"config\.json"):
-        nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path / "small"), model=str(SHIPPED.parent / "small")))
+        nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path / "small"), model=str(NANO.parent / "small")))
 
 
 def test_batches_differ_by_what_spoils_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizers = UnifiedModel.from_pretrained(SHIPPED).tokenizers
+    tokenizers = UnifiedModel.from_pretrained(NANO).tokenizers
     config = NanoDenoiseConfig(workers=1)
     config.music.num = 3
     for name in ("image", "music"):

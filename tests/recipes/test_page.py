@@ -22,8 +22,8 @@ from PIL import Image
 
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes import gallery
-from anyglot_recipes.serve_examples import SHIPPED as NANO
 from anyglot_recipes.serve_examples import cards, examples
+from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score

@@ -16,7 +16,8 @@ from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import id_map
 from anyglot_recipes.chain import LMConfig
 from anyglot_recipes.nano import ASSISTANT_VOICE, WorldConfig
-from anyglot_recipes.progressive import NEW, OLD, SHIPPED, ProgressiveConfig, progressive
+from anyglot_recipes.progressive import NEW, OLD, ProgressiveConfig, progressive
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.tasks import PAIRS
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
@@ -140,6 +141,6 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_made(wrong: di
 def test_a_source_without_music_is_refused(tmp_path: Path) -> None:
     for name in ("text.model", "tokenizers/image", "tokenizers/speech"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(SHIPPED / name)
+        (tmp_path / name).symlink_to(NANO / name)
     with pytest.raises(ManifestError, match="no tokenizer for music"):
         progressive(ProgressiveConfig(run_dir=str(tmp_path / "run"), source=str(tmp_path), lm=LMConfig()))
