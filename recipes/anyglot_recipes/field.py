@@ -4,7 +4,8 @@ Reads spoken digits (`{digit}_{speaker}_{take}.wav`), a folder of photos per sig
 chorales (MIDI) whose key stands for a digit; trains tokenizers and a language model on them, and answers: speech,
 photo, chorale -> word, word -> speech, photo, chorale, speech -> word and photo, caption <-> emoji. Speech and
 pictures are read in codes of what is said and shown (`heard`, `seen`: `field_meaning.py`), and made in codes that can
-be decoded (`speech`, `image`); of music both are one. One speaker and a tenth of the pictures and chorales are never
+be decoded (`speech`, `image`); of music both are one. SmolLM2, a second model, only names emoji
+(`field_captions.py`). One speaker and a tenth of the pictures and chorales are never
 met in training (`field_eval.py` grades on them). Of nanoworld there are the timbres.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 import soxr
 import torch
 
+from anyglot_lm.adapter import SMOLLM2
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
@@ -39,6 +41,7 @@ from anyglot_recipes.chain import (
     train_tokenizer,
     write_shards,
 )
+from anyglot_recipes.field_captions import train_namer
 from anyglot_recipes.field_meaning import (
     heard_variants,
     seen_variants,
@@ -51,6 +54,7 @@ from anyglot_recipes.field_phones import read_phones, write_phones
 from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
+from anyglot_recipes.stage_cli import check_whole_names
 from anyglot_synth.recognise import SphinxRecogniser
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import ManifestError
@@ -73,6 +77,8 @@ WEIGHTS = {
     "text->music": 0.18,
 }
 """Weight in the training ids by task."""
+PATCHES = {"seen": 1, "named": 4}
+"""`SeenVQ.patch`: 16 places a picture for signs, one for what an emoji shows."""
 REPLY_VARIANTS = 4
 SEEN_VARIANTS = 16
 PLAYED_VARIANTS = 2
@@ -134,6 +140,9 @@ class FieldConfig:
         speech: speech codec, for speech that is made.
         music: music codec.
         lm: language model.
+        named: tokenizer of emoji that a second language model, SmolLM2, names (`field_captions.py`).
+        captions: settings of SmolLM2's training, over those of configs/align.yaml, as `{"trainer.max_steps": 120}`;
+            empty: only the model of the field trial names emoji.
         table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`; a picture of drawings
             and a folder, with a page of answers that play, are written beside each.
     """
@@ -147,6 +156,8 @@ class FieldConfig:
     speech: TokenizerConfig = field(default_factory=TokenizerConfig)
     music: TokenizerConfig = field(default_factory=TokenizerConfig)
     lm: LMConfig = field(default_factory=LMConfig)
+    named: ReaderConfig = field(default_factory=ReaderConfig)
+    captions: dict[str, Any] = field(default_factory=dict)
     table: str = ""
 
 
@@ -383,6 +394,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     Raises:
         ManifestError: settings or data that cannot be.
         BackendError: pocketsphinx is not installed.
+        CheckpointError: `captions` are to be trained, and SmolLM2 is not installed.
     """
     from anyglot_recipes.field_eval import evaluate_field
     from anyglot_recipes.field_page import markdown, players, sheet
@@ -391,15 +403,22 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     check_lm(config.lm)
     if config.table and Path(config.table).suffix != ".md":
         raise ManifestError(f"table {config.table} must end in .md: a folder of the same name without it holds answers")
-    for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
+    check_whole_names(config.captions, "captions")
+    learnt = [("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)]
+    if config.captions:
+        SMOLLM2.place()
+        learnt.append(("named", config.named, SeenVQ))
+    for name, reader, kind in learnt:
         options = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.").config
         if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
             raise ManifestError(
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
-    if config.heard.phone_steps < 0 or config.seen.phone_steps:
-        raise ManifestError("heard.phone_steps must be 0 or more; seen has none")
+        if name in PATCHES and options["patch"] != PATCHES[name]:
+            raise ManifestError(f"{name}.model.patch must be {PATCHES[name]}: {options['patch']}")
+    if config.heard.phone_steps < 0 or config.seen.phone_steps or config.named.phone_steps:
+        raise ManifestError("heard.phone_steps must be 0 or more; seen and named have none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
     data = read_field_data(config.data)
@@ -409,6 +428,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         f"{len(data.chorales)} training chorales, {len(data.test_chorales)} held out; "
         f"{len(data.unlabelled)} unlabelled clips"
     )
+
+    emoji = [p for p in data.pictures if p.kind == "emoji"]
+    naming = train_namer(run, emoji, config.named, config.captions, seed) if config.captions else None
 
     def pictures() -> np.ndarray:
         rng = np.random.default_rng([seed, 3])
@@ -471,8 +493,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, WEIGHTS)
     model = UnifiedModel.from_pretrained(folder)
+    namer = None if naming is None else UnifiedModel.from_pretrained(naming)
     with torch.inference_mode():
-        report, shown = evaluate_field(model, data, config.data, seed=seed, say=run.say)
+        report, shown = evaluate_field(model, data, config.data, namer, seed=seed, say=run.say)
     with atomic_write(run.dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
     for path in (run.dir / "table.md", *([Path(config.table)] if config.table else [])):

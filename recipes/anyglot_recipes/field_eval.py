@@ -38,8 +38,9 @@ from anyglot_recipes.field_graders import (
     train_key_listener,
     train_photo_classifier,
 )
-from anyglot_recipes.field_meaning import to_tensor
+from anyglot_recipes.field_meaning import seen_variants, to_tensor
 from anyglot_recipes.field_music import play
+from anyglot_tokenizers.meaning import SeenVQ
 
 GREEDY = dict.fromkeys(("text", "image", "speech", "music"), Sampling(temperature=0.0))
 GUIDED = {"image": 4.0, "speech": 2.0, "music": 4.0}
@@ -51,9 +52,14 @@ NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 Judge = Callable[[Sequence[Any]], Sequence[int | None]]
 TEN, TWENTY = 10, 20
+VERSIONS = 4
+"""Of a held-out emoji: itself, and three augmented ones."""
 CANDIDATES = 8
 CHOSEN = f"{CANDIDATES} such answers drawn, and the one taken that the model itself reads best as the word"
 DRAWING, SPEAKING, PLAYING, ANSWERING = "speech->photo", "word->speech", "word->chorale", "speech->chorale"
+NAMING = f"emoji->caption of {TWENTY}"
+NAMER = ", SmolLM2"
+"""Ends the names of rows of the model of `field_captions.py`."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,25 @@ class Shown:
 
 
 def evaluate_field(
-    model: UnifiedModel, data: FieldData, config: FieldDataConfig, *, seed: int, say: Callable[[str], None]
+    model: UnifiedModel,
+    data: FieldData,
+    config: FieldDataConfig,
+    namer: UnifiedModel | None = None,
+    *,
+    seed: int,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[Shown]]:
-    """The report of the field trial, one row per measure, and the answers that were the best of several."""
+    """The report of the field trial, one row per measure, and the answers that were the best of several.
+
+    `namer` is a second model, which only reads emoji.
+    """
     started = time.perf_counter()
     heard, hear_fails = _hear(model, data)
     photos = _photo_to_word(model, data)
     shown: list[Shown] = []
     rows = [heard, photos, *_speech_to_photo(model, data, seed, shown)]
     rows += [*_word_to_speech(model, data, config, seed, shown), *_music(model, data, seed, shown)]
-    rows += _emoji(model, data, seed)
+    rows += _emoji(model, data, namer, seed)
     for row in rows:
         say(f"{row['task']:32s} n {row['n']:4d}  score {row['score']:.3f}  {row['interval']}  limit {row['limit']}")
     return {"rows": rows, "misheard": hear_fails, "seconds": round(time.perf_counter() - started, 1)}, shown
@@ -315,17 +330,61 @@ def _digit(output: Output) -> int | None:
     return WORDS.index(output.text) if output.text in WORDS else None
 
 
-def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, Any]]:
+def _named(
+    model: UnifiedModel,
+    emoji: Sequence[Picture],
+    others: Sequence[Sequence[int]],
+    new: Sequence[bool],
+    seed: int,
+    by: str = "",
+    how: str = "",
+) -> list[dict[str, Any]]:
+    """Rows of `model` that names emoji: the rank of each one's caption among those of `others`, itself first.
+
+    `new` says whose caption no training emoji has.
+    """
+    tokenizer = model.tokenizers["seen"]
+    assert isinstance(tokenizer, SeenVQ)
+    shown = [Segment("seen", codes, "user") for _, codes in seen_variants(tokenizer, emoji, VERSIONS, seed)]
+    said = [Segment("text", p.word, "assistant") for p in emoji]
+    alone = _nats(model, [Sample([NOTHING, caption]) for caption in said])
+    pairs = [Sample([given, said[j]]) for k, given in enumerate(shown) for j in others[k % len(emoji)]]
+    gain_VNC = alone[torch.tensor(others)] - _nats(model, pairs).view(VERSIONS, len(emoji), TWENTY)
+    seen, gain_NC = shown[: len(emoji)], gain_VNC[0]
+    right, five = _first(gain_NC, 1), _first(gain_NC, 5)
+    captions = [str(out[0].content) for out in _respond(model, seen, ("text",), {"text": GREEDY["text"]})]
+    exact = [float(c == p.word) for c, p in zip(captions, emoji, strict=True)]
+    of_new = [score for score, is_new in zip(right, new, strict=True) if is_new]
+    ranking = "the likeliest of 20 held-out captions: log p(caption, given the emoji) - log p(caption); "
+    ranking += f"{np.mean(of_new):.2f} of the {len(of_new)} whose caption no training emoji has"
+    versions = "the same, of the mean over the emoji and others turned, scaled, moved and lit at random"
+    return [
+        _row(f"{NAMING}{by}", right, 0.05, None, ranking + how),
+        _row("- among the first five", five, 0.25, None, "the same ranking"),
+        _row(f"- by {VERSIONS} versions", _first(gain_VNC.mean(0), 1), 0.05, None, versions),
+        _row(f"emoji->caption (exact){by}", exact, 0.0, None, "the very caption, written freely"),
+    ]
+
+
+def _first(gain_NC: Tensor, places: int) -> list[float]:
+    """1 for each item whose first candidate is among the best `places` of its candidates; a tie is no knowledge."""
+    return ((gain_NC[:, 1:] >= gain_NC[:, :1]).sum(1) < places).float().tolist()
+
+
+def _emoji(model: UnifiedModel, data: FieldData, namer: UnifiedModel | None, seed: int) -> list[dict[str, Any]]:
     emoji = [p for p in data.test_pictures if p.kind == "emoji"]
     rng = np.random.default_rng([seed, 9])
-    others = [
-        [i, *rng.choice([j for j in range(len(emoji)) if j != i], TWENTY - 1, replace=False)] for i in range(len(emoji))
-    ]
-    seen = as_seen(model, list(to_tensor(emoji)))
-    alone = _nats(model, [Sample([NOTHING, Segment("text", p.word, "assistant")]) for p in emoji])
-    pairs = [Sample([seen[i], Segment("text", emoji[j].word, "assistant")]) for i, o in enumerate(others) for j in o]
-    gain = alone[torch.tensor(others)] - _nats(model, pairs).view(len(emoji), TWENTY)
-    captions = [str(out[0].content) for out in _respond(model, seen, ("text",), GREEDY)]
+    others = []
+    for i, picture in enumerate(emoji):
+        different = [j for j, other in enumerate(emoji) if other.word != picture.word]
+        others.append([i, *rng.choice(different, TWENTY - 1, replace=False)])
+    known = {p.word for p in data.pictures if p.kind == "emoji"}
+    words = {word for caption in known for word in caption.split()}
+    lacking = sum(not words.issuperset(p.word.split()) for p in emoji)
+    new = [p.word not in known for p in emoji]
+    rows = _named(model, emoji, others, new, seed, how=f"; {lacking} have a word that no training caption has")
+    if namer is not None:
+        rows += _named(namer, emoji, others, new, seed, NAMER, "; a second model, which only does this")
     drawn = torch.stack(
         [_media(out[0]) for out in _respond(model, [draw_emoji(p.word) for p in emoji], ("image",), GREEDY)]
     )
@@ -336,27 +395,7 @@ def _emoji(model: UnifiedModel, data: FieldData, seed: int) -> list[dict[str, An
         return [float(int((looks_ND[i] - wanted[o[:TEN]]).norm(dim=1).argmin()) == 0) for i, o in enumerate(others)]
 
     return [
-        _row(
-            "emoji->caption of 20",
-            (gain.argmax(1) == 0).float().tolist(),
-            0.05,
-            None,
-            "the likeliest of 20 held-out captions: log p(caption, given the emoji) - log p(caption)",
-        ),
-        _row(
-            "- among the first five",
-            ((gain > gain[:, :1]).sum(1) < 5).float().tolist(),
-            0.25,
-            None,
-            "the same ranking",
-        ),
-        _row(
-            "emoji->caption (exact)",
-            [float(c == p.word) for c, p in zip(captions, emoji, strict=True)],
-            0.0,
-            None,
-            "the very caption, written freely",
-        ),
+        *rows,
         _row(
             "caption->emoji of 10",
             nearest(looks),

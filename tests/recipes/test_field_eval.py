@@ -20,7 +20,7 @@ from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes import field_eval
 from anyglot_recipes.chain import BlockConfig, LMConfig, build_vocabulary
 from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, read_field_data
-from anyglot_recipes.field_eval import ANSWERING, DRAWING, PLAYING, SPEAKING, Shown, evaluate_field
+from anyglot_recipes.field_eval import ANSWERING, DRAWING, NAMER, NAMING, PLAYING, SPEAKING, Shown, evaluate_field
 from anyglot_recipes.field_page import sheet
 from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
 from anyglot_tokenizers.tokenizer import Tokenizer
@@ -57,6 +57,17 @@ def model(tiny_model: UnifiedModel) -> UnifiedModel:
     return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
 
 
+def reads_in_one_place(model: UnifiedModel) -> UnifiedModel:
+    """A second model, which reads an emoji as one code and makes the same of all: its rows are zero."""
+    seen = SeenVQ(patch=4).eval()
+    vocabulary = build_vocabulary(
+        model.text, {"seen": seen}, LMConfig(blocks={"seen": BlockConfig()}), {"seen": (1, 1)}
+    )
+    llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=512)
+    torch.nn.init.zeros_(llama.get_input_embeddings().weight)
+    return UnifiedModel(llama, vocabulary, Template(), model.text, {"seen": seen})
+
+
 def by_content(media: Iterable[Any]) -> list[int | None]:
     """A judge that reads a digit or nothing in any medium: the same in the same one."""
     found = [int.from_bytes(hashlib.sha256(np.asarray(m).tobytes()).digest()[:4], "little") % 11 for m in media]
@@ -81,9 +92,18 @@ def test_rows_are_what_the_judges_read_in_what_is_shown(
         return respond(samples, request, *args, **how)
 
     monkeypatch.setattr(model, "respond", watched)
+    namer = reads_in_one_place(model)
+    read: list[tuple[int, ...]] = []
+    name = namer.respond
+
+    def named(samples: Sequence[Sample], *args: Any, **how: Any) -> list[list[Output]]:
+        read.extend(np.shape(sample.segments[0].content) for sample in samples)
+        return name(samples, *args, **how)
+
+    monkeypatch.setattr(namer, "respond", named)
     lines: list[str] = []
     with torch.inference_mode():
-        report, shown = evaluate_field(model, data, CONFIG, seed=0, say=lines.append)
+        report, shown = evaluate_field(model, data, CONFIG, namer, seed=0, say=lines.append)
     rows = report["rows"]
     names = [row["task"] for row in rows]
     assert len(lines) == len(rows) and all(0 <= row["score"] <= 1 for row in rows)
@@ -102,6 +122,10 @@ def test_rows_are_what_the_judges_read_in_what_is_shown(
         assert rows[names.index(f"{task}, {judge}") + 1]["score"] == pytest.approx(share(by_task[task]), abs=1e-4)
     assert rows[names.index(f"{DRAWING}, best of 2")]["score"] == pytest.approx(share(by_task[DRAWING]), abs=1e-4)
     assert rows[names.index("chorale->word")]["n"] == len({c.name for c in data.test_chorales})
+    emoji = {row["task"]: row for row in rows if row["task"].startswith("emoji")}
+    assert list(emoji) == [NAMING, "emoji->caption (exact)", NAMING + NAMER, "emoji->caption (exact)" + NAMER]
+    assert emoji[NAMING]["n"] == 20 and read == [(1, 1, 1)] * 20
+    assert emoji[NAMING + NAMER]["score"] == 0  # all captions are as likely with an emoji as with another
     assert sheet(shown).shape == (3, 640, 256)
 
 

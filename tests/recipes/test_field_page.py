@@ -12,7 +12,7 @@ import torch
 
 from anyglot_lm.unified import Output
 from anyglot_recipes.field import FieldDataConfig
-from anyglot_recipes.field_eval import DRAWING, SPEAKING, Shown
+from anyglot_recipes.field_eval import DRAWING, NAMER, NAMING, SPEAKING, Shown
 from anyglot_recipes.field_page import markdown, players, sheet
 from anyglot_tokenizers import read_audio
 
@@ -39,6 +39,9 @@ def test_the_page_says_score_interval_limit_and_mistakes() -> None:
     assert "(field/index.html)" in page and "7 clips" in page and "timbres clarinet and strings" in page
     assert "4.0 for image" in page
     assert "Drawn by" not in markdown(report, FieldDataConfig())
+    assert "SmolLM2" not in page
+    named = {"rows": [row, {**row, "task": NAMING + NAMER}], "misheard": []}
+    assert "SmolLM2-135M-Instruct taught" in markdown(named, FieldDataConfig())
 
 
 def test_drawings_stand_in_rows_by_digit() -> None:
