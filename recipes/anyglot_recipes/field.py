@@ -409,14 +409,15 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         SMOLLM2.place()
         learnt.append(("named", config.named, SeenVQ))
     for name, reader, kind in learnt:
-        options = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.").config
+        tokenizer = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.")
+        options = tokenizer.config
         if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
             raise ManifestError(
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
-        if name in PATCHES and options["patch"] != PATCHES[name]:
-            raise ManifestError(f"{name}.model.patch must be {PATCHES[name]}: {options['patch']}")
+        if isinstance(tokenizer, SeenVQ) and tokenizer.patch != PATCHES[name]:
+            raise ManifestError(f"{name}.model.patch must be {PATCHES[name]}: {tokenizer.patch}")
     if config.heard.phone_steps < 0 or config.seen.phone_steps or config.named.phone_steps:
         raise ManifestError("heard.phone_steps must be 0 or more; seen and named have none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing

@@ -100,6 +100,7 @@ def test_pictures_give_a_grid_and_wrong_ones_are_refused() -> None:
     assert one.encode(torch.rand(3, 3, 64, 128)).codes.shape == (3, 2, 1, 2)
     with pytest.raises(MediaError, match="not divisible by 64"):
         one.encode(torch.rand(1, 3, 80, 64))
+    assert "patch" not in seen.config and one.config["patch"] == 4  # old folders have no patch, and load
     with pytest.raises(ValueError, match="patch must be 1 or more: 0"):
         SeenVQ(patch=0)
 

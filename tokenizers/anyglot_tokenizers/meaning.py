@@ -218,10 +218,13 @@ class SeenVQ(MeaningTokenizer):
         seed: int = 0,
         license: str = "apache-2.0",
     ) -> None:
-        super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if patch == 1:
+            del config["patch"]  # codes from before there were patches keep their fingerprint
+        super().__init__(config)
         if patch < 1:
             raise ValueError(f"patch must be 1 or more: {patch}")
-        self.modality = modality
+        self.modality, self.patch = modality, patch
         with seeded(seed):
             layers: list[nn.Module] = []
             for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True):
@@ -235,7 +238,7 @@ class SeenVQ(MeaningTokenizer):
             )
 
     def _spec_entries(self) -> dict[str, Any]:
-        entries = image_entries(self.quantizer.codebook_sizes, 16 * self.config["patch"], self.config["license"])
+        entries = image_entries(self.quantizer.codebook_sizes, 16 * self.patch, self.config["license"])
         return entries | {"modality": self.modality, "decodes": False}
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
@@ -246,7 +249,7 @@ class SeenVQ(MeaningTokenizer):
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
         """Codes of images of one size. Raises MediaError for wrong sizes, ranges, and lengths (images have none)."""
-        x_BCHW = check_images(media, lengths, factor=16 * self.config["patch"]).to(self.device)
+        x_BCHW = check_images(media, lengths, factor=16 * self.patch).to(self.device)
         with full_precision(self.device):
             codes_BKhw = self.quantizer.encode(self.latents(x_BCHW), num_quantizers)
         return Codes(codes_BKhw, None, self.spec)
