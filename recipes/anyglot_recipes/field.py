@@ -232,8 +232,10 @@ def read_field_data(config: FieldDataConfig) -> FieldData:
     held = [_held_out(p.kind.encode() + p.pixels.tobytes(), config.held_out_share) for p in pictures]
     train = [p for p, h in zip(pictures, held, strict=True) if not h]
     test = [p for p, h in zip(pictures, held, strict=True) if h]
-    if sum(p.kind == "emoji" for p in test) < 20 or not any(p.kind == "sign" for p in test):
-        raise ManifestError(f"{root}: needs 20 emoji and one photo held out; raise data.held_out_share")
+    if len({p.word for p in test if p.kind == "emoji"}) < 20 or not any(p.kind == "sign" for p in test):
+        raise ManifestError(
+            f"{root}: needs 20 emoji of different captions and one photo held out; raise data.held_out_share"
+        )
     lacking = [w for w in WORDS if not any(p.kind == "sign" and p.word == w for p in train)]
     if lacking:
         raise ManifestError(

@@ -1,10 +1,10 @@
 """Emoji named by SmolLM2, for the `field` recipe: words that no training caption has need a model that knows words.
 
 A language model from nothing never met "octopus"; SmolLM2 knows what it is. It comes in twice. What its middle layer
-makes of the training captions is what the codes of `SeenVQ` learn to name (a picture and its word in one space, as in
-DeViSE, Frome et al. 2013; the image codes that AnyGPT reads are aligned with words, too: SEED, Ge et al., arXiv
-2307.08041). Then it learns with LoRA to write the caption after those codes. Held-out pictures have no part in either.
-Nothing is measured here.
+and its rows make of the training captions is what the codes of `SeenVQ` learn to name (a picture and its word in one
+space, as in DeViSE, Frome et al. 2013; the image codes that AnyGPT reads are aligned with words, too: SEED, Ge et al.,
+arXiv 2307.08041). Then it learns with LoRA to write the caption after those codes. Held-out pictures have no part in
+either. Nothing is measured here.
 
 Shapes: n pictures, T ids, D width of the backbone, E directions, V different captions, C codes of all K codebooks.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PROMPT = "The emoji shows:"
 DIRECTIONS = 64
-"""Of what is made of captions (64 or 128 were about the same, docs/log.md)."""
+"""Of what is made of captions (32 or 128 were about the same, docs/log.md)."""
 VARIANTS = 16
 """Versions of a picture that is read, the original among them."""
 SHARPNESS = 10.0

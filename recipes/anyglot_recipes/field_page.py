@@ -81,8 +81,8 @@ def markdown(
             "",
             "*SmolLM2*: a second language model, which only names emoji. Where a caption has a word that no training",
             "caption has, a language model from nothing never met it. SmolLM2-135M-Instruct taught a tokenizer what it",
-            "makes of the training captions, and learnt with LoRA to read its codes; an eighth of the training emoji",
-            "served to settle how. SmolLM2 may have read held-out captions before, without their pictures.",
+            "makes of the training captions, and learnt with LoRA to read its codes; parts of the training emoji, left",
+            "out, served to settle how. SmolLM2 may have read held-out captions before, without their pictures.",
         ]
     lines += [
         "",
