@@ -47,7 +47,9 @@ def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.M
     codes = torch.randint(4096, (1, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     assert torch.equal(old.tokenizers["image"].decode(codes), new.tokenizers["image"].decode(codes))
     assert all(torch.equal(a, b) for a, b in zip(old.model.parameters(), new.model.parameters(), strict=True))
-    _, more = parse_recipe(find_recipe("nano_more"), [f"--start={tmp_path / 'model'}", "--lm.factored=false"])
+    _, more = parse_recipe(
+        find_recipe("nano_more"), [f"--start={tmp_path / 'model'}", "--lm.factored=false", "--lm.qk_norm=false"]
+    )
     assert weights_of(tmp_path / "model", more.lm) == weights_of(NANO, more.lm)
 
     def never(*_: Any, **__: Any) -> None:

@@ -52,12 +52,12 @@ def test_hidden_matrices() -> None:
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
 def test_updates_are_orthogonal(shape: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
+    seen, product = set(), torch.baddbmm
     monkeypatch.setattr("anyglot_tokenizers.optim.native_bf16", lambda device: native)
-    monkeypatch.setattr(torch.Tensor, "norm", lambda x: seen.add(x.dtype) or x.square().sum().sqrt())
+    monkeypatch.setattr(torch, "baddbmm", lambda x, *args, **kwargs: seen.add(x.dtype) or product(x, *args, **kwargs))
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     spectrum = torch.linspace(0.05, 1, min(shape))  # a random square matrix would have directions of almost zero
-    update = orthogonalise(left * (spectrum * 1e-3) @ right)
+    update = orthogonalise((left * (spectrum * 1e-3) @ right)[None])[0]
     singular = torch.linalg.svdvals(update)
     assert update.shape == shape and update.dtype == torch.float32
     assert singular.min() > 0.6 and singular.max() < 1.3
@@ -72,6 +72,31 @@ def test_a_step_moves_a_matrix_by_an_orthogonal_update() -> None:
     # The gradient of 8 samples has a low rank: the directions it has are scaled to about 1, the rest stay 0.
     singular = torch.linalg.svdvals(step)
     assert 0.6 < singular[0] < 1.3 and singular[-1] < 1.3
+
+
+def test_batches_of_matrices_move_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices and kernels of one shape are one batch; large ones are cut into several."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(32, 16), (16, 32), (32, 16), (16, 16, 2), (32, 16), (16, 32)]
+    monkeypatch.setattr("anyglot_tokenizers.optim.native_bf16", lambda device: False)
+
+    def moved(batch: int, together: bool) -> list[Tensor]:
+        monkeypatch.setattr("anyglot_tokenizers.optim.BATCH", batch)
+        generator.manual_seed(0)
+        made = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        groups = [made] if together else [[parameter] for parameter in made]
+        optimizers = [MuonAdamW([{"params": group, "muon": True}], lr=0.1) for group in groups]
+        for _ in range(3):
+            for parameter in made:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            for optimizer in optimizers:
+                optimizer.step()
+        return [parameter.detach() for parameter in made]
+
+    alone = moved(1, together=False)
+    for batch in (1, 1024, 1 << 24):
+        for mine, theirs in zip(moved(batch, together=True), alone, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -16,21 +16,23 @@ from torch import Tensor, nn
 
 from anyglot_tokenizers.precision import native_bf16
 
+BATCH = 1 << 24
+"""Numbers that are orthogonalised in one go: many small matrices fill the cores, large ones would only take memory."""
 SMALLEST = 16  # a parameter with fewer rows or columns than this is no hidden matrix (depthwise kernels, for one)
 
 
-def orthogonalise(update_MN: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix of `update_MN`, about: quintic Newton-Schulz, in bfloat16 where that is native."""
+def orthogonalise(update_BMN: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrices `[B, M, N]`, about: quintic Newton-Schulz, in bfloat16 where that is native."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update_MN.bfloat16() if native_bf16(update_MN.device.type) else update_MN.float()
-    tall = x.shape[0] > x.shape[1]
+    x = update_BMN.bfloat16() if native_bf16(update_BMN.device.type) else update_BMN.float()
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(update_MN.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(update_BMN.dtype)
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -73,7 +75,7 @@ class MuonAdamW(torch.optim.Optimizer):
             ]
         else:
             groups = model
-        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "eps": 1e-8}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "momentum": momentum, "eps": 1e-8}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
@@ -85,31 +87,45 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             update = self._muon if group["muon"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, parameter.grad, group)
+            update([parameter for parameter in group["params"] if parameter.grad is not None], group)
         return loss
 
-    def _muon(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+    def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            alike.setdefault((parameter.shape[0], parameter.shape[1:].numel()), []).append(parameter)
+        for (rows, columns), matrices in alike.items():
+            many = max(1, BATCH // (rows * columns))
+            for first in range(0, len(matrices), many):
+                batch = matrices[first : first + many]
+                updates_BMN = orthogonalise(torch.stack([self._nesterov(parameter, group) for parameter in batch]))
+                for parameter, update_MN in zip(batch, updates_BMN, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    step = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                    parameter.add_(update_MN.view_as(parameter), alpha=-step)
+
+    def _nesterov(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+        """The momentum that takes this step's gradient in twice, as a matrix."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        update_MN = orthogonalise(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update_MN.view_as(parameter), alpha=-group["lr"] * 0.2 * max(update_MN.shape) ** 0.5)
+        return gradient.lerp(state["momentum"], group["momentum"]).flatten(1)
 
-    def _adamw(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        steps = state["step"].item()
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        denominator = (state["square"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1**steps))
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"] = torch.zeros_like(parameter)
+                state["square"] = torch.zeros_like(parameter)
+            state["step"] += 1
+            steps = state["step"].item()
+            state["mean"].lerp_(gradient, 1 - beta1)
+            state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            denominator = (state["square"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+            parameter.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1**steps))
