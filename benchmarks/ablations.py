@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rows_free": {"lm.factored": False},
     "rows_codebook": {"lm.factored": False, "lm.tied": False, "lm.codebook_rows": True},
     "z_loss": {"lm.z_loss": 1e-4},
-    "qk_norm": {"lm.qk_norm": True},
+    "no_qk_norm": {"lm.qk_norm": False},
     "no_dropout": {"lm.condition_dropout": 0.0},
     "no_reading": {"shares": {"write down": 0.0, "read aloud": 0.0}},
     "no_through": {"shares": dict.fromkeys(THROUGH.values(), 0.0)},

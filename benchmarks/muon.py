@@ -1,9 +1,9 @@
 """One step of the optimizer for the hidden matrices of `nano` (six layers, width 256), against `torch.optim.Muon`.
 
-Torch's orthogonalises in bfloat16 everywhere, ours in float32 where the hardware has no products of bfloat16 (a CPU
-without AVX512-BF16, for one): there the ratio is large, elsewhere it should be near 1. Same gradients, learning rate,
-decay and momentum, both by turns, median of the rounds. That both move the weights alike, as closely as bfloat16 lets
-them, is checked first.
+Torch's orthogonalises in bfloat16 everywhere and one matrix after the other, ours all of one shape together, and in
+float32 where the hardware has no products of bfloat16 (a CPU without AVX512-BF16, for one): there the ratio is large,
+elsewhere it says what the batches bring. Same gradients, learning rate, decay and momentum, both by turns, median of
+the rounds. That both move the weights alike, as closely as bfloat16 lets them, is checked first.
 """
 
 from __future__ import annotations
