@@ -61,10 +61,8 @@ KINDS = {kind: [f"{other}->{kind}" for other in MEDIA if other != kind] for kind
 
 
 def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
-    """Train and grade one variant; minutes it took, 0.0 where its report is there already."""
+    """Train and grade one variant; minutes it took. What is there is kept, and refused if its settings were others."""
     folder = out / name
-    if (folder / "report" / "report.json").exists():
-        return 0.0
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("tokenizers", "text", "shards"):
@@ -87,6 +85,8 @@ def run(name: str, base: Path, out: Path, steps: int, num: int) -> float:
     anyglot = [sys.executable, "-m", "anyglot_recipes.cli"]
     given = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     subprocess.run([*anyglot, "train", "nano", f"--run_dir={folder}", *given], check=True)
+    if (folder / "report" / "report.json").exists():
+        return 0.0
     graded = ["--num", str(num), "--out", str(folder / "report"), "--model", str(folder / "model")]
     subprocess.run([*anyglot, "eval", "nanoworld", *graded], check=True, stdout=subprocess.DEVNULL)
     return (time.perf_counter() - started) / 60

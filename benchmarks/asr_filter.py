@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -254,6 +255,9 @@ def main() -> None:
     parser.add_argument("--held_out", type=int, default=62, help="clips of slt, rms and awb each; of kal16 half")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if shutil.which("flite") is None:
+        print("flite is not installed: nothing is measured")
+        return
     rng, recogniser = random.Random(given.seed), Remembering()
     sizes = (given.calibrate, given.choose, given.held_out)
     texts = iter(sentences(sum(sizes) * len(REPORTED), given.seed))

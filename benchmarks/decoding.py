@@ -94,7 +94,6 @@ def compare(name: str, model: PreTrainedModel, vocabulary: Vocabulary, batch: in
     rows = model.get_output_embeddings().weight.shape[0]
     processor = AddMask(vocabulary, rows, len(prompts[0]), request)
     ids_BT = torch.tensor(prompts)
-    model.config.use_cache = True
 
     def theirs() -> list[list[int]]:
         out = model.generate(
@@ -104,6 +103,7 @@ def compare(name: str, model: PreTrainedModel, vocabulary: Vocabulary, batch: in
             max_new_tokens=length,
             logits_processor=LogitsProcessorList([processor]),
             eos_token_id=controls["eos"],
+            use_cache=True,
             pad_token_id=controls["pad"],
         )
         found: list[list[int]] = out[:, ids_BT.shape[1] :].tolist()

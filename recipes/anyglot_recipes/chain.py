@@ -106,7 +106,7 @@ class LMConfig:
         weight_decay: of hidden matrices.
         muon: Muon for hidden matrices, else AdamW.
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
-        modality_weights: factor of the loss by modality.
+        modality_weights: relative factor of the loss by modality.
         z_loss: factor of logsumexp².
         compile: torch.compile the decoder (needs a C++ compiler; falls back to eager without one).
         precision: "32-true", "bf16-mixed", or "auto": bf16-mixed where the hardware computes it natively.
@@ -408,8 +408,8 @@ def train_lm(
         The model folder and the last training loss, which the folder keeps in `training.json`.
 
     Raises:
-        ManifestError: settings that cannot work (`check_lm`), rows of codebooks where no tokenizer has one, or
-            `trained` holds no training of such a model.
+        ManifestError: settings that cannot work (`check_lm`), or rows of codebooks where no tokenizer has one.
+        CheckpointError: `trained` holds no training of such a model.
     """
     from anyglot_lm.data import TokenDataModule
     from anyglot_lm.factored import factor_rows, unfactor_rows
@@ -430,7 +430,7 @@ def train_lm(
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
-            max_length=1024,
+            max_length=max(1024, config.seq_len),
             tied=config.tied,
             qk_norm=config.qk_norm,
             seed=seed,

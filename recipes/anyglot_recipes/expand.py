@@ -126,7 +126,7 @@ def expand(
     from anyglot_lm.backbone import load_backbone
     from anyglot_lm.hf_text import HFTextTokenizer
     from anyglot_lm.model import assert_no_leak, expand_vocabulary
-    from anyglot_lm.segments import CHAT
+    from anyglot_lm.segments import Template
     from anyglot_lm.unified import UnifiedModel
     from anyglot_lm.vocabulary import Vocabulary
 
@@ -154,7 +154,7 @@ def expand(
         overwrite=overwrite,
         seed=seed,
     )
-    return UnifiedModel(model, vocabulary, CHAT, text, tokenizers, where=str(backbone))
+    return UnifiedModel(model, vocabulary, Template(version=2), text, tokenizers, where=str(backbone))
 
 
 def add_modalities(

@@ -210,7 +210,7 @@ def train_namer(
             for picture, code in shown
         )
         asked = (("emoji->text", sample) for sample in samples)
-        skipped = write_shards(folder / "shards", asked, model.vocabulary, model.text, LONGEST)
+        skipped = write_shards(folder / "shards", asked, model.vocabulary, model.text, LONGEST, model.template)
         run.say(f"{skipped} captions longer than {LONGEST} ids left out")
 
     run.once("captions/seen", make_codes)

@@ -58,8 +58,9 @@ def markdown(
         "95 % of 2,000 resamples of the answers; one training, so its own luck is not in them.",
         "",
         f"*Best of {CANDIDATES}*: the model draws {CANDIDATES} answers, reads them as it reads anything, and takes the",
-        "one where the word that it was asked for is likeliest. Judges have no part in that, but they learnt from the",
-        "same training clips, photos and chorales.",
+        "one where the word that it was asked for is likeliest. No judge is asked, but judges learnt from the same",
+        "training clips, photos and chorales. *Limit* is what the judge makes of real media that went through the",
+        "tokenizer; an answer can be plainer than those, and a score above it.",
         "",
         "*Chorales*: a digit stands for a key, that many semitones above C. The last 4 seconds of each chorale were",
         f"moved into the ten keys and played with nanoworld's timbres {' and '.join(INSTRUMENTS)}; the lowest note of",
@@ -73,8 +74,10 @@ def markdown(
     ]
     if readers:
         lines += [
-            f"What hears has also learnt the phones of {readers} clips of other people without transcripts, as",
-            "pocketsphinx finds them: as a judge it is no stranger to what chooses the best spoken answer.",
+            "",
+            f"*Phones*: what reads speech has also learnt {readers} clips of other people, which have no transcripts,",
+            "with the phones that pocketsphinx found in them. So in the best of word->speech by pocketsphinx the judge",
+            "is not independent of what chose the answer.",
         ]
     if any(row["task"].endswith(NAMER) for row in report["rows"]):
         lines += [

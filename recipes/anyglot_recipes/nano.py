@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soxr
 
+from anyglot_lm.parts import TEMPLATE_FILE, VOCABULARY_FILE
 from anyglot_lm.segments import Sample, Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes import spoil
 from anyglot_recipes.chain import (
+    LM_STATE,
     LMConfig,
     Run,
     TokenizerConfig,
@@ -107,11 +109,13 @@ class WorldConfig:
     workers: int = 2
 
     def check(self) -> None:
-        """Raises `ManifestError`: a share that is none, or a count below 0."""
+        """Raises `ManifestError`: a share that is none, or a count that is too low."""
         shares = {name: getattr(self, name) for name in ("varied", "guests", "spoiled")}
         if not all(0 <= share <= 1 for share in shares.values()):
             said = ", ".join(f"world.{name} {share}" for name, share in shares.items())
             raise ManifestError(f"{said} must lie in 0..1")
+        if min(self.num_chunks, self.chunk) < 1:
+            raise ManifestError(f"world.num_chunks {self.num_chunks} and world.chunk {self.chunk} must be 1 or more")
         if min(self.readings, self.lookups) < 0:
             raise ManifestError(f"world.readings {self.readings} and world.lookups {self.lookups} must be 0 or more")
 
@@ -211,6 +215,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     )
     grid = (IMAGE_SIZE // tokenizers["image"].spec.downsample_factor,) * 2
     vocabulary = build_vocabulary(text, tokenizers, lm, grid)
+    if alone and trained is not None:
+        check_writes(trained, vocabulary)
     shards, user_side = [], (world.workers, world.varied, world.guests, world.spoiled)
     for index in range(world.num_chunks):
 
@@ -226,7 +232,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     shares = {task: config.shares.get(task, 1.0) for task in tasks}
     how: dict[str, Any] = {"template": TEMPLATE}
     if trained is not None:
-        how |= {"start": partial(_model_of, trained, vocabulary)} if alone else {"trained": trained}
+        how |= {"start": partial(_model_of, trained)} if alone else {"trained": trained}
     folder, loss = train_lm(run, lm, shards, vocabulary, text, tokenizers, seed, shares, **how)
     report: dict[str, Any] = {}
     if config.eval.n:
@@ -252,7 +258,7 @@ def plan_of(start: Path, lm: LMConfig) -> str:
         theirs = json.loads((start / "settings.json").read_text())["lm"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"start: {start} holds no run of nano that is done ({error!r})") from error
-    missing = [name for name in PARTS if not (start / name).is_dir()]
+    missing = [name for name in (*PARTS, str(LM_STATE)) if not (start / name).exists()]
     if missing:
         raise ManifestError(f"start: {start} has no {', '.join(missing)}; give the whole run folder")
     ours = json.loads(json.dumps(asdict(lm)))
@@ -299,11 +305,15 @@ def _take(start: Path, name: str, folder: Path) -> None:
         shutil.copytree(start / name, folder, dirs_exist_ok=True)
 
 
-def _model_of(start: Path, vocabulary: Vocabulary) -> PreTrainedModel:
-    found = UnifiedModel.from_pretrained(start)
-    if found.vocabulary.fingerprint != vocabulary.fingerprint or found.template != TEMPLATE:
+def check_writes(start: Path, vocabulary: Vocabulary) -> None:
+    """Raises ManifestError unless a model folder has this vocabulary and the recipe's template."""
+    theirs = Vocabulary.load(start / VOCABULARY_FILE).fingerprint
+    if theirs != vocabulary.fingerprint or Template.load(start / TEMPLATE_FILE) != TEMPLATE:
         raise ManifestError(f"start: {start} writes media otherwise than lm.blocks say; give its settings")
-    return found.model
+
+
+def _model_of(start: Path) -> PreTrainedModel:
+    return UnifiedModel.from_pretrained(start).model
 
 
 def images(num: int, seed: int) -> np.ndarray:

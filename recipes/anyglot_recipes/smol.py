@@ -239,7 +239,7 @@ def _chunk_maker(run: Run, config: SmolConfig, start: Path, index: int) -> Any:
         if config.tasks.keys() & set(READINGS):
             read = readings(world, seed, tokenizers["speech"], cache)
             samples = chain(samples, (named for named in read if named[0] in config.tasks))
-        skipped = write_shards(folder, samples, model.vocabulary, model.text, config.max_ids)
+        skipped = write_shards(folder, samples, model.vocabulary, model.text, config.max_ids, model.template)
         run.say(f"shard {index}: {skipped} samples left out for their length")
 
     return make

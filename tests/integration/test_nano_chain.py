@@ -95,6 +95,14 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     other = start(tmp_path / "factored", cache, *alone, "--lm.factored", "true")
     assert other.wait(timeout=600) == 2
     assert "one that is trained on keeps its own: leave them out" in (tmp_path / "factored.log").read_text()
+    other = start(tmp_path / "longer", cache, *alone, "--lm.blocks.speech.max_frames", "200")
+    assert other.wait(timeout=600) == 2
+    assert "writes media otherwise than lm.blocks say" in (tmp_path / "longer.log").read_text()
+    assert not (tmp_path / "longer" / "shards").exists()  # it is said before the work
+    (tmp_path / "whole" / "training" / "lm" / "last.ckpt").unlink()
+    other = start(tmp_path / "without", cache, *given)
+    assert other.wait(timeout=600) == 2
+    assert "has no training/lm/last.ckpt; give the whole run folder" in (tmp_path / "without.log").read_text()
     empty = start(tmp_path / "other", cache, "--start", str(tmp_path))
     assert empty.wait(timeout=600) == 2
     assert f"start: {tmp_path} holds no run of nano that is done" in (tmp_path / "other.log").read_text()

@@ -33,7 +33,7 @@ def trained(backbone: Path, tiny_model: UnifiedModel, tmp_path_factory: pytest.T
     root = tmp_path_factory.mktemp("trained")
     start = expand(backbone, {"image": tiny_model.tokenizers["image"]}, {"image": {"grid": (4, 4)}})
     start.save_pretrained(root / "start")
-    with ShardWriter(root / "shard", start.vocabulary, text=start.text) as writer:
+    with ShardWriter(root / "shard", start.vocabulary, start.template, text=start.text) as writer:
         for value in range(16):
             codes = np.full((start.vocabulary.block("image").num_quantizers, 4, 4), value)
             said = Segment("text", "make the square blue", "user")

@@ -54,6 +54,7 @@ def test_a_model_folder_from_a_backbone(
     report = json.loads(capsys.readouterr().out)
     assert report["modalities"] == ["image", "music", "speech"] and report["text"] == ROWS
     model = UnifiedModel.from_pretrained(tmp_path / "m")
+    assert model.template.tells_texts_apart  # a transcript and the answer after it stay two
     assert (model.vocabulary.block("image").grid, model.vocabulary.block("image").pattern) == ((4, 4), "raster")
     assert model.vocabulary.block("speech").max_length == 40 and model.vocabulary.block("music").num_quantizers == 2
     assert (tmp_path / "m" / "tokenizer.json").is_file() and not (tmp_path / "m" / "text.model").exists()

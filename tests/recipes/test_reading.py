@@ -45,6 +45,8 @@ def test_what_follows_small_red_is_open() -> None:
         ("--world.varied=1.5", "must lie in 0..1"),
         ("--world.guests=-1", "must lie in 0..1"),
         ("--world.spoiled=1.5", "must lie in 0..1"),
+        ("--world.num_chunks=0", "must be 1 or more"),
+        ("--world.chunk=0", "must be 1 or more"),
         ("--world.lookups=-1", "must be 0 or more"),
         ("--lm.condition_dropout=1", "must be a share below 1"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),

@@ -74,11 +74,14 @@ def test_a_step_moves_a_matrix_by_an_orthogonal_update() -> None:
     assert 0.6 < singular[0] < 1.3 and singular[-1] < 1.3
 
 
-def test_batches_of_matrices_move_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_batches_of_matrices_move_as_each_alone(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices and kernels of one shape are one batch; large ones are cut into several."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(32, 16), (16, 32), (32, 16), (16, 16, 2), (32, 16), (16, 32)]
-    monkeypatch.setattr("anyglot_tokenizers.optim.native_bf16", lambda device: False)
+    sizes: list[int] = []
+    monkeypatch.setattr("anyglot_tokenizers.optim.native_bf16", lambda device: native)
+    monkeypatch.setattr("anyglot_tokenizers.optim.orthogonalise", lambda x: sizes.append(len(x)) or orthogonalise(x))
 
     def moved(batch: int, together: bool) -> list[Tensor]:
         monkeypatch.setattr("anyglot_tokenizers.optim.BATCH", batch)
@@ -87,16 +90,18 @@ def test_batches_of_matrices_move_as_each_alone(monkeypatch: pytest.MonkeyPatch)
         groups = [made] if together else [[parameter] for parameter in made]
         optimizers = [MuonAdamW([{"params": group, "muon": True}], lr=0.1) for group in groups]
         for _ in range(3):
-            for parameter in made:
+            for parameter in made[1:]:  # the first has none
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
             for optimizer in optimizers:
                 optimizer.step()
         return [parameter.detach() for parameter in made]
 
     alone = moved(1, together=False)
-    for batch in (1, 1024, 1 << 24):
+    for batch, expected in ((1, [1] * 5), (1024, [2, 1, 2]), (1 << 24, [3, 2])):
+        sizes.clear()
         for mine, theirs in zip(moved(batch, together=True), alone, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-2 if native else 1e-4)
+        assert sizes == expected * 3
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

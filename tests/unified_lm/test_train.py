@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from anyglot_lm.data import PackedDataset, TokenDataModule
 from anyglot_lm.factored import factor_rows, unfactor_rows
@@ -74,13 +76,13 @@ class Dying(LitUnified):
         return super().training_step(batch, batch_idx)
 
 
-def module(world: World, *, factored: bool = False, **options: Any) -> Dying:
+def module(world: World, *, factored: bool = False, kind: type[Dying] | None = None, **options: Any) -> Dying:
     model = new_llama(world.vocabulary, hidden_size=32, num_layers=1, num_heads=2, seed=0)
     if factored:
         entries = torch.randn(1, 16, 3, generator=torch.Generator().manual_seed(0))
         factor_rows(model, world.vocabulary, {"image": entries}, {"image": (4, 4)})
     settings = {"max_steps": STEPS, "targets_per_pack": 8.0, "lr": 1e-2, "warmup_steps": 2, "log_every": 2}
-    return Dying(model, world.vocabulary, **{**settings, **options})
+    return (kind or Dying)(model, world.vocabulary, **{**settings, **options})
 
 
 def fit(lit: LitUnified, world: World, run_dir: Path, **options: Any) -> float:
@@ -168,6 +170,82 @@ def test_logs_every_window_once(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{n}/{STEPS}" for n in range(2, STEPS + 1, 2)]
     assert all("| text " in line and "ids/s" in line for line in lines)
+
+
+def test_the_last_window_is_in_the_table_too(world: World, tmp_path: Path) -> None:
+    fit(module(world, log_every=5), world, tmp_path, checkpoint_every=5)
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(float(row["step"])) for row in rows] == [5, 10, STEPS]
+    assert all(float(row["loss"]) > 0 for row in rows)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(world: World, tmp_path: Path) -> None:
+    lit = module(world)
+    torch.nn.init.constant_(lit.model.base_model.norm.weight, math.inf)
+    with pytest.raises(AnyglotError, match="step 2: loss is nan; start again with a lower lr"):
+        fit(lit, world, tmp_path)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+class Exploding(Dying):
+    """Has an infinite gradient in the batch `dies_at`."""
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = LitUnified.training_step(self, batch, batch_idx)
+        return loss * math.inf - loss.detach() * math.inf + loss.detach() if batch_idx == self.dies_at else loss
+
+
+@pytest.mark.parametrize("dies_at", [7, STEPS - 1])
+def test_a_gradient_that_is_no_number_spoils_no_checkpoint(world: World, tmp_path: Path, dies_at: int) -> None:
+    lit = module(world, kind=Exploding)
+    lit.dies_at = dies_at
+    with pytest.raises(AnyglotError, match=f"step {dies_at + 1}: a gradient's norm was"):
+        fit(lit, world, tmp_path)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == (dies_at + 1) - 4
+    assert all(bool(torch.isfinite(value).all()) for value in saved["state_dict"].values())
+
+
+def test_a_plan_that_is_too_short_is_no_success(world: World, tmp_path: Path) -> None:
+    with pytest.raises(AnyglotError, match=f"the data ended after {STEPS} of {STEPS + 5} steps"):
+        fit(module(world, max_steps=STEPS + 5), world, tmp_path)
+
+
+def test_rows_are_known_whatever_they_are_called(world: World) -> None:
+    size = world.vocabulary.size
+    config = GPTNeoXConfig(
+        vocab_size=size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    model = GPTNeoXForCausalLM(config)
+    lit = LitUnified(model, world.vocabulary, max_steps=1, targets_per_pack=1.0, lr=1e-3, rows_lr=1e-2)
+    matrices, rows, others = lit.configure_optimizers()["optimizer"].param_groups
+    assert {id(p) for p in rows["params"]} == {
+        id(model.gpt_neox.embed_in.weight),
+        id(model.get_output_embeddings().weight),
+    }
+    assert (rows["muon"], rows["weight_decay"]) == (False, 0.0)
+    assert len(matrices["params"]) == 4 and all(min(p.shape) >= 32 for p in matrices["params"])
+    assert all(p.ndim == 1 for p in others["params"])
+
+
+def test_muon_without_a_matrix_is_refused(world: World) -> None:
+    lit = module(world)
+    lit.model.requires_grad_(False)
+    lit.model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ManifestError, match="muon: none of what trains is a hidden matrix of 16 rows"):
+        lit.configure_optimizers()
+    lit.muon = False
+    assert len(lit.configure_optimizers()["optimizer"].param_groups) == 1
+
+
+@pytest.mark.parametrize("sliced", [True, False])
+def test_the_uniform_baseline_is_of_what_competes(world: World, tmp_path: Path, sliced: bool) -> None:
+    lit = module(world, sliced=sliced)
+    fit(lit, world, tmp_path)
+    lo, hi, _ = world.vocabulary.slice_table()
+    index = lit.class_names.index("text")
+    assert lit.last["uniform/text"] == math.log(int(hi[index] - lo[index]) if sliced else world.vocabulary.size)
 
 
 def test_checkpoints_need_whole_log_windows(world: World, tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ class MuonAdamW(torch.optim.Optimizer):
     """See the module docstring.
 
     Args:
-        model: its trainable parameters are split by `is_hidden_matrix`; or parameter groups, each with a bool "muon".
+        model: its trainable parameters are split by `is_hidden_matrix`; or parameter groups, each with a bool "muon",
+            and with "lr" and "weight_decay" where it has its own.
         lr: learning rate of both parts.
-        weight_decay: decoupled decay of the hidden matrices; nothing else is decayed.
+        weight_decay: decoupled decay of the hidden matrices; of a whole model nothing else is decayed.
         betas: of AdamW.
         momentum: of Muon.
         muon: False puts every parameter under AdamW.
@@ -91,18 +92,21 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+        alike: dict[tuple[Any, ...], list[nn.Parameter]] = {}
         for parameter in parameters:
-            alike.setdefault((parameter.shape[0], parameter.shape[1:].numel()), []).append(parameter)
-        for (rows, columns), matrices in alike.items():
+            shape = parameter.shape[0], parameter.shape[1:].numel()
+            alike.setdefault((*shape, parameter.device, parameter.dtype), []).append(parameter)
+        for (rows, columns, *_), matrices in alike.items():
             many = max(1, BATCH // (rows * columns))
             for first in range(0, len(matrices), many):
-                batch = matrices[first : first + many]
-                updates_BMN = orthogonalise(torch.stack([self._nesterov(parameter, group) for parameter in batch]))
-                for parameter, update_MN in zip(batch, updates_BMN, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    step = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-                    parameter.add_(update_MN.view_as(parameter), alpha=-step)
+                self._move(matrices[first : first + many], group)
+
+    def _move(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        updates_BMN = orthogonalise(torch.stack([self._nesterov(parameter, group) for parameter in matrices]))
+        step = group["lr"] * 0.2 * max(updates_BMN.shape[1:]) ** 0.5
+        for parameter, update_MN in zip(matrices, updates_BMN, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update_MN.view_as(parameter), alpha=-step)
 
     def _nesterov(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
         """The momentum that takes this step's gradient in twice, as a matrix."""

@@ -110,8 +110,11 @@ class Meter:
             self._add("output", torch.stack([norms.sum(), torch.ones_like(norms).sum()]))
 
     def _histogram(self, ids_N: Tensor, labels_N: Tensor) -> Tensor:
-        """How often each id occurs where there is a label, int64 [V]; ignored places go to a bin that is cut off."""
-        ids_N = torch.where(labels_N == IGNORE, self.num_ids, ids_N).flatten()
+        """How often each id occurs where there is a label, int64 [V]; ignored places go to a bin that is cut off.
+
+        So do predictions of -1: logits that are no numbers predict nothing.
+        """
+        ids_N = torch.where((labels_N == IGNORE) | (ids_N < 0), self.num_ids, ids_N).flatten()
         counts = torch.zeros(self.num_ids + 1, dtype=torch.int64, device=ids_N.device)
         counts.scatter_add_(0, ids_N, torch.ones_like(ids_N))  # bincount would wait for the device
         return counts[: self.num_ids]

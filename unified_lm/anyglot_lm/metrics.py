@@ -91,7 +91,7 @@ class Window:
                 lo, hi = self.slices[name]
                 metrics[f"loss/{name}"] = (nll[c] / count[c]).item()
                 metrics[f"accuracy/{name}"] = (correct[c] / count[c]).item()
-                metrics[f"uniform/{name}"] = math.log(hi - lo)
+                metrics[f"uniform/{name}"] = math.log(hi - lo if self.sliced else self.meter.num_ids)
         if self._kept is not None:
             kl, ids = sum_ranks(self._kept).tolist()
             if ids:

@@ -59,7 +59,6 @@ def new_llama(
         head_dim=hidden_size // num_heads,
         max_position_embeddings=max_length,
         tie_word_embeddings=tied,
-        use_cache=False,
         attn_implementation="sdpa",
         pad_token_id=vocabulary.controls["pad"],
         bos_token_id=vocabulary.controls["bos"],

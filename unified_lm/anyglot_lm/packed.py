@@ -80,7 +80,6 @@ class PackedLM(nn.Module):
         super().__init__()
         self.model = model
         self.model.train()
-        self.model.config.use_cache = False
         faster_on_cpu(self.model)
         self.weights = weights if weights is not None else SpanWeights(class_names(vocabulary))
         self.sliced, self.z_loss, self.keep_text = sliced, z_loss, keep_text

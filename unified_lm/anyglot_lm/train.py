@@ -26,10 +26,7 @@ from anyglot_lm.packed import PackedLM, class_names
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_lm.weighting import SpanWeights
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, ManifestError
-from anyglot_tokenizers.optim import MuonAdamW, is_hidden_matrix
-
-ROWS = ("embed_tokens", "lm_head")
-"""Parts of the names of the parameters that are rows of ids."""
+from anyglot_tokenizers.optim import SMALLEST, MuonAdamW, is_hidden_matrix
 
 
 class LitUnified(L.LightningModule):
@@ -48,7 +45,8 @@ class LitUnified(L.LightningModule):
         cooldown: share of the run, at its end, in which the rate falls linearly to 2 %.
         weight_decay: of hidden matrices.
         muon: Muon for hidden matrices (True) or AdamW everywhere.
-        modality_weights: factor of the loss per modality ("text" included) or codebook ("speech/1"), default 1.
+        modality_weights: relative factor of the loss per modality ("text" included) or codebook ("speech/1"), default
+            1; all are scaled to a mean of 1 over modalities and codebooks.
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp².
         keep_text: what plain text costs in training instead of its nll, see `PackedLM`; logged as `kept/text`.
@@ -164,6 +162,9 @@ class LitUnified(L.LightningModule):
             return
         metrics, self._metrics = self._metrics, {}
         self.log_dict({**metrics, "step": float(self.global_step)})  # Lightning would count one less
+        if self.global_step % self.log_every:  # the run's end: Lightning writes multiples alone
+            for logger in self.loggers:
+                logger.log_metrics(metrics, self.global_step)
         if self.trainer.is_global_zero:
             parts = " ".join(f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k.startswith("loss/"))
             message = f"step {self.global_step}/{self.max_steps} loss {metrics['loss']:.6f} | {parts}"
@@ -183,6 +184,12 @@ class LitUnified(L.LightningModule):
         metrics.update(self._extra_metrics())
         if not math.isfinite(metrics["loss"]):
             raise AnyglotError(f"step {self.global_step}: loss is {metrics['loss']}; start again with a lower lr")
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it skips such steps
+        if not scaled and not math.isfinite(metrics.get("grad_norm", 0.0)):
+            raise AnyglotError(
+                f"step {self.global_step}: a gradient's norm was {metrics['grad_norm']} since the last log line, which "
+                "spoiled the weights; start again with a lower lr"
+            )
         self._metrics, self.last, self.last_loss = metrics, metrics, metrics["loss"]
         self._closed = self.global_step
 
@@ -269,8 +276,10 @@ class LitUnified(L.LightningModule):
     def _groups(self) -> list[dict[str, Any]]:
         """Hidden matrices (decayed, under Muon where asked), rows of ids, and the rest: each with its rate."""
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        rows = [p for name, p in trained if any(part in name for part in ROWS)]
-        matrices = [p for name, p in trained if is_hidden_matrix(name, p)]
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        of_ids = {id(p) for end in ends if end is not None for p in end.parameters()}
+        rows = [p for _, p in trained if id(p) in of_ids]
+        matrices = [p for name, p in trained if id(p) not in of_ids and is_hidden_matrix(name, p)]
         known = {id(p) for p in (*rows, *matrices)}
         others = [p for _, p in trained if id(p) not in known]
         marks = {"muon": True} if self.muon else {}
@@ -280,6 +289,11 @@ class LitUnified(L.LightningModule):
             {"params": rows, "weight_decay": 0.0, "lr": self.rows_lr or self.lr, **plain},
             {"params": others, "weight_decay": 0.0, "lr": self.lr, **plain},
         ]
+        if self.muon and not matrices:
+            raise ManifestError(
+                f"muon: none of what trains is a hidden matrix of {SMALLEST} rows and columns or more (LoRA of a lower "
+                "rank is none); give muon: false"
+            )
         return [group for group in groups if group["params"]]
 
     def _schedule(self, step: int) -> float:
@@ -320,7 +334,8 @@ def fit_lm(
         The last logged mean training loss (nats per target id).
 
     Raises:
-        AnyglotError: `checkpoint_every` is no multiple of `module.log_every`.
+        AnyglotError: `checkpoint_every` is no multiple of `module.log_every`; the loss or a gradient is no number; or
+            `data` ended before the last step.
         FingerprintError: the checkpoint is of another vocabulary or plan.
         CheckpointError: the checkpoint is of another model.
     """
@@ -350,6 +365,11 @@ def fit_lm(
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint.found(), weights_only=True)
     if trainer.is_global_zero:
         draw_run(run_dir)
+    if module.max_steps is not None and trainer.global_step < module.max_steps:
+        raise AnyglotError(
+            f"the data ended after {trainer.global_step} of {module.max_steps} steps, before the rate had fallen; make "
+            "a longer plan, or lower max_steps"
+        )
     return module.last_loss
 
 

@@ -123,12 +123,7 @@ class UnifiedModel(Parts):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name:
             temporary = Path(name)
-            was = self.model.config.use_cache
-            self.model.config.use_cache = True
-            try:
-                self.model.save_pretrained(temporary)
-            finally:
-                self.model.config.use_cache = was
+            self.model.save_pretrained(temporary)
             self.vocabulary.save(temporary / VOCABULARY_FILE)
             self.template.save(temporary / TEMPLATE_FILE)
             self.text.save(temporary / self.text.file_name)
