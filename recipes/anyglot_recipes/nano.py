@@ -59,6 +59,7 @@ from anyglot_synth.nanoworld.voices import (
     default_cache_dir,
     installed_voices,
 )
+from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Tokenizer
@@ -141,6 +142,7 @@ class NanoConfig:
         start: run folder of this recipe whose model is trained on: its tokenizers, its text tokenizer and its weights
             are taken, so `image`, `speech` and `music` say nothing. Another `seed` gives other scenes. A folder of its
             model alone, such as the shipped one, has plain rows in half precision: `lm.factored` must then be false.
+        tokenizers: run or model folder of this recipe whose tokenizers alone are taken; the language model is new.
         world: how much data.
         shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA`, `reading.TASKS` and
             `quiz.LOOK_UP`; 1 where not named.
@@ -154,6 +156,7 @@ class NanoConfig:
     run_dir: str = "runs/nano"
     seed: int = 0
     start: str | None = None
+    tokenizers: str | None = None
     world: WorldConfig = field(default_factory=WorldConfig)
     shares: dict[str, float] = field(default_factory=dict)
     image: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -173,6 +176,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     trained = None if config.start is None else Path(config.start)
     alone = trained is not None and (trained / "config.json").is_file()
     check_lm(lm, new=not alone)
+    if trained is not None and config.tokenizers is not None:
+        raise ManifestError(f"start {config.start} has tokenizers of its own: leave tokenizers {config.tokenizers} out")
     unknown = config.shares.keys() - set(EVERYTHING)
     if unknown:
         raise ManifestError(f"shares: no task {', '.join(sorted(unknown))}; there are {', '.join(EVERYTHING)}")
@@ -187,13 +192,17 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         )
     for name in ("image", "speech", "music"):  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
-    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval")}
+    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval", "tokenizers")}
+    taken = trained
     if trained is not None:
         settings["start"] = weights_of(trained, lm) if alone else plan_of(trained, lm)
+    elif config.tokenizers is not None:
+        taken = Path(config.tokenizers)
+        settings["tokenizers"] = tokenizers_of(taken)
     run = Run(config.run_dir, settings)
-    if trained is not None:
+    if taken is not None:
         for name in PARTS:
-            run.once(name, partial(_take, trained, name))
+            run.once(name, partial(_take, taken, name))
     cache = SpeechCache(default_cache_dir(), world.workers)
     made = cache.prefetch(spoken_sentences())  # what guests say is spoken when it is needed
     run.say(f"voices: {made} clips spoken, the rest were cached")
@@ -295,6 +304,18 @@ def weights_of(start: Path, lm: LMConfig) -> str:
     if changed:
         raise ManifestError(f"start: {start} is another model ({'; '.join(changed)}); give its settings")
     return hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+
+
+def tokenizers_of(folder: Path) -> list[str]:
+    """Fingerprints of the tokenizers of a run or model folder, those of media first.
+
+    Raises ManifestError when one is missing.
+    """
+    text = (folder / "text" if (folder / "text").is_dir() else folder) / TextTokenizer.file_name
+    missing = [str(path) for path in (*(folder / name for name in PARTS[:-1]), text) if not path.exists()]
+    if missing:
+        raise ManifestError(f"tokenizers: there is no {', '.join(missing)}; give a run or model folder of nano")
+    return [*(load(folder / name).fingerprint for name in PARTS[:-1]), TextTokenizer.load(text).fingerprint]
 
 
 def _take(start: Path, name: str, folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from anyglot_recipes.chain import Run, build_tokenizer
+from anyglot_tokenizers import load
 from anyglot_tokenizers.batches import Augment, StepBatches, held_out_batches
 from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -79,6 +80,7 @@ class FitConfig:
         adversary_start: step from which a discriminator is trained and heard; null builds none.
         adversary: options of `anyglot_tokenizers.adversarial.adversary_for`.
         adversary_lr: peak learning rate of the discriminator.
+        from_codes: with `start`: train the decoder alone, on the codes of this many quantizers; null trains everything.
         precision: "32-true", "bf16-mixed" or "auto".
         validate_every: steps between measures on held-out files.
         validate_items: held-out items measured then; all of them at the end.
@@ -103,6 +105,7 @@ class FitConfig:
     adversary_start: int | None = None
     adversary: dict[str, Any] = field(default_factory=dict)
     adversary_lr: float = 1e-4
+    from_codes: int | None = None
     precision: str = "auto"
     validate_every: int = 500
     validate_items: int = 256
@@ -125,6 +128,8 @@ class TokenizerRecipe:
         seed: of all randomness.
         tokenizer: class, as `module:Class`.
         model: its arguments.
+        start: folder of a trained tokenizer to go on from, in place of a new one; then `tokenizer`, `model` and
+            `teacher` are not used.
         split: which files are never trained on.
         media: how files become training items.
         augment: random changes of training items.
@@ -137,6 +142,7 @@ class TokenizerRecipe:
     seed: int = 0
     tokenizer: str = "anyglot_tokenizers.image:ImageVQ"
     model: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
     split: Split = field(default_factory=Split)
     media: MediaConfig = field(default_factory=MediaConfig)
     augment: Augment = field(default_factory=Augment)
@@ -153,6 +159,8 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
 
     Raises:
         ManifestError: no data, nothing to hold out, or impossible settings.
+        CheckpointError: `start` is no folder of a tokenizer.
+        UnsupportedError: `start` cannot be trained, or its decoder cannot be alone.
     """
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -161,8 +169,11 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
     folders = [config.data] if isinstance(config.data, str) else list(config.data)
     if not all(folders) or not folders:
         raise ManifestError("a tokenizer needs media to train on: give a folder with --data DIR")
+    if config.train.from_codes is not None and not config.start:
+        raise ManifestError(f"train.from_codes {config.train.from_codes} is for a trained tokenizer: give --start")
     tokenizer = _build(config)
-    run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "data")})
+    settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "data")}
+    run = Run(config.run_dir, settings | {"start": tokenizer.fingerprint if config.start else ""})
     train, held_out = _read(config, tokenizer, folders, run.dir / "media")
     errors = sum(1 for _ in (run.dir / "media" / ERRORS).open(encoding="utf-8"))
     run.say(f"{len(train)} files to train on, {len(held_out)} held out, {errors} left out (media/{ERRORS})")
@@ -174,7 +185,7 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
             raise ManifestError(f"{done}: is of other media; choose another --run_dir")
         run.say("done before")
         return report
-    if config.teacher.source:
+    if config.teacher.source and not config.start:
         tokenizer = _taught(config, train, run)
     crop = config.media.side if train.is_image else None
     options = {**vars(config.train), "seed": config.seed, "crop": crop, "crop_seconds": config.media.crop_seconds}
@@ -186,7 +197,7 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
     validation = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
     crop = crop or crop_of(tokenizer, config.media.crop_seconds)
     seen = held_out_batches(StepBatches(train, batch_size=config.train.batch_size, crop=crop), COUNTED)
-    metrics, _ = validate(tokenizer, loss_for(tokenizer, config.train.loss), seen)
+    metrics, _ = validate(tokenizer, loss_for(tokenizer, config.train.loss), seen, config.train.from_codes)
     report = {
         "held_out": validation["last"],
         "best": validation["best"],
@@ -201,6 +212,8 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
 
 
 def _build(config: TokenizerRecipe, **more: Any) -> Tokenizer:
+    if config.start:
+        return load(config.start)
     return build_tokenizer(config.tokenizer, {"seed": config.seed, **config.model, **more})
 
 

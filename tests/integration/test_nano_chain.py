@@ -89,6 +89,14 @@ def test_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     finish(start(tmp_path / "alone", cache, *alone), tmp_path / "alone.log")  # a model's folder, and nothing else
     again = load_file(tmp_path / "alone" / "model" / "model.safetensors")
     assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in before)
+    anew = ["--tokenizers", str(tmp_path / "whole" / "model"), *given[2:8]]
+    finish(start(tmp_path / "anew", cache, *anew), tmp_path / "anew.log")
+    for folder in folders[1:]:
+        name = f"{folder}/model.safetensors"
+        assert (tmp_path / "anew" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    fresh = load_file(tmp_path / "anew" / "model" / "model.safetensors")
+    norms = [name for name in fresh if name.endswith("norm.weight")]
+    assert fresh.keys() == before.keys() and not torch.equal(fresh[norms[0]], before[norms[0]])
     other = start(tmp_path / "wider", cache, *given[:6], "--lm.hidden_size", "128")
     assert other.wait(timeout=600) == 2
     assert "trained another model (lm.hidden_size: 64 there, 128 here)" in (tmp_path / "wider.log").read_text()

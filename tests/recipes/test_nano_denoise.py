@@ -22,17 +22,25 @@ from anyglot_recipes.nano_denoise import (
 )
 from anyglot_recipes.shipped import NANO
 from anyglot_recipes.train import find_recipe, parse_recipe
+from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.voices import installed_voices
 from anyglot_tokenizers.errors import ManifestError
 
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
 )
-SHORT = ["--image.max_steps=80", "--speech.max_steps=2", "--speech.num=6", "--speech.batch_size=2", "--workers=1"]
+SHORT = [
+    "--image.max_steps=80",
+    "--speech.max_steps=2",
+    "--speech.decoder_steps=0",
+    "--speech.num=6",
+    "--speech.batch_size=2",
+    "--workers=1",
+]
 
 
 @needs_voices
-def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_can_change_encoders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "COMPARED", 32)
     monkeypatch.setattr(spoil, "GRAIN", 60.0)  # more than the shipped tokenizer has met
     given = [f"--run_dir={tmp_path}", "--music.max_steps=0", *SHORT]
@@ -65,6 +73,43 @@ def test_the_recipe_changes_encoders_alone(tmp_path: Path, monkeypatch: pytest.M
         nano_denoise(NanoDenoiseConfig(run_dir=str(tmp_path / "small"), model=str(NANO.parent / "small")))
 
 
+@needs_voices
+def test_a_decoder_learns_what_the_model_writes_and_codes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "COMPARED", 32)
+    given = [f"--run_dir={tmp_path}", *(f"--{name}.max_steps=0" for name in recipe.MODALITIES), "--workers=1"]
+    given += ["--speech.decoder_steps=40", "--speech.num=48", "--speech.batch_size=8"]
+    function, config = parse_recipe(find_recipe("nano_denoise"), given)
+    report: Any = function(config)
+    assert set(report) == {"speech"} and report["speech"]["clean"] == [1.0, 1.0]
+    assert report["speech"]["decoder"] < report["speech"]["decoder before"]
+    old, new = (UnifiedModel.from_pretrained(folder) for folder in (NANO, tmp_path / "model"))
+    assert new.vocabulary.block("speech").fingerprint == new.tokenizers["speech"].fingerprint
+    assert old.tokenizers["music"].fingerprint == new.tokenizers["music"].fingerprint
+    audio = torch.from_numpy(recipe.written(config, "speech", "test")[-1])[None, None]
+    codes = [model.tokenizers["speech"].encode(audio) for model in (old, new)]
+    assert torch.equal(codes[0].codes, codes[1].codes)
+    assert not torch.equal(old.tokenizers["speech"].decode(codes[0]), new.tokenizers["speech"].decode(codes[1]))
+
+
+@needs_voices
+def test_half_of_what_a_decoder_hears_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, Any]] = []
+    say = recipe.SpeechCache.say
+
+    def noted(self: Any, text: str, voice: Any, *more: Any) -> Any:
+        said.append((text, voice))
+        return say(self, text, voice, *more)
+
+    monkeypatch.setattr(recipe.SpeechCache, "say", noted)
+    few = SoundDenoiseConfig(num=32)
+    config = NanoDenoiseConfig(workers=1, speech=few, music=few)
+    clips = recipe.written(config, "speech", "train")
+    ours = [text for text, voice in said if voice == ASSISTANT_VOICE]
+    assert len(clips) == 32 and len(ours) == 16
+    assert sum(parse(text) is not None for text in ours) >= 8 and sum(len(text.split()) <= 2 for text in ours) >= 2
+    assert len(recipe.written(config, "music", "test")) == 32
+
+
 def test_batches_differ_by_what_spoils_them_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizers = UnifiedModel.from_pretrained(NANO).tokenizers
     config = NanoDenoiseConfig(workers=1)
@@ -89,9 +134,18 @@ def test_batches_differ_by_what_spoils_them_alone(monkeypatch: pytest.MonkeyPatc
     [
         ({"varied": 1.5}, "varied 1.5"),
         ({"image": DenoiseConfig(max_steps=-1)}, "max_steps"),
-        ({name: DenoiseConfig(max_steps=0) for name in recipe.MODALITIES}, "max_steps"),
+        (
+            {
+                "image": DenoiseConfig(max_steps=0),
+                "speech": SoundDenoiseConfig(max_steps=0),
+                "music": SoundDenoiseConfig(max_steps=0),
+            },
+            "max_steps",
+        ),
         ({"music": SoundDenoiseConfig(lr=0.0)}, r"music\.lr 0.0"),
         ({"speech": SoundDenoiseConfig(num=0)}, r"speech\.num 0"),
+        ({"speech": SoundDenoiseConfig(decoder_steps=-1)}, "decoder_steps"),
+        ({"speech": SoundDenoiseConfig(decoder_lr=0.0)}, r"speech\.decoder_lr 0.0"),
         ({"speech": SoundDenoiseConfig(aim="ears")}, r"speech\.aim ears"),
     ],
 )

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from anyglot_recipes.cli import main
-from anyglot_recipes.tokenizer import TokenizerRecipe, _build, train_tokenizer
+from anyglot_recipes.tokenizer import FitConfig, TokenizerRecipe, _build, train_tokenizer
 from anyglot_recipes.train import CONFIGS, find_recipe, parse_recipe
-from anyglot_tokenizers import ManifestError, load, read_image, write_audio, write_image
+from anyglot_tokenizers import ManifestError, load, read_audio, read_image, write_audio, write_image
 from anyglot_tokenizers.train import LitTokenizer
 
 SHIPPED = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("tokenizer/*.yaml"))
@@ -111,6 +111,31 @@ def test_other_media_in_the_same_run(pictures: Path, tmp_path: Path, capsys: pyt
     assert "other media" in capsys.readouterr().err
 
 
+def test_a_trained_tokenizer_goes_on_with_its_decoder_alone(speech: Path, tmp_path: Path) -> None:
+    def run(name: str, *more: str) -> dict:
+        given = [
+            "--data",
+            str(speech),
+            "--run_dir",
+            str(tmp_path / name),
+            "--split.share=0.3",
+            "--teacher.source=",
+            *more,
+        ]
+        function, config = parse_recipe(find_recipe("tokenizer/speech"), [*given, *SHORT, *TINY_SPEECH])
+        report: dict = function(config)  # type: ignore[assignment]
+        return report
+
+    run("one", "--train.adversary_start=null")
+    start = str(tmp_path / "one" / "tokenizer")
+    report = run("two", "--train.adversary_start=null", "--start", start, "--train.from_codes=1")
+    one, two = load(start), load(tmp_path / "two" / "tokenizer")
+    media = read_audio(speech / "0-0.wav", sample_rate=16000)[None]
+    assert torch.equal(one.encode(media).codes, two.encode(media).codes)
+    assert not torch.equal(one.decode(one.encode(media)), two.decode(two.encode(media)))
+    assert "usage/0" in report["train"] and "usage/1" not in report["train"]
+
+
 @pytest.mark.parametrize("teacher", ["", "own"])
 def test_a_folder_of_speech(teacher: str, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(speech), "--run_dir", str(tmp_path), f"--teacher.source={teacher}", "--teacher.steps=2"]
@@ -131,6 +156,7 @@ def test_wrong_settings_are_one_line(pictures: Path, tmp_path: Path) -> None:
         ({"data": str(pictures), "tokenizer": "anyglot_tokenizers.errors:MediaError"}, "no tokenizer"),
         ({"data": str(pictures), "model": {"colour": 1}}, "arguments of"),
         ({"data": str(tmp_path / "nowhere")}, "no such folder"),
+        ({"data": str(pictures), "train": FitConfig(from_codes=1)}, "give --start"),
     ):
         with pytest.raises(ManifestError, match=message):
             train_tokenizer(TokenizerRecipe(run_dir=str(tmp_path / "run"), **changes))

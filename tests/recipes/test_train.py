@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from anyglot_recipes.cli import main
+from anyglot_recipes.nano import tokenizers_of
+from anyglot_recipes.shipped import NANO
 from anyglot_recipes.train import CONFIGS, PROGRAMS, find_recipe, parse_recipe, program_of
 from anyglot_tokenizers.errors import ManifestError
 
@@ -35,6 +37,18 @@ def test_later_yaml_layers_over_the_first(tmp_path: Path) -> None:
     _, config = parse_recipe(find_recipe("nano"), [f"--config={more}"])
     assert config.lm.max_steps == 9
     assert config.lm.blocks["music"].num_quantizers == 2
+
+
+def test_tokenizers_that_are_taken_must_be_there(tmp_path: Path) -> None:
+    def refused(message: str, *given: str) -> None:
+        function, config = parse_recipe(find_recipe("nano_short"), [f"--run_dir={tmp_path / 'run'}", *given])
+        with pytest.raises(ManifestError, match=message):
+            function(config)
+        assert not (tmp_path / "run").exists()
+
+    refused(r"there is no .*tokenizers/image.*text\.model", f"--tokenizers={tmp_path}")
+    refused("has tokenizers of its own", f"--tokenizers={NANO}", f"--start={NANO}", "--lm.factored=false")
+    assert len(set(tokenizers_of(NANO))) == 4
 
 
 def test_unknown_recipe_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:

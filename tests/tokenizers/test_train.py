@@ -16,13 +16,16 @@ from anyglot_tokenizers import (
     ImageVQ,
     ManifestError,
     MediaError,
+    SeriesVQ,
     StepBatches,
+    TwoToneVQ,
+    UnsupportedError,
     load,
     train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
 from anyglot_tokenizers.precision import resolve_precision
-from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, validate
+from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, twin_of, validate
 
 RUN = {
     "max_steps": 9,
@@ -55,6 +58,17 @@ def sounds():
 
 def image_tokenizer():
     return ImageVQ(channels=(8, 8, 8), codebook_size=8, codebook_dim=8, stage_steps=2, dropout=0.5)
+
+
+def learnt(codec):
+    """With codebooks that have started, of what its random encoder makes of sounds."""
+    batches = StepBatches(sounds(), batch_size=4, crop=1600)
+    codec.train()
+    with torch.no_grad(), torch.random.fork_rng():
+        for step in range(6):
+            torch.manual_seed(step)
+            codec(batches[step]["media"], batches[step]["lengths"])
+    return codec
 
 
 class Killed(Exception):
@@ -185,6 +199,7 @@ def test_bad_data():
         (lambda: AudioCodec(**SPEECH), sounds, {}),
         (image_tokenizer, images, {**IMAGE_GAME, "held_out": images(5), "augment": Augment(flip=0.5)}),
         (lambda: AudioCodec(**SPEECH), sounds, {**SOUND_GAME, "augment": Augment(gain_db=6.0)}),
+        (lambda: learnt(AudioCodec(**SPEECH)), sounds, {**SOUND_GAME, "from_codes": 1}),
     ],
 )
 @pytest.mark.parametrize("stop", [2, 7])
@@ -277,10 +292,10 @@ def test_the_best_is_judged_on_the_same_items(tmp_path, monkeypatch):
     seen = []
     measure = train.validate
 
-    def spy(tokenizer, loss, batches):
+    def spy(tokenizer, loss, batches, num_quantizers):
         batches = list(batches)
         seen.append(sum(len(batch["media"]) for batch in batches))
-        metrics, shown = measure(tokenizer, loss, batches)
+        metrics, shown = measure(tokenizer, loss, batches, num_quantizers)
         return {**metrics, "loss": 9.0 - len(seen) if seen[-1] == 2 else 0.0}, shown
 
     monkeypatch.setattr(train, "validate", spy)
@@ -413,3 +428,82 @@ def test_sigkill_during_a_run(tmp_path):
             assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr.decode()
         fingerprints.append(load(tmp_path / name).fingerprint)
     assert fingerprints[0] == fingerprints[1]
+
+
+DECODERS = {
+    "image": (image_tokenizer, images, {}),
+    "digits": (
+        lambda: TwoToneVQ(downsample_factor=8, patch=4, channels=(8, 8), num_patterns=16, num_tones=8, stage_steps=2),
+        images,
+        {},
+    ),
+    "speech": (lambda: AudioCodec(**SPEECH), sounds, {"crop": 1024}),
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_alone_is_trained_from_codes(kind, tmp_path):
+    build, data, more = DECODERS[kind]
+    start = fit_tokenizer(build(), data(), run_dir=tmp_path / "all", **{**RUN, "max_steps": 30}, **more)
+    tokenizer = twin_of(start).requires_grad_(True)
+    batch = StepBatches(data(), batch_size=4, seed=3, crop=more.get("crop"))[0]
+    media, lengths = batch["media"], batch.get("lengths")
+    before = start.encode(media, lengths)
+    how = {**RUN, "max_steps": 40, "lr": 3e-3, "held_out": data(), "validate_every": 20}
+    fit_tokenizer(tokenizer, data(), run_dir=tmp_path / "decoder", from_codes=1, **how, **more)
+    assert torch.equal(tokenizer.encode(media, lengths).codes, before.codes)  # of all quantizers
+    changed = {
+        name.split(".")[0]
+        for name, old in start.state_dict().items()
+        if not torch.equal(tokenizer.state_dict()[name], old)
+    }
+    decoders = {"unfold", "decoder", "head", "linear_out", "pattern_out", "tones_out"}
+    assert "decoder" in changed and changed <= decoders
+    loss = train.loss_for(start, {})
+    batches = [batch]
+    old, new = (validate(t, loss, batches, 1)[0] for t in (start, tokenizer))
+    assert new["loss"] < old["loss"] and "usage/0" in new and "usage/1" not in new
+    shown = json.loads((tmp_path / "decoder" / "validation.json").read_text())["last"]
+    assert shown["step"] == 40 and "usage/1" not in shown
+
+
+def test_the_gradient_of_a_decoder_is_that_of_decoding(tmp_path):
+    tokenizer = fit_tokenizer(AudioCodec(**SPEECH), sounds(), run_dir=tmp_path, crop=1024, **RUN)
+    module = LitTokenizer(tokenizer, max_steps=1, from_codes=1)
+    batch = StepBatches(sounds(), batch_size=4, crop=1024)[0]
+    output = module._decoded(batch["media"], batch["lengths"])
+    codes = tokenizer.encode(batch["media"], batch["lengths"], num_quantizers=1)
+    assert torch.equal(output.media.clamp(-1, 1), tokenizer.decode(codes))
+    assert int(output.stats["counts"].sum()) == int(codes.lengths.sum()) and output.stats["counts"].shape == (1, 8)
+    tokenizer.zero_grad()
+    output.media.square().sum().backward()
+    reached = {name.split(".")[0] for name, p in tokenizer.named_parameters() if p.grad is not None}
+    assert reached == {"unfold", "decoder", "head"}
+
+
+def test_a_decoder_needs_codes_to_learn_from(tmp_path):
+    with pytest.raises(ManifestError, match=r"from_codes 3 must lie in 1\.\.2"):
+        LitTokenizer(AudioCodec(**SPEECH), max_steps=1, from_codes=3)
+    with pytest.raises(ManifestError, match="from_codes 0"):
+        LitTokenizer(AudioCodec(**SPEECH), max_steps=1, from_codes=0)
+    with pytest.raises(ManifestError, match="from_codes is for a trained tokenizer"):
+        fit_tokenizer(AudioCodec(**SPEECH), sounds(), run_dir=tmp_path, from_codes=1, crop=1024, **RUN)
+    start = fit_tokenizer(AudioCodec(**SPEECH), sounds(), run_dir=tmp_path / "one", crop=1024, **RUN)
+    fit_tokenizer(start, sounds(), run_dir=tmp_path / "decoder", from_codes=1, crop=1024, **RUN)
+    with pytest.raises(CheckpointError, match="start"):
+        fit_tokenizer(start, sounds(), run_dir=tmp_path / "decoder", from_codes=1, crop=1024, **RUN)  # another by now
+    with pytest.raises(UnsupportedError, match="makes no media of latents"):
+        SeriesVQ(channels=1).from_latents(torch.zeros(1, 8, 4), torch.ones(1, 4, dtype=torch.bool))
+    untaught = AudioCodec(**SPEECH, quantizer="fsq")
+    print_before = untaught.fingerprint
+    with pytest.raises(ManifestError, match="train it without from_codes first"):
+        fit_tokenizer(untaught, sounds(), run_dir=tmp_path / "never", from_codes=1, crop=1024, **RUN)
+    series = SeriesVQ(channels=1, stage_steps=0)
+    for module in series.modules():
+        if hasattr(module, "steps"):
+            module.steps += 1
+    with pytest.raises(UnsupportedError, match="SeriesVQ gives no latents"):
+        fit_tokenizer(
+            series, sounds(), run_dir=tmp_path / "never", from_codes=1, crop=1024, loss=torch.nn.MSELoss(), **RUN
+        )
+    assert untaught.fingerprint == print_before and not (tmp_path / "never").exists()

@@ -209,6 +209,10 @@ class AudioCodec(Tokenizer):
         z_BND, valid_BN = self._encode(media, check_lengths("audio batch", lengths, media).to(media.device))
         return z_BND.transpose(1, 2), valid_BN
 
+    def from_latents(self, q_BDN: Tensor, counts_BN: Tensor) -> Tensor:
+        """Audio `[B, channels, N * hop_length]` with gradient, not clamped."""
+        return self._decode(q_BDN.transpose(1, 2), counts_BN)
+
     def learn_from(self, distillation: Distillation | None) -> None:
         """From now on `forward` in training also gives `extra_losses["semantic"]`, weighted, to be added to the loss.
 

@@ -100,6 +100,10 @@ class GridImage(Tokenizer):
         z_BDhw = self._latents(media)
         return z_BDhw, torch.ones_like(z_BDhw[:, 0], dtype=torch.bool)
 
+    def from_latents(self, q_BDN: Tensor, counts_BN: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` with gradient, not clamped."""
+        return self._pixels(q_BDN)
+
     @torch.no_grad()
     def fit_statistics(self, media: Tensor) -> None:
         """Centre and scale the input by the mean colour and the deviation of typical images.

@@ -60,8 +60,8 @@ class Tokenizer(nn.Module, ABC):
     """Media to codes and back.
 
     Subclasses hand all their keyword arguments to `Tokenizer.__init__`, build their modules, and give
-    `_spec_entries`, `encode`, `decode` and, if they can be trained, `forward` and `to_latents`. No state is kept
-    between calls.
+    `_spec_entries`, `encode`, `decode` and, if they can be trained, `forward`; `to_latents` and `from_latents`, which
+    share no parameter, if encoder or decoder can be trained alone. No state is kept between calls.
     """
 
     _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
@@ -95,6 +95,10 @@ class Tokenizer(nn.Module, ABC):
     def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the quantizer is given, `[B, D, *grid]` with gradient, and which positions count, bool `[B, *grid]`."""
         raise UnsupportedError(f"{type(self).__name__} gives no latents to train on")
+
+    def from_latents(self, q_BDN: Tensor, counts_BN: Tensor) -> Tensor:
+        """Media of quantized latents `[B, D, *grid]`, with gradient, not clamped; `counts_BN` is as of `to_latents`."""
+        raise UnsupportedError(f"{type(self).__name__} makes no media of latents to train on")
 
     def stream(self, batch_size: int = 1, *, num_quantizers: int | None = None) -> Stream:
         """A new stream: media or codes piece by piece, exactly as in one go (see `Stream`).

@@ -42,9 +42,9 @@ from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.precision import resolve_precision
-from anyglot_tokenizers.quantize import ResidualQuantizer, code_statistics
+from anyglot_tokenizers.quantize import Quantizer, ResidualQuantizer, code_statistics
 from anyglot_tokenizers.quiet import quiet
-from anyglot_tokenizers.tokenizer import Tokenizer, seeded
+from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 __all__ = [
     "Augment",
@@ -69,6 +69,9 @@ class LitTokenizer(L.LightningModule):
     a dict of losses already weighted, where it has one (`AudioReconstruction`).
     `MuonAdamW`, linear warm-up, cosine to zero at `max_steps`, gradients clipped to a norm of 1.
 
+    With `from_codes` the decoder alone is trained on, to make media of the codes that the trained encoder gives now: no
+    id changes its meaning. It is for who writes these codes only; media of more codebooks may become worse.
+
     Args:
         tokenizer: trained in place.
         max_steps: length of the schedule.
@@ -85,6 +88,8 @@ class LitTokenizer(L.LightningModule):
         adversary_start: step from which a discriminator is trained and heard; None builds none.
         adversary: options of `adversarial.adversary_for`.
         adversary_lr: peak learning rate of the discriminator.
+        from_codes: train the decoder alone, on the codes of this many quantizers; None trains everything. A model that
+            writes the first codebook only (`first`) wants 1.
     """
 
     def __init__(
@@ -105,8 +110,12 @@ class LitTokenizer(L.LightningModule):
         adversary_start: int | None = None,
         adversary: Mapping[str, Any] | None = None,
         adversary_lr: float = 1e-4,
+        from_codes: int | None = None,
     ) -> None:
         super().__init__()
+        most = tokenizer.spec.num_quantizers
+        if from_codes is not None and not 1 <= from_codes <= most:
+            raise ManifestError(f"from_codes {from_codes} must lie in 1..{most}, the quantizers of the tokenizer")
         if not 0 <= ema_decay < 1 or (adversary_start is not None and adversary_start < 0):
             raise ManifestError(
                 f"ema_decay {ema_decay} must lie in [0, 1), adversary_start {adversary_start} at 0 or up"
@@ -116,6 +125,7 @@ class LitTokenizer(L.LightningModule):
         self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
         self.weight_decay, self.betas, self.muon = weight_decay, betas, muon
         self.commit_weight, self.ema_decay, self.seed = commit_weight, ema_decay, seed
+        self.from_codes = from_codes
         options = {"foreground_weight": foreground_weight} if tokenizer.modality == "image" else {}
         self.loss = loss if isinstance(loss, nn.Module) else loss_for(tokenizer, {**options, **(loss or {})})
         self.averaged = twin_of(tokenizer) if ema_decay else None
@@ -144,7 +154,7 @@ class LitTokenizer(L.LightningModule):
         Raises AnyglotError when the loss is no longer finite.
         """
         media, lengths = batch["media"], batch.get("lengths")
-        output = self.tokenizer(media, lengths)
+        output = self.tokenizer(media, lengths) if self.from_codes is None else self._decoded(media, lengths)
         target = _fitted(media, output.media)
         total, parts = self.loss(output.media, target)
         judged = self.adversary is not None and self.global_step >= (self.adversary_start or 0)
@@ -173,6 +183,18 @@ class LitTokenizer(L.LightningModule):
             other_schedule[0].step()
         self._average()
         self._note(parts, output.stats)
+
+    def _decoded(self, media: Tensor, lengths: Tensor | None) -> Reconstruction:
+        """A reconstruction whose gradient reaches the decoder alone."""
+        with torch.no_grad(), full_precision(media.device):
+            z_BDN, counts_BN = self.tokenizer.to_latents(media, lengths)
+            quantizer: Any = self.tokenizer.quantizer
+            codes_BKN = quantizer.encode(z_BDN.flatten(2), self.from_codes)
+            q_BDN = quantizer.decode(codes_BKN).unflatten(2, z_BDN.shape[2:])
+            used_KM = codes_BKN.transpose(0, 1)[:, counts_BN.flatten(1)]
+            stats = quantizer._stats(used_KM, torch.ones_like(used_KM))
+        media = self.tokenizer.from_latents(q_BDN, counts_BN)
+        return Reconstruction(media, codes_BKN.unflatten(2, z_BDN.shape[2:]), media.new_zeros(()), stats)
 
     def _update(self, loss: Tensor, optimizer: LightningOptimizer, *, counted: bool) -> None:
         """Backward, clip and step. Only steps that are `counted` advance `global_step`, which would add up both."""
@@ -258,7 +280,7 @@ def _fitted(media: Tensor, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    tokenizer: Tokenizer, loss: nn.Module, batches: Iterable[Batch]
+    tokenizer: Tokenizer, loss: nn.Module, batches: Iterable[Batch], num_quantizers: int | None = None
 ) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
     """Encode and decode held-out batches as a user would.
 
@@ -266,19 +288,20 @@ def validate(
         tokenizer: in eval mode.
         loss: (output, target) -> (loss, parts).
         batches: media with lengths.
+        num_quantizers: use the first so many; None = all.
 
     Returns:
         Means over items of `loss`, its parts and, for images, `psnr` (of each picture alone, in dB); `usage/K` (share
         of codes met) and `perplexity/K` per quantizer over all batches; and up to 8 (original, reconstruction) pairs.
     """
     sums: dict[str, float] = {}
-    counts_KC = torch.zeros(tokenizer.spec.num_quantizers, max(tokenizer.spec.codebook_sizes))
+    counts_KC = torch.zeros(num_quantizers or tokenizer.spec.num_quantizers, max(tokenizer.spec.codebook_sizes))
     shown: list[tuple[Tensor, Tensor]] = []
     count = 0
     for batch in batches:
         media, lengths = (batch[name].to(tokenizer.device) if name in batch else None for name in ("media", "lengths"))
         assert media is not None
-        codes = tokenizer.encode(media, lengths)
+        codes = tokenizer.encode(media, lengths, num_quantizers=num_quantizers)
         output = tokenizer.decode(codes)
         target = _fitted(media, output)
         value, parts = loss(output, target)
@@ -295,7 +318,7 @@ def validate(
                 end = media.shape[-1] if lengths is None else int(lengths[index])
                 shown.append((target[index, ..., :end].cpu(), output[index, ..., :end].cpu()))
     metrics = {name: total / max(count, 1) for name, total in sums.items()}
-    for index, size in enumerate(tokenizer.spec.codebook_sizes):
+    for index, size in enumerate(tokenizer.spec.codebook_sizes[: len(counts_KC)]):
         statistics = code_statistics(counts_KC[index : index + 1, :size])
         metrics |= {f"{name}/{index}": float(value) for name, value in statistics.items()}
     return metrics, shown
@@ -340,13 +363,14 @@ class _Validation(Callback):
         assert isinstance(pl_module, LitTokenizer)
         tokenizer, training = pl_module.result, pl_module.result.training
         tokenizer.eval()
-        metrics, shown = validate(tokenizer, pl_module.loss, held_out_batches(self.batches, self.items))
+        used = pl_module.from_codes
+        metrics, shown = validate(tokenizer, pl_module.loss, held_out_batches(self.batches, self.items), used)
         if not self.best or metrics["loss"] < self.best["loss"]:  # always of the same items
             self.best = {"step": float(step), **metrics}
             tokenizer.save_pretrained(self.folder / BEST)
         if step == trainer.max_steps and self.items < self.batches.num_items:
             everything = held_out_batches(self.batches, self.batches.num_items)
-            metrics = validate(tokenizer, pl_module.loss, everything)[0]
+            metrics = validate(tokenizer, pl_module.loss, everything, used)[0]
         self.last = {"step": float(step), **metrics}
         with atomic_write(self.folder / "validation.json") as temporary:
             temporary.write_text(json.dumps(self.state_dict(), indent=1) + "\n", encoding="utf-8")
@@ -422,7 +446,7 @@ def fit_tokenizer(
     """Train `tokenizer` in place and return it in eval mode, with averaged weights if they are kept (`ema_decay`).
 
     A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments, to the
-    same bits.
+    same bits. With `from_codes` that is the tokenizer as it was before the run: load it again.
 
     Args:
         tokenizer: any native tokenizer.
@@ -452,6 +476,7 @@ def fit_tokenizer(
     Raises:
         CheckpointError: the checkpoint is unreadable or from a run with other settings or data.
         MediaError, ManifestError: unusable data or settings.
+        UnsupportedError: a tokenizer that cannot be trained, or with `from_codes` one without `from_latents`.
     """
     if min(max_steps, checkpoint_every, log_every, validate_every, validate_items) < 1:
         raise ManifestError(
@@ -459,12 +484,17 @@ def fit_tokenizer(
             f"{validate_every} and validate_items {validate_items} must be positive"
         )
     precision = resolve_precision(precision)
-    _check_stages(tokenizer, max_steps)
+    decoder_alone = options.get("from_codes") is not None
+    _check_trained(tokenizer) if decoder_alone else _check_stages(tokenizer, max_steps)
     if crop is None and tokenizer.modality != "image":
         crop = crop_of(tokenizer, crop_seconds)
     batches = StepBatches(data, batch_size=batch_size, seed=seed, crop=crop, augment=augment)
-    tokenizer.encode(batches[0]["media"][:1])  # fails early on media that do not fit
+    media, lengths = batches[0]["media"][:1], batches[0].get("lengths")
+    tokenizer.encode(media)  # fails early on media that do not fit
     module = LitTokenizer(tokenizer, max_steps=max_steps, lr=lr, warmup_steps=warmup_steps, seed=seed, **options)
+    if decoder_alone:
+        with torch.no_grad():  # fails early on tokenizers that cannot
+            module._decoded(media.to(tokenizer.device), None if lengths is None else lengths[:1])
     module.settings = {
         "version": VERSION,
         "class": type(tokenizer).__name__,
@@ -479,13 +509,15 @@ def fit_tokenizer(
         "data": batches.fingerprint,
         "channels_last": channels_last,
         "teacher": str(getattr(tokenizer, "distillation", None)),
+        **({"start": tokenizer.fingerprint} if decoder_alone else {}),
     }
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CHECKPOINT
     start = saved_step(path, module.settings) if resume and path.exists() else None
     if start is None:
-        tokenizer.fit_statistics(torch.cat([batches[index]["media"] for index in range(4)]))
+        if not decoder_alone:  # the encoder uses them, too
+            tokenizer.fit_statistics(torch.cat([batches[index]["media"] for index in range(4)]))
         if module.averaged is not None:
             module.averaged.load_state_dict(tokenizer.state_dict())
     if channels_last:
@@ -552,6 +584,17 @@ def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
         raise ManifestError(f"{tokenizer.modality} has no sample rate: pass crop, in samples")
     hop_length = tokenizer.spec.hop_length
     return max(1, round(seconds * sample_rate / hop_length)) * hop_length
+
+
+def _check_trained(tokenizer: Tokenizer) -> None:
+    for module in tokenizer.modules():
+        if isinstance(module, Quantizer):
+            needed, steps = module.num_quantizers * getattr(module, "stage_steps", 0), int(module.steps)
+            if steps <= needed:
+                raise ManifestError(
+                    f"from_codes is for a trained tokenizer; this one had {steps} steps, its codebooks need more than "
+                    f"{needed}: train it without from_codes first"
+                )
 
 
 def _check_stages(tokenizer: Tokenizer, max_steps: int) -> None:
