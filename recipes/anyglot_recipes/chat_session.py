@@ -123,7 +123,9 @@ class Session:
         """Says a line and writes the answer."""
         segments = self.read(line)
         room = self.chat.engine.capacity // 2
-        request = Request(order=self.order, max_ids=room, max_length={TEXT: min(MAX_TEXT, room)})
+        writable = {name for name, t in self.model.tokenizers.items() if t.spec.decodes}
+        allowed = None if self.order else frozenset({TEXT, *writable})
+        request = Request(order=self.order, allowed=allowed, max_ids=room, max_length={TEXT: min(MAX_TEXT, room)})
         number = self._next_number()
         outputs: list[Output] = []
         before = self.chat.left_out

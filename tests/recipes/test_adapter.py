@@ -17,6 +17,7 @@ from anyglot_lm.adapter import ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, wr
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.cli import main
 from anyglot_recipes.expand import expand
 from anyglot_recipes.stage_cli import run_stage
 from anyglot_recipes.train import CONFIGS
@@ -73,6 +74,18 @@ def test_it_answers_as_the_merged_model(adapter: Path, trained: Path) -> None:
     assert len(stored["rows"]) == merged.vocabulary.size - merged.vocabulary.text_size
     assert all("lora" in name for name in stored if name != "rows")
     assert not (adapter / "model.safetensors").exists() and not (adapter / "tokenizer.json").exists()
+
+
+def test_its_model_can_be_exported_and_averaged(adapter: Path, tmp_path: Path) -> None:
+    assert main(["export", "--model", str(adapter), "--out", str(tmp_path / "out")]) == 0
+    mean = ["average", str(adapter), str(tmp_path / "out"), "--weights", "0.5", "0.5", "--out", str(tmp_path / "mean")]
+    assert main(mean) == 0
+    adapted, *merged = (UnifiedModel.from_pretrained(path) for path in (adapter, tmp_path / "out", tmp_path / "mean"))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        for model in merged:
+            wanted = adapted.model(input_ids=ids).logits
+            torch.testing.assert_close(model.model(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_another_backbone(adapter: Path, backbone: Path, tmp_path: Path) -> None:

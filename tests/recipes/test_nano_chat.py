@@ -16,10 +16,12 @@ import pytest
 import torch
 
 from anyglot_lm.chat import Chat
-from anyglot_lm.engine import GenerationError, Sampling
+from anyglot_lm.engine import GenerationError, Sampling, generate
 from anyglot_lm.grammar import CHAIN, Request, RequestError
 from anyglot_lm.processor import AnyglotProcessor
 from anyglot_lm.segments import Sample, Segment, Template
+from anyglot_lm.serve.answers import ChoiceStream, choice
+from anyglot_lm.serve.batcher import Work
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
@@ -105,6 +107,18 @@ def test_a_server_answers_in_a_chain(
     assert message["audio"]["transcript"] == message["content"] != message["reasoning_content"]
     for name in ("content", "reasoning_content"):
         assert "".join(delta.get(name, "") for delta in deltas) == message[name]
+
+
+def test_streamed_thoughts_are_joined_as_whole_ones(chained: UnifiedModel) -> None:
+    order = ("text", "text", "text")
+    request = Request(order=order, max_ids=60, max_length={"text": 8}, min_text=2)
+    prompt = chained.prompt(Sample(ASKED))
+    (ids,) = generate(chained.model, chained.vocabulary, [prompt], request, {"text": Sampling(1.0)}, seed=2)
+    message = choice(chained, Work(prompt, request, {}, [0]), 0, ids, "wav")["message"]
+    deltas = ChoiceStream(chained, "wav", order).read(ids)
+    for name in ("content", "reasoning_content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == message[name]
+    assert message["reasoning_content"].count("\n") >= 1
 
 
 def test_examples_of_generate_are_turns(chained: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import wave
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ import pytest
 import soundfile
 import torch
 
-from anyglot_lm.engine import Sampling
+from anyglot_lm.engine import Sampling, generate
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample, Segment
+from anyglot_lm.serve import answers
 from anyglot_lm.serve.answers import base64_of, pcm16, png, sound_bytes
+from anyglot_lm.serve.batcher import Work
 from anyglot_lm.serve.limits import Limits
 from anyglot_lm.serve.prepare import Preparer
 from anyglot_lm.serve.protocol import ChatRequest, fit
@@ -185,6 +188,78 @@ def test_lengths(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="room for 1024; shorten the conversation") as error:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "xyz" * 1000}])
     assert error.value.code == "context_length_exceeded"
+
+
+def test_why_an_answer_ended(client: openai.OpenAI, tiny_model: UnifiedModel) -> None:
+    def why(order: list[str], **more: Any) -> str:
+        asked: Any = {"model": "tiny", "messages": ASKED, "temperature": 1, "extra_body": {"order": order}, **more}
+        return client.chat.completions.create(**asked).choices[0].finish_reason
+
+    assert why(["image"], max_tokens=19) == "stop"  # a whole picture
+    prompt = tiny_model.prompt(Sample([Segment("text", "a red circle", "user")]))
+    found = {}
+    for fewest in (1, 60):
+        asked = Request(order=("text", "image"), max_ids=200, max_length={"text": 60}, min_text=fewest)
+        for seed in range(8):
+            (ids,) = generate(tiny_model.model, tiny_model.vocabulary, [prompt], asked, seed=seed)
+            length = len(tiny_model.grammar.parse(ids)[0].content)
+            found[length] = answers.finish(tiny_model, Work(prompt, asked, {}, [0]), ids)
+    assert len(found) > 1 and found.pop(60) == "length" and set(found.values()) == {"stop"}
+
+
+def test_an_answer_goes_back_as_it_came(client: openai.OpenAI, tiny_model: UnifiedModel) -> None:
+    def ask(messages: Any, *order: str) -> Any:
+        return client.chat.completions.create(
+            model="tiny", messages=messages, temperature=1, extra_body={"order": order}
+        )
+
+    first = ask(ASKED, "speech", "text", "image", "music").choices[0].message
+    then: Any = {"role": "user", "content": "and a square", "name": "ann"}
+    answer = ask([*ASKED, first, then], "text")
+    sounds = [{"data": a["data"], "format": "wav", "modality": a["modality"]} for a in first.audios]
+    speech, music = ({"type": "input_audio", "input_audio": sound} for sound in sounds)
+    by_hand = [speech, {"type": "text", "text": first.content}, first.images[0], music]
+    same = ask([*ASKED, {"role": "assistant", "content": by_hand}, then], "text")
+    assert answer.choices[0].message.content == same.choices[0].message.content and answer.usage == same.usage
+    only = ask(ASKED, "image").choices[0].message
+    assert only.content is None
+    assert ask([*ASKED, only, then], "text").usage.prompt_tokens_details.image_tokens == 18
+    with pytest.raises(openai.BadRequestError, match="data"):
+        ask(
+            [*ASKED, {"role": "assistant", "order": ["speech"], "content": None, "audio": {"id": "audio-1"}}, then],
+            "text",
+        )
+    with pytest.raises(openai.BadRequestError, match="order"):
+        ask([*ASKED, {"role": "assistant", "order": 5, "content": "x"}, then], "text")
+
+
+def test_what_asks_for_nothing_passes(client: openai.OpenAI) -> None:
+    nothing: Any = {"tool_choice": "none", "response_format": {"type": "text"}, "metadata": {}, "service_tier": "auto"}
+    assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=4, **nothing).choices
+    with pytest.raises(openai.BadRequestError, match="response_format is not supported"):
+        client.chat.completions.create(model="tiny", messages=ASKED, response_format={"type": "json_object"})
+
+
+def test_a_place_is_taken_until_media_are_made(
+    serving: Callable[..., AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, real = threading.Event(), threading.Event(), answers.choice
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        assert go_on.wait(30)
+        return real(*given)
+
+    monkeypatch.setattr(answers, "choice", slow)
+    with serving() as server, ThreadPoolExecutor(1) as pool:
+        batcher = server.service.batcher
+        answer = pool.submit(
+            client_of(server).chat.completions.create, model="tiny", messages=ASKED, extra_body={"order": ["image"]}
+        )
+        assert begun.wait(30) and batcher.open == 1 and batcher.in_flight == 0 and batcher.waiting == 1
+        go_on.set()
+        assert answer.result().choices
+        server.until(lambda: batcher.open == 0)
 
 
 def test_models_health_and_metrics(server: Any, client: openai.OpenAI) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,3 +146,39 @@ def test_a_listener_may_leave(tiny_model: UnifiedModel) -> None:
     events.close()  # type: ignore[attr-defined]
     assert not chat.engine.busy and chat.segments == [] and not chat.engine.cache.lengths
     say(chat, "two")
+
+
+def test_an_end_that_was_seen_is_the_end(tiny_model: UnifiedModel) -> None:
+    chat = Chat(tiny_model)
+    request = Request(order=("text", "speech"), max_ids=40, max_length={"text": 8})
+    for event in chat.say([Segment("text", "two", "user")], request):
+        if event.kind == "done":
+            break
+    assert [s.modality for s in chat.segments] == ["text", "text", "speech"]
+
+
+def test_two_conversations_share_an_engine(tiny_model: UnifiedModel) -> None:
+    engine = Engine(tiny_model.model, tiny_model.vocabulary, streams=2)
+    asked = ("a red circle", "make the square blue")
+    request = Request(order=("text", "speech"), max_ids=60, max_length={"text": 8}, min_frames={"speech": 10})
+    alone = [tiny_model.respond([Sample([Segment("text", text, "user")])], request, seed=3)[0] for text in asked]
+    chats = [Chat(tiny_model, engine) for _ in asked]
+    said = [[Segment("text", text, "user")] for text in asked]
+    turns = [chat.say(segments, request, seed=3) for chat, segments in zip(chats, said, strict=True)]
+    for _ in itertools.zip_longest(*turns):
+        pass
+    for chat, whole in zip(chats, alone, strict=True):
+        assert chat.segments[1].content == whole[0].text
+        assert whole[1].codes is not None and np.array_equal(chat.segments[2].content, whole[1].codes.numpy())
+
+
+def test_an_answer_that_an_error_ended_is_none(tiny_model: UnifiedModel) -> None:
+    engine = Engine(tiny_model.model, tiny_model.vocabulary, streams=2)
+    chat = Chat(tiny_model, engine)
+    turn = chat.say([Segment("text", "two", "user")], Request(order=("speech",), max_ids=60, min_frames={"speech": 30}))
+    next(turn)
+    for row in list(engine.rows):  # as after an error of the engine, which another conversation met
+        engine.cancel(row)
+    with pytest.raises(GenerationError, match="before it was whole"):
+        list(turn)
+    assert chat.segments == []

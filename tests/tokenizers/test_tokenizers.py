@@ -19,6 +19,7 @@ from anyglot_tokenizers import (
     MediaError,
     load,
 )
+from anyglot_tokenizers.tokenizer import _Ieee
 
 SMALL_IMAGE = {"channels": (8, 16, 16), "codebook_size": 32, "codebook_dim": 8}
 SMALL_AUDIO = {"n_fft": 64, "hop": 16, "num_mels": 12, "dim": 16, "encoder_depth": 2, "decoder_depth": 2}
@@ -277,3 +278,21 @@ def test_every_name_of_the_package_is_what_it_says():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_tf32_comes_back_with_the_last_to_leave(monkeypatch):
+    class Part:
+        fp32_precision = "tf32"
+
+    part = Part()
+    monkeypatch.setattr(_Ieee, "parts", property(lambda self: [part]))
+    ieee = _Ieee()
+    ieee.__enter__()
+    ieee.__enter__()  # another thread
+    ieee.__exit__()
+    assert part.fp32_precision == "ieee"  # the first one left, the other still computes
+    ieee.__exit__()
+    assert part.fp32_precision == "tf32"
+    with ieee:
+        assert part.fp32_precision == "ieee"
+    assert part.fp32_precision == "tf32"

@@ -20,7 +20,7 @@ from transformers import (
 
 from anyglot_lm.decoder import HFDecoder, PlainDecoder, decoder_of, is_plain
 from anyglot_lm.int8 import Int8Linear, quantize_int8
-from anyglot_lm.tuning import Lora, choose_trained
+from anyglot_lm.tuning import Lora, choose_trained, output_rows
 
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
@@ -142,6 +142,8 @@ def test_int8() -> None:
     expected = exact(input_ids=ids).logits
     found = model(input_ids=ids).logits
     assert 0 < (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+    rows, exactly = output_rows(model), exact.get_output_embeddings().weight
+    assert isinstance(rows, torch.Tensor) and (rows - exactly).abs().max() <= 0.51 * exactly.abs().max() / 127
     decoder = decoder_of(model)
     cache = decoder.new_cache(1, 20)
     hidden = decoder.prefill(cache, cache.open(1), [ids[0].tolist()])

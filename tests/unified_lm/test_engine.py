@@ -399,3 +399,9 @@ def test_vocabulary_of_another_model_is_an_error() -> None:
 
 def test_no_prompts() -> None:
     assert generate(tiny_llama(), VOCABULARY, [], []) == []
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    assert row_seeds(-1, 2) == row_seeds(2**64 - 1, 2) != row_seeds(1, 2)
+    plain, other = (generate(tiny_llama(), VOCABULARY, prompts(2), REQUESTS[0], seed=seed) for seed in (3, np.int64(3)))
+    assert plain == other and generate(tiny_llama(), VOCABULARY, prompts(1), REQUESTS[0], seed=-1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyglot_lm.engine import GREEDY, Sampling
+from anyglot_lm.engine import GREEDY, Engine, Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.model import new_llama
 from anyglot_lm.segments import CHAT, Sample, Segment
@@ -238,3 +238,10 @@ def test_inputs_that_do_not_fit(unified: UnifiedModel) -> None:
         unified.generate("text", video=torch.zeros(1, 2))
     with pytest.raises(CodesError, match="grid"):
         unified.generate("text", image=torch.rand(3, 32, 32))
+
+
+def test_a_window_of_attention_bounds_an_answer(folder: Path) -> None:
+    model = UnifiedModel.from_pretrained(folder)
+    whole = model.max_length
+    model.model.config.sliding_window = whole // 2
+    assert model.max_length == whole // 2 == Engine(model.model, model.vocabulary, streams=1).capacity

@@ -12,9 +12,10 @@ import importlib
 import json
 import os
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -327,19 +328,41 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 without autocast and without TF32, so that codes do not depend on the caller's settings."""
-    parts: list[Any] = []
-    if device.type == "cuda":  # where convolutions would be TF32 by default
-        parts = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
-    try:
-        for part in parts:
-            part.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
+    """Float32 without autocast and without TF32, so that codes do not depend on the caller's settings.
+
+    TF32 is a setting of the whole process: the first thread to come turns it off, the last to leave turns it back.
+    """
+    with _ieee if device.type == "cuda" else nullcontext(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _Ieee:
+    """No TF32 on CUDA, where convolutions would have it by default, while anyone is inside."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, list[str]()
+
+    @property
+    def parts(self) -> list[Any]:
+        return [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = [part.fp32_precision for part in self.parts]
+                for part in self.parts:
+                    part.fp32_precision = "ieee"
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for part, precision in zip(self.parts, self.before, strict=True):
+                    part.fp32_precision = precision
+
+
+_ieee = _Ieee()
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anyglot_lm.adapter import read_settings
 from anyglot_lm.files import new_folder, write_json
 from anyglot_lm.unified import UnifiedModel
 from anyglot_tokenizers.errors import FingerprintError, ManifestError
@@ -50,7 +51,8 @@ def average(
         )
     if min(weights) < 0 or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
         raise ManifestError(f"the weights {', '.join(map(str, weights))} must be 0 or more and have the sum 1")
-    stored = stored_dtype(sources[0])
+    adapted = read_settings(Path(sources[0])) is not None
+    stored = torch.float32 if adapted else stored_dtype(sources[0])
     parts = zip(sources, weights, strict=True)
     record = {"mean_of": [{"model": str(s), "weight": w, "sha256": _digest(s)} for s, w in parts]}
     with new_folder(out, overwrite=overwrite) as folder, torch.no_grad():

@@ -74,9 +74,12 @@ class Chat:
             keep=True,
         )
         reader = AnswerReader(self.model, chunk_seconds=chunk_seconds, previews=previews)
-        yield from follow(self.engine, row, reader)
-        self.segments, self.left_out = [*said, *map(answered, reader.outputs)], left_out
-        self._memory = row.memory
+        try:
+            yield from follow(self.engine, row, reader)
+        finally:  # also where the caller looks no further than the event "done"
+            if reader.whole:
+                self.segments, self.left_out = [*said, *map(answered, reader.outputs)], left_out
+                self._memory = row.memory
 
     def _fit(self, said: list[Segment], room: int, left_out: int) -> tuple[list[int], int]:
         """The prompt, and how many segments had to be left out of it."""

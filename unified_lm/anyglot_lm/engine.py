@@ -520,7 +520,7 @@ def generate(
         RequestError: a request that this vocabulary cannot fulfil.
     """
     per_row = [requests] * len(prompts) if isinstance(requests, Request) else list(requests)
-    seeds = row_seeds(seed, len(prompts)) if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else row_seeds(int(seed), len(prompts))
     lengths = {"requests": len(per_row), "seed": len(seeds)}
     if guidance is not None:
         lengths["guidance.prompts"] = len(guidance.prompts)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from anyglot_lm.adapter import read_settings
 from anyglot_lm.files import new_folder, read_json, write_bytes, write_json
 from anyglot_lm.hf_text import EXPORTED_FOLDER, HFTextTokenizer
 from anyglot_lm.model_card import model_card
@@ -93,7 +94,8 @@ def export(
     import torch
     from transformers import GenerationConfig
 
-    config = read_json(Path(source) / "config.json")
+    adapted = read_settings(Path(source)) is not None
+    config = {} if adapted else read_json(Path(source) / "config.json")
     if "auto_map" in config:
         raise CheckpointError(f"{source}: needs code of its own (auto_map); take a model of a class of transformers")
     stored = DTYPES[dtype] if dtype else str(config.get("dtype") or config.get("torch_dtype") or "float32")

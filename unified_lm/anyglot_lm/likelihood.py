@@ -41,7 +41,7 @@ def log_likelihoods(model: UnifiedModel, samples: Sequence[Sample], *, mean: boo
             ids, loss = model.template.render(sample, model.vocabulary, model.text)
         except CodesError:
             continue
-        if len(ids) <= model.max_length:
+        if len(ids) <= model.model.config.max_position_embeddings:
             rendered[i] = torch.from_numpy(ids), torch.from_numpy(np.where(loss, ids, IGNORE))
     lo, hi, class_of_id = model.vocabulary.slice_table()
     table = SliceTable(lo.tolist(), hi.tolist(), torch.tensor(class_of_id, device=model.model.device))

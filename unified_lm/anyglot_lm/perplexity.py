@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from anyglot_lm.loss import IGNORE, SliceTable, span_nll
 from anyglot_lm.segments import TextCodec
+from anyglot_lm.tuning import output_rows
 from anyglot_tokenizers.errors import ManifestError
 
 
@@ -40,14 +42,14 @@ def text_perplexity(
         raise ManifestError(f"a text of {len(ids)} ids is shorter than one window of {window}; give a longer one")
     was_training = model.training
     model.eval()
-    weight = model.get_output_embeddings().weight
-    size = rows or len(weight)
+    head = output_rows(model)
+    size = rows or (len(head) if isinstance(head, Tensor) else sum(map(len, head)))
     table = SliceTable([0], [size], torch.zeros(size, dtype=torch.long))
     total, count = 0.0, 0
     for part_BT in windows_WT.split(batch):
         hidden_BTD = model.base_model(input_ids=part_BT, use_cache=False).last_hidden_state
         labels_BT = torch.cat([part_BT[:, 1:], torch.full_like(part_BT[:, :1], IGNORE)], 1)
-        out = span_nll(hidden_BTD.flatten(0, 1), weight, labels_BT.flatten(), table)
+        out = span_nll(hidden_BTD.flatten(0, 1), head, labels_BT.flatten(), table)
         total, count = total + float(out.nll.double().sum()), count + int((labels_BT != IGNORE).sum())
     model.train(was_training)
     return math.exp(total / count)

@@ -66,8 +66,11 @@ GREEDY = Sampling(temperature=0.0)
 
 
 def row_seeds(seed: int, num_rows: int) -> list[int]:
-    """Seeds of the rows of `generate(..., seed=seed)`: pass one of them alone to repeat one row alone."""
-    return [int(value) for value in np.random.SeedSequence(seed).generate_state(num_rows, np.uint64)]
+    """Seeds of the rows of `generate(..., seed=seed)`: pass one of them alone to repeat one row alone.
+
+    Seeds count modulo 2**64, so there are negative ones.
+    """
+    return [int(value) for value in np.random.SeedSequence(seed % 2**64).generate_state(num_rows, np.uint64)]
 
 
 def row_draws(seed: int, count: int) -> np.ndarray:

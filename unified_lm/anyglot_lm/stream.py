@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from anyglot_lm.blocks import Block
+from anyglot_lm.engine import GenerationError
 from anyglot_lm.grammar import TEXT, GrammarError, Span
 from anyglot_tokenizers.errors import CodesError, UnsupportedError
 
@@ -47,13 +48,22 @@ class Event:
 
 
 def follow(engine: Engine, row: Row, reader: AnswerReader) -> Iterator[Event]:
-    """Events of one row while the engine writes it. Where the caller stops listening, the row is cancelled."""
+    """Events of one row while the engine writes it. Where the caller stops listening, the row is cancelled.
+
+    Others may step the engine meanwhile, and write rows of their own with it.
+
+    Raises GenerationError when the engine ended the row before its answer was whole, as it does after an error.
+    """
     read = 0
     try:
-        while not row.done:
-            engine.step()
-            yield from reader.read(row.ids[read:])
-            read = len(row.ids)
+        while not reader.whole:
+            if read == len(row.ids):
+                if row.done:
+                    raise GenerationError("the engine ended this answer before it was whole; ask again")
+                engine.step()
+            new = row.ids[read:]
+            read += len(new)
+            yield from reader.read(new)
     finally:
         engine.cancel(row)
 
@@ -65,11 +75,16 @@ class AnswerReader:
         model: whose vocabulary and tokenizers read.
         chunk_seconds: of sound in an "audio" event at least (the last one of a span may be shorter).
         previews: also give previews of pictures, one per finished row of codes.
+
+    Attributes:
+        outputs: the whole spans so far.
+        whole: whether the answer's end was read.
     """
 
     def __init__(self, model: UnifiedModel, *, chunk_seconds: float = 0.5, previews: bool = False) -> None:
         self.model, self.chunk_seconds, self.previews = model, chunk_seconds, previews
         self.outputs: list[Output] = []
+        self.whole = False
         self._ids: list[int] = []  # of the open span
         self._said = ""
         self._span: _Media | None = None
@@ -104,6 +119,7 @@ class AnswerReader:
                 self._span = _Media(self.model, block, self.chunk_seconds, self.previews)
                 events.append(Event("start", block.modality))
             elif token == vocabulary.controls["eos"]:
+                self.whole = True
                 events.append(Event("done"))
             else:
                 raise GrammarError(f"id {token} is no text, start of a span or eos; an answer holds nothing else")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anyglot_lm.factored import FactoredRows, unfactor_rows
+from anyglot_lm.int8 import Int8Linear
 from anyglot_lm.model import make_rows_plain
 from anyglot_tokenizers.errors import ManifestError
 
@@ -189,8 +190,10 @@ def _split(model: PreTrainedModel, first_new: int) -> None:
 
 
 def output_rows(model: PreTrainedModel) -> Tensor | tuple[Tensor, Tensor]:
-    """The output matrix `[V, D]`, or its parts `(old, new)`, as the loss takes them."""
+    """The output matrix `[V, D]`, or its parts `(old, new)`, as the loss takes them; of an int8 head unpacked."""
     head = model.get_output_embeddings()
+    if isinstance(head, Int8Linear):
+        return head.weight.to(head.scales.dtype) * head.scales[:, None]
     return (head.old, head.new) if isinstance(head, SplitRows) else head.weight
 
 

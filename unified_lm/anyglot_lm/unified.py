@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from anyglot_lm.adapter import load_adapted, read_settings
+from anyglot_lm.decoder import window_of
 from anyglot_lm.engine import Engine, GenerationError, Guidance, Sampling, generate, row_seeds
 from anyglot_lm.grammar import TEXT, Request
 from anyglot_lm.hf_text import EXPORTED_FOLDER, AnyText, HFTextTokenizer
@@ -142,8 +143,9 @@ class UnifiedModel(Parts):
 
     @property
     def max_length(self) -> int:
-        """Most ids of prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        """Most ids of prompt and answer together: the engine keeps to the window of a model that has one."""
+        config = self.model.config
+        return int(min(config.max_position_embeddings, window_of(config) or config.max_position_embeddings))
 
     # answers ------------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ def choice(model: UnifiedModel, work: Work, index: int, ids: Sequence[int], form
         message["audios"] = sounds
     if pictures:
         message["images"] = pictures
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish(work, ids)}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish(model, work, ids)}
 
 
 def _leads(order: Sequence[str], place: int) -> bool:
@@ -157,12 +157,13 @@ def _sound(model: UnifiedModel, output: Output, form: str, transcript: str) -> d
     }
 
 
-def finish(work: Work, ids: Sequence[int]) -> str:
-    """Why an answer ended: "length" where it had no room for more, else "stop"."""
-    cut = len(ids) >= work.request.max_ids
-    longest = work.request.max_length.get(TEXT)
-    cut = cut or (work.request.order == (TEXT,) and longest is not None and len(ids) > longest)
-    return "length" if cut else "stop"
+def finish(model: UnifiedModel, work: Work, ids: Sequence[int]) -> str:
+    """Why an answer ended: "length" where it, or a text in it, had no room for more, else "stop"."""
+    request = work.request
+    longest = request.max_length.get(TEXT, request.max_ids)
+    texts = [len(span.content) for span in model.grammar.parse(ids) if span.modality == TEXT]
+    full = len(ids) >= request.max_ids > model.grammar.shortest(request)
+    return "length" if full or max(texts, default=0) >= longest else "stop"
 
 
 def counts(vocabulary: Vocabulary, ids: Sequence[int]) -> dict[str, int]:
@@ -231,6 +232,8 @@ class ChoiceStream:
     def _deltas(self, event: Event) -> list[dict[str, Any]]:
         if event.kind == "text":
             return [{"reasoning_content" if _leads(self.order, self.span) else "content": event.text}]
+        if event.kind == "start" and self.span and _leads(self.order, self.span - 1) and _leads(self.order, self.span):
+            return [{"reasoning_content": "\n"}]  # as `choice` joins them
         self.span += event.kind == "end"
         if event.kind == "start" and event.modality != TEXT:
             self.audio_id, self.spoken = new_id("audio"), False

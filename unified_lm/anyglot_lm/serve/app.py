@@ -176,7 +176,7 @@ class Service:
                     ids += part
                     for delta in await self.aside(reader.read, part):
                         yield chunk(index, delta)
-                yield chunk(index, {}, answers.finish(work, ids))
+                yield chunk(index, {}, answers.finish(self.model, work, ids))
                 found.append(ids)
         except Exception:  # the status is out already: say it as OpenAI does, inside the stream
             self.metrics.errors.inc()

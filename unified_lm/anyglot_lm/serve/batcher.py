@@ -125,8 +125,7 @@ class Batcher:
                 continue
             answer.parts.put_nowait(part)
             if not isinstance(part, list):
-                answer.done = True
-                self.open -= 1
+                answer.done = True  # its place is free when its request is, media decoded
 
     # in the thread ----------------------------------------------------------------------------------------------
 
@@ -214,12 +213,11 @@ class Ticket:
     def close(self) -> None:
         """Frees all places. May be called again."""
         batcher, self.unused, unused = self.batcher, 0, self.unused
-        batcher.open -= unused
+        batcher.open -= unused + len(self.answers)
         for answer in self.answers:
             if not answer.done:
                 answer.done = True
                 answer.parts.put_nowait(None)  # for whoever still reads
-                batcher.open -= 1
                 batcher.on_left()
                 batcher._inbox.put(partial(batcher._cancel, answer))
         if self.answers and all(answer.row is not None and answer.row.done for answer in self.answers):

@@ -32,6 +32,11 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "output_format": ("png",),
     "stream_format": ("audio",),
     "timestamp_granularities": ([],),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (False, True),
+    "metadata": ({},),
+    "service_tier": ("auto", "default"),
 }
 """Values that are the same as leaving the entry out."""
 
@@ -96,15 +101,56 @@ Part = Annotated[Text | Picture | Sound, Field(discriminator="type")]
 
 
 class Message(Shape):
-    """What one side said."""
+    """What one side said. An answer of this server may come back as it is; `name` is accepted and not used."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part] = Field(min_length=1)
+    name: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_answer(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("role") == "assistant" and "order" in content:
+            return _said_again(content)
+        return content
 
     @field_validator("content", mode="before")
     @classmethod
     def _as_parts(cls, content: Any) -> Any:
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+OWN = ("order", "reasoning_content", "audio", "audios", "images")
+"""What `answers.choice` adds to a message."""
+
+
+def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of `answers.choice` with its spans as parts, in their order; unchanged where it cannot be one."""
+    order, thoughts, said = (message.get(key) for key in ("order", "reasoning_content", "content"))
+    sounds = message.get("audios") or [message.get("audio")]
+    pictures = message.get("images") or []
+    if not (isinstance(order, list) and isinstance(sounds, list) and isinstance(pictures, list)):
+        return dict(message)
+    waiting: list[Any] = [{"type": "text", "text": text} for text in (thoughts, said) if isinstance(text, str) and text]
+    waiting += pictures
+    waiting += [
+        {"type": "input_audio", "input_audio": {"format": "wav", **{k: s[k] for k in ("data", "modality") if k in s}}}
+        for s in sounds
+        if isinstance(s, Mapping)
+    ]
+
+    def kind(part: Any) -> Any:
+        if not isinstance(part, Mapping) or part.get("type") != "input_audio":
+            return part.get("type") if isinstance(part, Mapping) else None
+        return part["input_audio"].get("modality")
+
+    parts = []
+    for name in order:
+        wanted = ("text",) if name == "text" else (name, "image_url")
+        found = next((i for i, part in enumerate(waiting) if kind(part) in wanted), None)
+        if found is not None:
+            parts.append(waiting.pop(found))
+    return {key: value for key, value in message.items() if key not in OWN} | {"content": [*parts, *waiting]}
 
 
 class Sampled(Shape):
