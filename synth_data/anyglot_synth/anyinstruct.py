@@ -122,7 +122,8 @@ class AnyInstruct:
     def config(self) -> Json:
         """JSON of all that changes what is made."""
         settings = {key: value for key, value in vars(self).items() if key != "writer"}
-        return {"recipe": "anyinstruct", "version": VERSION, **settings, "writer": self.writer.identity()}
+        writer = {"batch_size": self.writer.batch_size, "writer": self.writer.identity()}  # batches decide the topics
+        return {"recipe": "anyinstruct", "version": VERSION, **settings, **writer}
 
     def topics(self) -> Iterator[Topic | Reject]:
         """Topics without near-duplicates, until there are enough or the model has no new ones."""

@@ -228,8 +228,9 @@ def _left_out(report: Json) -> str:
 
 def _limits(report: Json) -> str:
     lines = ["Nobody has listened to or looked at all of it: programs made it and checked what they can check."]
-    if SPEECH in report["media"]:
-        number = len(report["media"][SPEECH].get("voices", {}))
+    speech = report["media"].get(SPEECH, {"engines": []})
+    if any(e["engine"].split(" ")[0] != "given" for e in speech["engines"]):  # recordings of the data are "given"
+        number = sum(not voice.startswith("given/") for voice in speech.get("voices", {}))
         lines.append(
             f"Speech is synthetic ({number or 'an unknown number of'} voices): it has less noise, hesitation and "
             "variety than people have, and what a model learns from it may not hold for recordings."

@@ -10,6 +10,7 @@ in workers. Embeddings, and other languages' notion of a word, are not its busin
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from anyglot_tokenizers.errors import AnyglotError
 
 BANDS, ROWS = 32, 4
 NUM_HASHES = BANDS * ROWS
-VERSION = 1
+VERSION = 2
 """Counts changes of what is called alike."""
 
 
@@ -31,12 +32,16 @@ def normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def shingles(text: str, n: int = 5) -> NDArray[np.uint64]:
-    """Hashes [at least 1] of the distinct character n-grams of a text; a shorter text is one gram."""
+def shingles(text: str, n: int = 5, about: str = "") -> NDArray[np.uint64]:
+    """Hashes [at least 1] of the distinct character n-grams of a text; a shorter text is one gram.
+
+    Texts that are about different things (`about`, any string) have no gram in common.
+    """
     letters = np.frombuffer(normal(text).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     if len(letters) < n:
         letters = np.concatenate([letters, np.zeros(n - len(letters), np.uint64)])
-    hashes = np.zeros(len(letters) - n + 1, np.uint64)
+    start = int.from_bytes(hashlib.sha256(about.encode()).digest()[:8], "little") if about else 0
+    hashes = np.full(len(letters) - n + 1, start, np.uint64)
     for i in range(n):
         hashes = _mix(hashes ^ letters[i : len(letters) - n + 1 + i])
     return np.unique(hashes)
@@ -54,9 +59,9 @@ _FACTORS = _mix(np.arange(1, NUM_HASHES + 1, dtype=np.uint64)) | np.uint64(1)
 _OFFSETS = _mix(np.arange(NUM_HASHES + 1, 2 * NUM_HASHES + 1, dtype=np.uint64))
 
 
-def signature(text: str, n: int = 5) -> NDArray[np.uint32]:
+def signature(text: str, n: int = 5, about: str = "") -> NDArray[np.uint32]:
     """128 minima [128]: the share of equal ones of two texts estimates how alike they are."""
-    grams, found = shingles(text, n)[:, None], np.full(NUM_HASHES, 2**32 - 1, np.uint32)
+    grams, found = shingles(text, n, about)[:, None], np.full(NUM_HASHES, 2**32 - 1, np.uint32)
     for i in range(0, len(grams), 4096):  # a long text would take 1 kB for each letter
         mixed = grams[i : i + 4096] * _FACTORS + _OFFSETS  # wraps around: multiply and shift
         found = np.minimum(found, (mixed >> np.uint64(32)).astype(np.uint32).min(axis=0))
@@ -98,10 +103,10 @@ class Deduplicator:
         self._numbers = np.zeros(capacity, np.int64)  # of the text in the stream
         self._seen = 0
 
-    def add(self, text: str) -> Match | None:
-        """The most alike earlier text, or None, in which case this one is remembered."""
+    def add(self, text: str, about: str = "") -> Match | None:
+        """The most alike earlier text about the same, or None, in which case this one is remembered."""
         number, self._seen = self._seen, self._seen + 1
-        made = signature(text, self.n)
+        made = signature(text, self.n, about)
         bands = np.zeros(BANDS, np.uint64)
         for i in range(ROWS):
             bands = _mix(bands ^ made.reshape(BANDS, ROWS)[:, i])
@@ -123,3 +128,9 @@ class Deduplicator:
 def words_of(dialogue: Dialogue) -> str:
     """All words of a dialogue: what makes two dialogues near-duplicates."""
     return " ".join(part.text for turn in dialogue.turns for part in turn.parts)
+
+
+def given_of(dialogue: Dialogue) -> str:
+    """The files that came with a dialogue: with others, equal words are no near-duplicates."""
+    found = [part.media for turn in dialogue.turns for part in turn.parts if part.media is not None]
+    return " ".join(media.sha256 for media in found if media.origin.get("given"))

@@ -98,7 +98,7 @@ class MediaFile:
                 _count(found.get("num_samples")),
                 None if size is None else (int(size[0]), int(size[1])),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise DialogueError(f"{where}: not a media file of a dataset ({error!r})") from None
 
 

@@ -142,7 +142,10 @@ def read_captions(folder: Path, suffixes: Iterable[str]) -> list[Captioned]:
         for path in sorted(folder.rglob("*")):
             sidecar = path.with_suffix(".txt")
             if path.suffix.lower() in suffixes and sidecar.is_file():
-                found.append(Captioned(path, sidecar.read_text(encoding="utf-8").strip()))
+                try:
+                    found.append(Captioned(path, sidecar.read_text(encoding="utf-8").strip()))
+                except (OSError, ValueError) as error:
+                    raise BackendError(f"{sidecar}: not a caption ({error}); save it as text in UTF-8") from error
     if not found:
         raise BackendError(f"{folder}: no captioned files; write captions.jsonl, or NAME.txt beside each file")
     return found

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from anyglot_synth.dialogue import ASSISTANT, SPEECH, TEXT, USER, Dialogue, Part, Turn
+from anyglot_synth.dialogue import ASSISTANT, SPEECH, TEXT, USER, Dialogue, DialogueError, Part, Turn
 from anyglot_synth.seeds import rng_of
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -75,12 +75,16 @@ def draw(weights: Mapping[str, float], *names: int | str) -> str:
 
 
 def in_form(dialogue: Dialogue, form: str) -> Dialogue:
-    """The dialogue in a form of `FORMS`; its `meta` says which."""
+    """The dialogue in a form of `FORMS`; its `meta` says which. Raises `FormError`, `DialogueError`."""
     if form not in FORMS:
         raise FormError(f"there is no form {form!r}; use one of: {', '.join(FORMS)}")
     if form == "text":
         return dialogue
-    written = {(int(turn), int(part)) for turn, part in dialogue.meta.get("written", ())}
+    pairs = dialogue.meta.get("written", ())
+    try:
+        written = {(int(turn), int(part)) for turn, part in pairs}
+    except (TypeError, ValueError, OverflowError):
+        raise DialogueError(f"meta.written is {pairs!r:.60}; give [turn, part] pairs, or rename the field") from None
     turns: list[Turn] = []
     for number, turn in enumerate(dialogue.turns):
         says = [part.modality == TEXT and (number, j) not in written for j, part in enumerate(turn.parts)]

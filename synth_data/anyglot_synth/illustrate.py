@@ -53,8 +53,9 @@ class IllustrateStage(Stage):
         self.seed = seed
 
     def config(self) -> Json:
-        """Seed and the backends' identities."""
-        return {"seed": self.seed, **{modality: made.identity() for modality, made in self.backends.items()}}
+        """Seed and the backends' identities and licences."""
+        made = {modality: [backend.identity(), backend.licence] for modality, backend in self.backends.items()}
+        return {"seed": self.seed, **made}
 
     def setup(self) -> None:
         """Loads the backends."""

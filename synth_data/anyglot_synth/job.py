@@ -31,7 +31,7 @@ from anyglot_tokenizers.files import atomic_write
 FORMAT = "anyglot.dialogues"
 JOB, LOCK, JOURNAL = "job.json", ".lock", "journal.jsonl"
 RETRY = ".retry"
-"""There while a run does again what failed, so that one without `retry` goes on with it."""
+"""There while a run does again what failed, so that one without `retry` goes on with it: the number of items."""
 LISTS = {OK: "samples.jsonl", FILTERED: "rejects.jsonl", FAILED: "errors.jsonl"}
 
 
@@ -46,9 +46,10 @@ class Job:
         folder: of the dataset.
         recipe: JSON of everything that decides what the items are.
         num: items of the source that are wanted, or None for all. A finished job goes on if more are wanted.
-        retry: of a finished job, do again the items that failed and may succeed another time.
+        retry: of a finished job, do again the items that failed and may succeed another time, whatever `num` says.
 
     Attributes:
+        num: as given; while what failed is done again, how many items the job has.
         done: how many items of the source are in the journal.
         earlier: how many items ended in an earlier run and are not done again.
         finished: whether nothing is left to do.
@@ -171,7 +172,11 @@ class Job:
                 f"{self.folder}: is not finished, so there is nothing to do again yet; run without --retry to its end "
                 "first"
             )
-        self._read_lists(again=marker.is_file() if begun else self.retry)
+        again = marker.is_file() or (self.retry and not begun)
+        self._read_lists(again=again)
+        if again and (self.folder / LISTS[OK]).is_file():
+            said = marker.read_text(encoding="utf-8") if marker.is_file() else ""
+            self.num = int(said) if said.isdecimal() else self._known
         if not begun and (self.folder / LISTS[OK]).is_file():
             more = self.num is None or self._known < self.num
             if not self._again and not (more and self._known != self._num_source):
@@ -179,7 +184,7 @@ class Job:
                 self.finished, self.done, self.earlier = True, self._known, self._known
                 return
             if self._again:
-                marker.touch()
+                marker.write_text(str(self._known), encoding="utf-8")
             self.counts.clear()
         self._read_journal()
         self.earlier = max(self.done, self._known) - sum(index >= self.done for index in self._again)
@@ -280,7 +285,7 @@ class Job:
                     last = line
                     if status == FAILED and again:
                         found = _read(line, path, number)
-                        if found.get("retryable") and (self.num is None or found["index"] < self.num):
+                        if found.get("retryable"):
                             self._again.add(found["index"])
             if last:
                 self._known = max(self._known, _read(last, path, self.counts[status])["index"] + 1)

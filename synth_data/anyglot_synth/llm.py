@@ -13,12 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from anyglot_synth.backends import BackendError
 from anyglot_synth.dialogue import Json, address
 from anyglot_synth.registry import Registry
 from anyglot_synth.seeds import seed_of
+from anyglot_synth.store import StoreError
 from anyglot_tokenizers.files import atomic_write
 
 T = TypeVar("T")
@@ -26,6 +28,9 @@ T = TypeVar("T")
 
 class WriterError(BackendError):
     """A language model is not here, or gave no answer."""
+
+    answers: Mapping[int, str] = MappingProxyType({})
+    """Of a batch, those that there are nevertheless, by place."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Writer(ABC):
     """SPDX name under which what it writes may be used, as far as its own licence says."""
     batch_size: int = 1
     """Requests that `complete_all` takes at once."""
+    independent: bool = False
+    """Whether an answer is the same whatever else is in its batch."""
 
     @abstractmethod
     def identity(self) -> Json:
@@ -65,7 +72,7 @@ class Writer(ABC):
 
     @abstractmethod
     def complete_all(self, requests: Sequence[Request]) -> list[str]:
-        """Answers of up to `batch_size` requests, in order. Raises `WriterError`."""
+        """Answers of up to `batch_size` requests, in order. Raises `WriterError`, with the answers that there are."""
 
     def complete(
         self,
@@ -108,8 +115,10 @@ class CachedWriter(Writer):
     """Keeps another writer's answers in a folder, one JSON file each, by content address.
 
     A batch is asked again as a whole when one of its answers is missing: numbers of a batched model depend a little on
-    what else is in the batch, and a run that was killed must go on as it would have. Halves of characters (lone
-    surrogates, which a server's JSON may hold) become question marks: no file could hold them.
+    what else is in the batch, and a run that was killed must go on as it would have. Of a writer whose answers are
+    `independent` only those that are missing are asked for, and what a batch that broke off has given is kept.
+    Halves of characters (lone surrogates, which a server's JSON may hold) become question marks: no file could hold
+    them.
 
     Args:
         writer: the one that writes.
@@ -120,7 +129,7 @@ class CachedWriter(Writer):
 
     def __init__(self, writer: Writer, folder: str | os.PathLike[str]) -> None:
         self.writer, self.folder = writer, Path(folder)
-        self.licence, self.batch_size = writer.licence, writer.batch_size
+        self.licence, self.batch_size, self.independent = writer.licence, writer.batch_size, writer.independent
         self.asked = 0
         """Requests that were not in the folder."""
         self._identity: Json | None = None
@@ -137,19 +146,37 @@ class CachedWriter(Writer):
         return self.folder / key[:2] / f"{key}.json"
 
     def complete_all(self, requests: Sequence[Request]) -> list[str]:
-        """From the folder where all are there, else from the writer."""
-        paths = [self.path(request) for request in requests]
-        kept = [_kept(path) for path in paths]
-        if all(answer is not None for answer in kept):
-            return [answer for answer in kept if answer is not None]
-        answers = [answer.encode(errors="replace").decode() for answer in self.writer.complete_all(requests)]
-        self.asked += len(requests)
-        for request, path, answer in zip(requests, paths, answers, strict=True):
+        """From the folder where all are there, else from the writer. Raises `WriterError`, `StoreError`."""
+        kept = {number: _kept(self.path(request)) for number, request in enumerate(requests)}
+        answers = {number: answer for number, answer in kept.items() if answer is not None}
+        missing = [number for number in kept if number not in answers]
+        if missing:
+            asked = missing if self.independent else list(kept)
+            self.asked += len(asked)
+            try:
+                found = self.writer.complete_all([requests[number] for number in asked])
+            except WriterError as error:
+                if self.independent:
+                    for place, answer in error.answers.items():
+                        self._keep(requests[asked[place]], answer)
+                raise
+            for number, answer in zip(asked, found, strict=True):
+                answers[number] = self._keep(requests[number], answer)
+        return [answers[number] for number in kept]
+
+    def _keep(self, request: Request, answer: str) -> str:
+        """Writes an answer into the folder; returns it as it is there."""
+        answer, path = answer.encode(errors="replace").decode(), self.path(request)
+        content = {"request": asdict(request), "writer": self.identity(), "answer": answer}
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
-                content = {"request": asdict(request), "writer": self.identity(), "answer": answer}
                 temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        return answers
+        except OSError as error:
+            raise StoreError(
+                f"{path}: an answer cannot be kept ({error.strerror}); free some space and run again"
+            ) from error
+        return answer
 
 
 def _kept(path: Path) -> str | None:

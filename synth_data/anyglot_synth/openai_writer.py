@@ -40,6 +40,7 @@ class OpenAIWriter(Writer):
     """
 
     name = "openai"
+    independent = True
 
     def __init__(
         self,
@@ -69,11 +70,17 @@ class OpenAIWriter(Writer):
         return {"engine": self.name, "url": self.base_url, "model": self.model, "extra": self.extra}
 
     def complete_all(self, requests: Sequence[Request]) -> list[str]:
-        """Answers, all requests in flight at once."""
+        """Answers, all requests in flight at once; "" where the model says nothing (`content: null`)."""
         if len(requests) == 1:
             return [self._answer(requests[0])]
         with ThreadPoolExecutor(self.batch_size) as pool:
-            return list(pool.map(self._answer, requests))
+            asked = [pool.submit(self._answer, request) for request in requests]
+        errors = [error for one in asked if (error := one.exception()) is not None]
+        if errors and isinstance(errors[0], WriterError):
+            errors[0].answers = {i: one.result() for i, one in enumerate(asked) if one.exception() is None}
+        if errors:
+            raise errors[0]
+        return [one.result() for one in asked]
 
     def _answer(self, request: Request) -> str:
         messages = [{"role": role, "content": content} for role, content in request.messages]
@@ -91,6 +98,7 @@ class OpenAIWriter(Writer):
         answer = self.client.post("/chat/completions", json.dumps(body).encode())
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
+            text = "" if text is None else text
             if not isinstance(text, str):
                 raise TypeError("the answer has no text")
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:

@@ -75,7 +75,7 @@ def run(
         timeout: seconds that an item may take.
         start_timeout: seconds that the stages may take to be set up in a process: models are loaded.
         attempts: tries of an item that hangs, crashes or may succeed another time.
-        retry: of a finished dataset, do again what failed so. What else there is stays as it is.
+        retry: of a finished dataset, do again what failed so, whatever `num` says. What else there is stays as it is.
         progress: see `Progress`.
 
     Raises:
@@ -103,7 +103,7 @@ def run(
         if not job.finished:
             for path in written:
                 path.unlink(missing_ok=True)
-            items = filter(lambda item: job.wants(item.index), items_of(source, ordered, Store(out), num))
+            items = filter(lambda item: job.wants(item.index), items_of(source, ordered, Store(out), job.num))
             ended: Generator[Item, None, None]
             options: dict[str, Any] = {"timeout": timeout, "start_timeout": start_timeout, "attempts": attempts}
             if on == "ray":
@@ -117,7 +117,7 @@ def run(
             for item in ended:
                 job.append(item)
                 if progress is not None:
-                    progress(job.counts, job.earlier, num)
+                    progress(job.counts, job.earlier, job.num)
             job.finish()
         if not all(path.is_file() for path in written):
             try:

@@ -80,9 +80,12 @@ class SpeakStage(Stage):
         self._identities: list[dict[str, Any]] = []
 
     def config(self) -> dict[str, Any]:
-        """Engines with their versions, and all settings."""
+        """Engines with their versions and licences, and all settings."""
         return {
-            "engines": [[e.identity(), longtext.limit(e), [dict(style) for style in e.styles()]] for e in self.engines],
+            "engines": [
+                [e.identity(), longtext.limit(e), [dict(style) for style in e.styles()], e.licence]
+                for e in self.engines
+            ],
             "cast": self.cast.config(),
             "sound": self._sound(),
             "max_characters": self.max_characters,

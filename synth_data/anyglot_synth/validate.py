@@ -34,6 +34,7 @@ from anyglot_synth.stages import Item
 from anyglot_synth.store import OBJECTS, sha256_of
 
 MAX_PROBLEMS = 1000
+_ORIENTATION = 0x0112  # of EXIF; from 5 on width and height change places
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ def _header_problem(path: Path, media: MediaFile) -> str:
         try:
             with Image.open(path) as image:
                 size = image.size
-        except (OSError, Image.DecompressionBombError) as error:
+                if size != media.size and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+                    size = size[::-1]  # a record has the size as the picture is seen
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"is no picture ({error})"
         if size != media.size:
             return f"is of {size} pixels, its record of {media.size}"

@@ -338,6 +338,9 @@ def test_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         AnyInstruct(Storyteller(), num_topics=0)
     plain, warm = (AnyInstruct(Storyteller(), temperature=t).config() for t in (0.8, 0.9))
     assert plain != warm and json.dumps(plain)
+    large = Storyteller()
+    large.batch_size = Storyteller.batch_size + 1
+    assert AnyInstruct(large).config() != AnyInstruct(Storyteller()).config(), "batches decide the topics"
     assert replace(REQUIREMENTS[0], weight=2.0) != REQUIREMENTS[0]
     assert main(["--out", str(tmp_path), "--engine", "openai", "--model", "x"]) == 2
     assert "needs the option 'base_url'" in capsys.readouterr().err

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import soundfile
 import yaml
+from PIL import Image
 
 from anyglot_synth.card import _hub_licence, card, write_card
 from anyglot_synth.dataset import ERRORS, REJECTS, SAMPLES, DatasetError, is_dataset, media_of, read_items, voice_of
+from anyglot_synth.dialogue import Dialogue
 from anyglot_synth.licences import check_licences, is_open
 from anyglot_synth.report import Histogram, make_report, write_report
+from anyglot_synth.sources import SOURCES
+from anyglot_synth.store import Store
 from anyglot_synth.validate import validate
 
 
@@ -125,6 +129,26 @@ def test_damage_of_every_kind_is_found(kind: str, mine: Path) -> None:
     report = validate(mine)
     assert report.num_problems[kind] >= 1 and report.exit_code == 2
     assert any(kind in line for line in report.lines())
+
+
+def test_a_photo_that_its_exif_turns_is_whole(tmp_path: Path) -> None:
+    rows = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (12, 8)).save(tmp_path / f"{orientation}.jpg", exif=exif)
+        turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A photo."}]
+        rows.append(json.dumps({"image": f"{orientation}.jpg", "conversations": turns}))
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    found = SOURCES.build("llava", data=str(tmp_path / "a.jsonl")).read(Store(tmp_path / "out"))
+    lines = [json.dumps({"index": i, **one.to_dict()}) for i, one in enumerate(found) if isinstance(one, Dialogue)]
+    (tmp_path / "out" / SAMPLES).write_text("".join(f"{line}\n" for line in lines))
+    report = validate(tmp_path / "out")
+    assert report.files == 8 and report.num_problems == {"job": 1}, list(report.lines())
+    for number in range(8):
+        change(tmp_path / "out", SAMPLES, number, lambda d: d["turns"][0]["parts"][0]["media"]["size"].reverse())
+    # Of pictures that are turned the size as it is stored passes, too: not every picture's EXIF is read.
+    assert validate(tmp_path / "out").num_problems == {"job": 1, "header": 4}
 
 
 def test_text_that_was_changed_has_another_id(mine: Path) -> None:
@@ -250,6 +274,22 @@ def test_the_card_says_how_it_was_made(mine: Path) -> None:
     recipe = json.loads(body.split("```json\n")[1].split("\n```")[0])
     assert recipe["stages"] == ["speak", "recognise"] and recipe["source"]["api_key"] == "(left out)"
     assert "Not free to pass on" not in body
+
+
+def test_recordings_of_the_data_are_not_called_synthetic(mine: Path) -> None:
+    said = "Speech is synthetic (2 voices)"
+    assert said in write_card(mine).read_text()
+
+    def given(found: Any) -> None:
+        for turn in found["turns"]:
+            for part in turn["parts"]:
+                if part["modality"] == "speech":
+                    part["media"]["origin"] = {"given": True, "speaker": f"person {part['text']}"}
+
+    change(mine, SAMPLES, 0, given)
+    assert "Speech is synthetic (1 voices)" in write_card(mine).read_text()
+    change(mine, SAMPLES, 2, given)
+    assert "Speech is synthetic" not in write_card(mine).read_text()
 
 
 def test_the_card_warns_of_closed_licences(mine: Path) -> None:

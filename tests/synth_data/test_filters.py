@@ -235,6 +235,19 @@ def test_near_duplicates_in_source_order(store: Store) -> None:
         stage(items[0], store)
 
 
+def test_equal_words_about_other_pictures_are_no_duplicates(store: Store) -> None:
+    def item(index: int, picture: str, question: str, given: bool = True) -> Item:
+        media = MediaFile("objects/aa/x.png", picture * 64, {"given": True} if given else {})
+        asked = (Part("image", "", media=media), Part("text", question))
+        return Item(index, Dialogue((Turn("user", asked), Turn("assistant", (Part("text", "Yes."),))), "test"))
+
+    where = "Where in this picture is the small animal that all of them look at?" * 4
+    stage = make_filter({"filter": "near_duplicate", "threshold": 0.5})
+    items = [item(0, "a", where), item(1, "b", where), item(2, "b", where + "?"), item(3, "a", "Is it a cat?")]
+    items += [item(4, "a", "Is it a dog?"), item(5, "c", "So it is.", False), item(6, "d", "So it is.", False)]
+    assert [stage(one, store).facts.get("duplicate_of") for one in items] == [None, None, 1, None, None, None, 5]
+
+
 def test_settings_of_the_wrong_kind_are_told() -> None:
     with pytest.raises(AnyglotError, match="'duration': max_seconds is '9'; give a number"):
         make_filter({"filter": "duration", "max_seconds": "9"})

@@ -64,6 +64,14 @@ def test_the_nearest_caption_is_taken(tmp_path: Path, kind: str) -> None:
     assert end.value.reason == "no_match"
 
 
+def test_a_caption_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    paint(tmp_path)
+    write_list(tmp_path, "txt")
+    (tmp_path / "dog.txt").write_bytes("a café".encode("latin-1"))
+    with pytest.raises(BackendError, match="dog.txt: not a caption .*save it as text in UTF-8"):
+        PictureFolder(tmp_path).identity()
+
+
 def test_a_word_in_common_is_not_enough(tmp_path: Path) -> None:
     paint(tmp_path)
     write_list(tmp_path, "txt")

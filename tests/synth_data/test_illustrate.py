@@ -135,8 +135,12 @@ def test_notes_of_a_folder_survive(tmp_path: Path) -> None:
 
 def test_the_configuration_names_all(stage: IllustrateStage) -> None:
     config = stage.config()
-    assert config["image"] == NanoworldPictures().identity() and config["music"]["engine"] == "nanoworld"
+    plain = NanoworldPictures()
+    assert config["image"] == [plain.identity(), plain.licence] and config["music"][0]["engine"] == "nanoworld"
     assert IllustrateStage(pictures=NanoworldPictures(96)).config() != IllustrateStage("nanoworld").config()
+    free = NanoworldPictures()
+    free.licence = "MIT"
+    assert IllustrateStage(pictures=free).config() != IllustrateStage("nanoworld").config(), "it is in every origin"
 
 
 class Broken(NanoworldPictures):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import re
@@ -21,6 +22,7 @@ from anyglot_synth.llm import (
     build_writer,
     cut,
 )
+from anyglot_synth.store import StoreError
 from anyglot_synth.transformers_writer import TransformersWriter
 from anyglot_tokenizers.errors import AnyglotError
 
@@ -189,6 +191,16 @@ def test_refused_answers_are_tried_again_with_other_seeds() -> None:
     assert len(asked[4].refused) == 3 and len({no.text for no in asked[4].refused}) == 3
     assert writer.batches == [2, 2, 1, 2, 1]
     assert ask_all(Counter(), [say(str(i), 7) for i in range(5)], parse, tries=3) == asked
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match="json: an answer cannot be kept .No space left on device.; free some space"):
+        CachedWriter(Counter(), tmp_path).complete_all([say("x", 1)])
+    assert not list(tmp_path.rglob("*.*"))
 
 
 @pytest.mark.slow

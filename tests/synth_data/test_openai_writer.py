@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from anyglot_synth.llm import CachedWriter, Request, WriterError, build_writer
+from anyglot_synth.anyinstruct_parse import read_topics
+from anyglot_synth.llm import CachedWriter, Request, WriterError, ask_all, build_writer
 from anyglot_synth.openai_writer import OpenAIWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,9 +134,7 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize(
-    "body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}']
-)
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": {"content": 3}}]}'])
 def test_what_is_no_chat_completion_is_refused(server: Server, body: bytes) -> None:
     server.script = [(200, {}, body)]
     with pytest.raises(WriterError, match="not a chat completion"):
@@ -172,6 +171,23 @@ def test_answers_are_kept(server: Server, tmp_path: Path) -> None:
     cached = CachedWriter(writer(server), tmp_path)
     assert cached.complete_all([ask("a"), ask("b")]) == cached.complete_all([ask("a"), ask("b")])
     assert len(server.seen) == 2
+
+
+def test_a_model_that_says_nothing_is_asked_again(server: Server) -> None:
+    server.script = [(200, {}, b'{"choices": [{"message": {"content": null}}]}')]
+    (asked,) = ask_all(writer(server), [ask("so\n1. a red barn in the snow")], lambda _, text: read_topics(text))
+    assert [(no.reason, no.text) for no in asked.refused] == [("no-list", "")] and len(server.seen) == 2
+    assert asked.value is not None
+
+
+def test_what_a_batch_that_breaks_off_was_answered_is_kept(server: Server, tmp_path: Path) -> None:
+    cached, texts = CachedWriter(writer(server, batch_size=4), tmp_path), ["a", "b", "c", "d"]
+    server.script = [(200, {}, b"<html>")]
+    with pytest.raises(WriterError, match="not a chat completion"):
+        cached.complete_all([ask(text) for text in texts])
+    assert len(server.seen) == 4 and len(list(tmp_path.rglob("*.json"))) == 3
+    assert cached.complete_all([ask(text) for text in texts]) == [f"You said: {text}. Done." for text in texts]
+    assert len(server.seen) == 5 and cached.asked == 5
 
 
 def test_settings() -> None:

@@ -30,7 +30,7 @@ from anyglot_synth.sources import BadRow, Source
 from anyglot_synth.stages import Item, Stage
 from anyglot_synth.store import Store, StoreError
 from anyglot_synth.validate import validate
-from anyglot_synth.workers import WorkerError
+from anyglot_synth.workers import WorkerError, here
 from anyglot_tokenizers.errors import ManifestError
 
 
@@ -229,6 +229,44 @@ def test_retry_that_fails_again_changes_nothing(tmp_path: Path) -> None:
         assert files(tmp_path / "out") == before
     with pytest.raises(JobError, match="has no item 4, and had 8"):
         make(tmp_path / "out", texts[:3], attempts=1, retry=True)
+
+
+class Here:
+    """`Workers` in this process."""
+
+    def __init__(self, stages: Sequence[Stage], out: Path, *_: object, **__: object) -> None:
+        self.stages, self.store = stages, Store(out)
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def run(self, items: Iterator[Item]) -> Iterator[Item]:
+        return (here(self.stages, item, self.store) for item in items)
+
+
+def test_retry_does_again_all_that_failed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyglot_synth.run.Workers", Here)
+    texts = [*numbered(3), "busy once", *numbered(9)[4:], "busy once too", *numbered(30)[10:]]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for num in (None, 20, 5):
+        seen, out = tmp_path / f"seen {num}", tmp_path / f"out {num}"
+        seen.mkdir()
+        stage = Marks(remember=str(seen))
+        assert make(out, texts, stage, num=10).failed == 2
+        with pytest.raises(KeyboardInterrupt):
+            make(out, texts, stage, num=num, retry=True, progress=stop)
+        done = make(out, texts, stage, num=num)  # goes on with it
+        assert (done.failed, done.ok, done.earlier) == (0, 10, 9)
+        make(tmp_path / f"whole {num}", texts, stage, num=10)
+        assert files(out) == files(tmp_path / f"whole {num}")
+        assert make(out, texts, stage, num=num, retry=True).ok == 10, "nothing failed: nothing is done"
+        assert make(out, texts, stage, num=20).ok == 20
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:

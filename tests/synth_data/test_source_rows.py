@@ -42,6 +42,22 @@ def test_pretty_printed_objects_one_after_another(tmp_path) -> None:
     assert parsed(tmp_path / "rows.json") == [{"a": 1, "b": [2]}, {"a": 3, "b": []}]
 
 
+def test_a_long_first_line_is_one_row(tmp_path, monkeypatch) -> None:
+    rows = [{"a": "x" * size} for size in (2000, 3, 2000, 5)]
+    texts = [json.dumps(row) for row in rows]
+    texts[1] = '{"a": "cut'
+    for chunk in (7, 1 << 20):
+        monkeypatch.setattr(rows_module, "_CHUNK", chunk)
+        for end in ("", "\n", " \r\n"):
+            (tmp_path / "rows.jsonl").write_text((end or "\n").join(texts) + end)
+            first, bad, *rest = parsed(tmp_path / "rows.jsonl")
+            assert [first, *rest] == [rows[0], *rows[2:]] and "not JSON" in bad
+    (tmp_path / "rows.jsonl").write_text(texts[0].replace("}", ',\n"b": 1}') + "\n" + texts[2])
+    assert parsed(tmp_path / "rows.jsonl") == [rows[0] | {"b": 1}, rows[2]]
+    (tmp_path / "rows.jsonl").write_text(texts[0] + texts[2])
+    assert parsed(tmp_path / "rows.jsonl") == [rows[0], rows[2]]
+
+
 def test_a_broken_value_costs_one_row(tmp_path) -> None:
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a": oops}, {"a": 3}]')
     first, second, third = parsed(tmp_path / "a.json")

@@ -151,6 +151,7 @@ def test_settings() -> None:
         STAGES.build("speak", engines=3)
     one, two = (SpeakStage(FLITE, seed=seed).config() for seed in (0, 1))
     assert one != two and one["engines"][0][0]["engine"] == "flite"
+    assert SpeakStage({**FLITE, "licence": "MIT"}).config() != SpeakStage(FLITE).config(), "it is in every origin"
 
 
 def test_augmentation_spoils_users_only_and_names_the_clean_file(tmp_path: Path) -> None:

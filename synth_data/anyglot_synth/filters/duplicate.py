@@ -21,7 +21,7 @@ from anyglot_synth.store import Store
 
 @dataclass
 class NearDuplicateFilter(Filter):
-    """Ends a dialogue that is much alike an earlier one.
+    """Ends a dialogue that is much alike an earlier one, about the same pictures and recordings of the data.
 
     Args:
         threshold: similarity from which two are duplicates, 0 to 1 (`Deduplicator`).
@@ -51,7 +51,7 @@ class NearDuplicateFilter(Filter):
         assert self._seen is not None
         if self._indexes and item.index <= self._indexes[-1]:
             raise AssertionError(f"item {item.index} after item {self._indexes[-1]}: this filter needs source order")
-        match = self._seen.add(dedup.words_of(item.dialogue))
+        match = self._seen.add(dedup.words_of(item.dialogue), dedup.given_of(item.dialogue))
         self._indexes.append(item.index)
         if match is None:
             return item

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -18,8 +19,10 @@ from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import Dialogue, DialogueError, Part, Turn, escaped
 from anyglot_synth.forms import Forms
-from anyglot_synth.store import Store
+from anyglot_synth.store import DISK_ERRORS, Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError, MediaError
+
+log = logging.getLogger("anyglot.synth")
 
 
 class SourceError(AnyglotError):
@@ -160,7 +163,7 @@ class RowSource(Source):
     def dialogues(
         self, row: Any, store: Store, file: str, number: int, folder: Path, licence: str
     ) -> Iterator[Dialogue | BadRow]:
-        """What one row gives, checked, in its form."""
+        """What one row gives, checked, in its form. Raises `StoreError`, `SourceError`; all else is a bad row."""
         try:
             if not isinstance(row, Mapping):
                 raise DialogueError(f"the row is a JSON {type(row).__name__}, not an object")
@@ -180,6 +183,14 @@ class RowSource(Source):
                 yield formed
         except (DialogueError, MediaError, RecursionError) as error:  # the last: JSON of a thousand brackets
             yield BadRow(file, number, str(error).removeprefix("dialogue: "))
+        except (StoreError, SourceError):
+            raise
+        except Exception as error:  # one row must not end a run of a million; the log has it all
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                where = error.filename or store.folder
+                raise StoreError(f"{where}: {error.strerror}; free some space and run again") from error
+            log.exception("a defect in source %r, %s, row %d", self.name, escaped(file), number)
+            yield BadRow(file, number, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     @abstractmethod
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
@@ -252,6 +263,11 @@ def _texts(value: Any) -> list[str]:
     """A text or a list of texts of a card; no other value, which may be endless when it is written out."""
     found = value if isinstance(value, list) else [value]
     return [escaped(one) for one in found] if all(isinstance(one, str) for one in found) else []
+
+
+def folder_name(path: str) -> str:
+    """The name of a folder that is an option, as a `config` holds it; "" where none is given."""
+    return escaped(Path(os.path.abspath(path)).name) if path else ""
 
 
 def text_of(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import IMAGE, MUSIC, SPEECH, Dialogue, DialogueError, Part
 from anyglot_synth.forms import checked_weights, draw
-from anyglot_synth.sources.base import RowSource, SourceError, text_of
+from anyglot_synth.sources.base import RowSource, SourceError, folder_name, text_of
 from anyglot_synth.sources.media import take_picture, take_sound
 from anyglot_synth.store import Store
 from anyglot_synth.tasks import PROMPT_SECONDS, TASKS, Asking, Example, TaskError, build
@@ -58,7 +58,8 @@ class Examples(RowSource):
     def options(self) -> dict[str, Any]:
         """See `RowSource`."""
         asking = {"held_out": self.asking.held_out, "spoken": self.asking.spoken}
-        return {"tasks": self.weights, "each": self.each, "seed": self.asking.seed, **asking}
+        own = {"tasks": self.weights, "each": self.each, "seed": self.asking.seed, "media": folder_name(self.media)}
+        return {**own, **asking}
 
     def begin(self) -> None:
         """Forgets all voices. A speaker's prompt is an earlier recording, so the first of each cannot be cloned."""
@@ -146,7 +147,10 @@ def asking_of(seed: int, held_out: bool, spoken: float, source: str) -> Asking:
 def _timed(row: Mapping[str, Any], name: str, kind: type) -> tuple[tuple[Any, float], ...]:
     """Pairs of a string and a second, written in either order. Raises `DialogueError`."""
     found = []
-    for pair in row.get(name) or ():
+    pairs = row.get(name) or ()
+    if not isinstance(pairs, list | tuple):
+        raise DialogueError(f"{name!r} is a {type(pairs).__name__}, not a list of pairs of a string and a second")
+    for pair in pairs:
         first, second = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
         if isinstance(first, int | float):
             first, second = second, first

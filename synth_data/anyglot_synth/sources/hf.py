@@ -76,14 +76,34 @@ class HfDatasets(Source):
         path = Path(self.data)
         folder = path if path.is_dir() else path.parent
         self.inner.begin()
-        for number, row in enumerate(table, start=1):
-            place = f"{path.name}/{self.split}"
+        place = f"{path.name}/{self.split}"
+        for number, row in self._rows(table, place):
+            if isinstance(row, BadRow):
+                yield row
+                continue
             try:
                 row = row | {column: _plain(row[column]) for column in media if column in row}
             except MediaError as error:
                 yield BadRow(place, number, str(error))
             else:
                 yield from self.inner.dialogues(row, store, place, number, folder, licence)
+
+    def _rows(self, table: Any, place: str) -> Iterator[tuple[int, Any]]:
+        """(number from 1, row); of local files that are damaged from somewhere on, a `BadRow` there.
+
+        Raises:
+            SourceError: the network or the disk refuses; another run goes on there.
+        """
+        number = 0
+        try:
+            for number, row in enumerate(table, start=1):
+                yield number, row
+        except Exception as error:  # `datasets` and what it reads with raise errors of all kinds
+            first = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+            what = f"datasets cannot read on after row {number} ({type(error).__name__}: {first})"
+            if isinstance(error, OSError) or not os.path.exists(self.data):
+                raise SourceError(f"{escaped(self.data)}, split {self.split!r}: {what}; run again") from error
+            yield number + 1, BadRow(place, number + 1, what)
 
     def _licence(self) -> str:
         """As given, or as the card beside local data says."""

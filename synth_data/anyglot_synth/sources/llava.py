@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import IMAGE, TEXT, USER, Dialogue, DialogueError, Part, Turn
-from anyglot_synth.sources.base import RowSource
+from anyglot_synth.sources.base import RowSource, folder_name
 from anyglot_synth.sources.media import take_picture
 from anyglot_synth.sources.sharegpt import answered, turns_of, with_system
 from anyglot_synth.store import Store
@@ -35,6 +35,10 @@ class Llava(RowSource):
 
     name: ClassVar[str] = "llava"
     images: str = ""
+
+    def options(self) -> dict[str, Any]:
+        """See `RowSource`."""
+        return {"images": folder_name(self.images)}
 
     def build(self, row: Mapping[str, Any], store: Store, folder: Path) -> Iterator[Dialogue]:
         """See `RowSource`."""

@@ -67,7 +67,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
             first = _first_line(file)
             if first[:1] == "[":
                 found = _values(_chunks(file), 1)
-            elif first[:1] == "{" and first[-1] in "{[,":  # objects on several lines each
+            elif first[:1] == "{" and first[-1] in "{[,":  # objects on several lines each, or all on one
                 found = _values(_chunks(file), 0)
             else:
                 found = _lines(file)
@@ -95,12 +95,20 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _first_line(file: IO[str]) -> str:
-    """The first line with something in it (only its first character if it is long); then the file is at its start."""
+    """Both ends of the first line with something in it; then the file is at its start.
+
+    Only the first character where the line is the last one, or an object longer than a row may be.
+    """
     while line := file.readline(1000):
         if line.strip():
             break
+    first = last = line.strip()
+    size = len(line)
+    while first[:1] == "{" and size <= MAX_ROW and line and not line.endswith("\n"):
+        line = file.readline(_CHUNK)
+        last, size = line.strip() or last, size + len(line)
     file.seek(0)
-    return line.strip() if line.endswith("\n") else line.strip()[:1]
+    return first[:1] + last[-1:] if line.endswith("\n") else first[:1]
 
 
 def _parsed(row: str | None, name: str, number: int) -> Any:

@@ -7,7 +7,6 @@ learned from it; a row without any answer is bad. Roles of tools are unknown her
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,7 +98,7 @@ def _part(entry: Any, store: Store, folder: Path, number: int) -> Part:
         if isinstance(url, str) and url.startswith("data:"):
             try:
                 content = base64.b64decode(url.partition(",")[2], validate=True)
-            except binascii.Error as error:
+            except ValueError as error:
                 raise DialogueError(f"turn {number} has a picture that is no base64 ({error})") from None
             return Part(IMAGE, "", media=take_picture(store, MediaBytes(f"picture of turn {number}", content), folder))
         if isinstance(url, str) and "://" not in url:

@@ -42,6 +42,12 @@ _SCALE = r"(?:(?:\s(?:thousand|million|billion|trillion)|[ ]?(?:[kKMBT]|bn|mn|m)
 
 _PLAIN_SCALE = r"(?:\s(?:thousand|million|billion|trillion)|[kKM]|bn|mn|(?<=\.\d)[BT]|(?<=\.\d\d)[BT])"
 
+_AMOUNT = (
+    rf"{_CURRENCY}[ ]?\d|{_NUM}(?:{_SCALE}?[ ]?{_CURRENCY}|{_PLAIN_SCALE})(?!\w)|"
+    r"(?:\d{1,6}[ ])?\d{1,6}/\d{1,6}(?![\d/])"
+)
+"""Before which a minus is said: other numbers have it said with them."""
+
 _UNITS = {
     "%": ("percent", "percent"),
     "°C": ("degree Celsius", "degrees Celsius"),
@@ -159,6 +165,7 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(r"(?i)(?<=call )\d{3}-\d{4}(?![\w-])|\b555-\d{4}(?![\w-])"), lambda m: _groups(m[0])),
         (re.compile(r"(?<![\w-])\d{1,20}(?:-\d{1,20}){3,10}(?![\w-])"), lambda m: _groups(m[0])),
         (re.compile(r"(?<=[\d%])(?:-|[ ]?[–—][ ]?)(?=[$€£¥]?\d)"), " to "),
+        (re.compile(rf"(?<![\w)°%$€£¥₹/-])-(?={_AMOUNT})"), " minus "),  # before a sum, 5K or 1/2
         (re.compile(rf"({_CURRENCY})[ ]?({_NUM})({_SCALE})?(?![\w]|[.,]\d)"), lambda m: _money(m[1], m[2], m[3])),
         (re.compile(rf"{_START}({_NUM})({_SCALE})?[ ]?({_CURRENCY})(?![\w])"), lambda m: _money(m[3], m[1], m[2])),
         (re.compile(r"(?<!\w)(\d)[’']\s?(\d{1,2})[\"”](?!\w)"), lambda m: f"{_say(m[1])} foot {_say(m[2])}"),
