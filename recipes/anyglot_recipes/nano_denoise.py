@@ -214,7 +214,7 @@ def _trained(run: Run, config: NanoDenoiseConfig, name: str, start: Tokenizer, n
                 crop_seconds=how.crop_seconds,
                 from_codes=num_quantizers,
             )
-        halves = all(torch.equal(t, t.half().to(t.dtype)) for t in start.state_dict().values() if t.is_floating_point())
+        halves = all(torch.equal(p, p.half().to(p.dtype)) for p in start.parameters())
         trained.save_pretrained(folder, dtype=torch.float16 if halves else None)  # codebooks are to stay as they are
 
     return load(run.once(f"tokenizers/{name}", make))
