@@ -23,10 +23,11 @@ from torch.utils.data import Dataset
 
 from anyglot_tokenizers.batches import ENDLESS, Batch, TokenizerDataModule
 from anyglot_tokenizers.errors import AnyglotError, ManifestError, MediaError, UnsupportedError
+from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, saved_step
 from anyglot_tokenizers.product import ProductQuantizer
 from anyglot_tokenizers.quantize import Quantizer, ResidualQuantizer
 from anyglot_tokenizers.tokenizer import Tokenizer, full_precision
-from anyglot_tokenizers.train import CHECKPOINT, KeepLast, Line, LitTokenizer, saved_step, train_on, twin_of
+from anyglot_tokenizers.train import Line, LitTokenizer, train_on, twin_of
 
 Aim = Literal["latents", "codes"]
 SHARE = 0.2

@@ -36,8 +36,9 @@ from anyglot_tokenizers.batches import (
     TokenizerDataModule,
     held_out_batches,
 )
-from anyglot_tokenizers.errors import AnyglotError, CheckpointError, ManifestError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
@@ -56,7 +57,6 @@ __all__ = [
     "loss_for",
     "validate",
 ]
-CHECKPOINT = "last.ckpt"
 BEST = "best"
 VERSION = 2  # of the checkpoint
 SHOWN = 8  # reconstructions written each time
@@ -324,22 +324,6 @@ def validate(
     return metrics, shown
 
 
-class KeepLast(Callback):
-    """Writes `last.ckpt` every so many steps and at the end, through a temporary name."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path = path
-        self.every = every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step % self.every == 0 or step == trainer.max_steps:
-            temporary = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
-            trainer.save_checkpoint(temporary)  # on every device; the first one writes
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
-
-
 class _Validation(Callback):
     """Every so many steps and at the end: measures on held-out media, `samples/STEP`, and the best weights so far."""
 
@@ -505,7 +489,7 @@ def fit_tokenizer(
         "warmup_steps": warmup_steps,
         "seed": seed,
         "precision": precision,
-        "options": {name: _plain(value) for name, value in sorted(options.items())},
+        "options": {name: plain(value) for name, value in sorted(options.items())},
         "data": batches.fingerprint,
         "channels_last": channels_last,
         "teacher": str(getattr(tokenizer, "distillation", None)),
@@ -607,33 +591,3 @@ def _check_stages(tokenizer: Tokenizer, max_steps: int) -> None:
                     f"(step {needed}); "
                     f"train longer or build the tokenizer with stage_steps below {module.stage_steps}"
                 )
-
-
-def _plain(value: Any) -> Any:
-    """A setting as a checkpoint can keep and compare it."""
-    if isinstance(value, nn.Module):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def saved_step(path: Path, settings: dict[str, Any]) -> int:
-    """Step of a checkpoint. Raises CheckpointError if it is unreadable or of another run."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved, step = checkpoint["anyglot"], int(checkpoint["global_step"])
-    except Exception as error:  # torch raises many kinds for damaged or unsafe files
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it or pass resume=False") from error
-    for name, value in settings.items():
-        if saved.get(name) != value:
-            raise CheckpointError(
-                f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; "
-                "use another run_dir, or resume=False to overwrite it"
-            )
-    return step
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,63 @@
+"""The checkpoint of a run: written through a temporary name every so many steps, and read back by a run like it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from anyglot_tokenizers.errors import CheckpointError
+
+CHECKPOINT = "last.ckpt"
+
+
+class KeepLast(Callback):
+    """Writes `last.ckpt` every so many steps and at the end, through a temporary name."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            temporary = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
+            trainer.save_checkpoint(temporary)  # on every device; the first one writes
+            if trainer.is_global_zero:
+                os.replace(temporary, self.path)
+
+
+def plain(value: Any) -> Any:
+    """A setting as a checkpoint can keep and compare it."""
+    if isinstance(value, nn.Module):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(entry) for name, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def saved_step(path: Path, settings: dict[str, Any]) -> int:
+    """Step of a checkpoint. Raises CheckpointError if it is unreadable or of another run."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved, step = checkpoint["anyglot"], int(checkpoint["global_step"])
+    except Exception as error:  # torch raises many kinds for damaged or unsafe files
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it or pass resume=False") from error
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; "
+                "use another run_dir, or resume=False to overwrite it"
+            )
+    return step
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
