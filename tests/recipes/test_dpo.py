@@ -329,9 +329,9 @@ def test_the_nanoworld_recipe(world: Path, tmp_path: Path) -> None:
 
 def test_pairs_of_the_model_s_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model's best and worst of three, graded again; drawn hotly, for it seldom errs."""
-    monkeypatch.setattr("anyglot_recipes.nano_dpo.Sampling", partial(Sampling, temperature=2.0))
+    monkeypatch.setattr("anyglot_recipes.nano_dpo.Sampling", partial(Sampling, temperature=1.5))
     model = UnifiedModel.from_pretrained(NanoDPOConfig().model)
-    items = nano_items(model, 3)
+    items = nano_items(model, 8)
     tasks = ["music->image", "image->text"]
     pairs = list(sampled_pairs(items, model, tasks, seed=0, candidates=3))
     assert {task for task, *_ in pairs} == set(tasks)

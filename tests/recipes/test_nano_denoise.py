@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from anyglot_lm.unified import UnifiedModel
+from anyglot_lm.vocabulary import Vocabulary
 from anyglot_recipes import nano_denoise as recipe
 from anyglot_recipes import spoil
 from anyglot_recipes.nano import ASSISTANT_VOICE, weights_of
@@ -24,6 +25,7 @@ from anyglot_recipes.shipped import NANO
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.language import parse
 from anyglot_synth.nanoworld.voices import installed_voices
+from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import ManifestError
 
 needs_voices = pytest.mark.skipif(
@@ -74,20 +76,29 @@ def test_the_recipe_can_change_encoders_alone(tmp_path: Path, monkeypatch: pytes
 @needs_voices
 def test_a_decoder_learns_what_the_model_writes_and_codes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "COMPARED", 32)
+    start = tmp_path / "start"
+    shutil.copytree(NANO, start)
+    codec = load(start / "tokenizers" / "speech")
+    with torch.no_grad():  # as if its decoder had not learnt that yet
+        codec.head.weight.add_(0.02 * torch.randn(codec.head.weight.shape, generator=torch.Generator().manual_seed(0)))
+    fingerprint = codec.save_pretrained(start / "tokenizers" / "speech", dtype=torch.float16)
+    Vocabulary.load(start / "vocabulary.json").with_fingerprints({"speech": fingerprint}).save(
+        start / "vocabulary.json"
+    )
     given = [f"--run_dir={tmp_path}", *(f"--{name}.max_steps=0" for name in recipe.MODALITIES), "--workers=1"]
-    given += ["--speech.decoder_steps=40", "--speech.num=48", "--speech.batch_size=8"]
+    given += [f"--model={start}", "--speech.decoder_steps=40", "--speech.num=48", "--speech.batch_size=8"]
     function, config = parse_recipe(find_recipe("nano_denoise"), given)
     report: Any = function(config)
     assert set(report) == {"speech"} and report["speech"]["clean"] == [1.0, 1.0]
     assert report["speech"]["decoder"] < report["speech"]["decoder before"]
-    old, new = (UnifiedModel.from_pretrained(folder) for folder in (NANO, tmp_path / "model"))
+    old, new = (UnifiedModel.from_pretrained(folder) for folder in (start, tmp_path / "model"))
     assert new.vocabulary.block("speech").fingerprint == new.tokenizers["speech"].fingerprint
     assert old.tokenizers["music"].fingerprint == new.tokenizers["music"].fingerprint
     audio = torch.from_numpy(recipe.written(config, "speech", "test")[-1])[None, None]
     codes = [model.tokenizers["speech"].encode(audio) for model in (old, new)]
     assert torch.equal(codes[0].codes, codes[1].codes)
     assert not torch.equal(old.tokenizers["speech"].decode(codes[0]), new.tokenizers["speech"].decode(codes[1]))
-    sizes = [(model / "tokenizers/speech/model.safetensors").stat().st_size for model in (NANO, tmp_path / "model")]
+    sizes = [(model / "tokenizers/speech/model.safetensors").stat().st_size for model in (start, tmp_path / "model")]
     assert sizes[0] == sizes[1]  # half precision, as it was
 
 
