@@ -229,8 +229,12 @@ def test_an_answer_goes_back_as_it_came(client: openai.OpenAI, tiny_model: Unifi
             [*ASKED, {"role": "assistant", "order": ["speech"], "content": None, "audio": {"id": "audio-1"}}, then],
             "text",
         )
-    with pytest.raises(openai.BadRequestError, match="order"):
-        ask([*ASKED, {"role": "assistant", "order": 5, "content": "x"}, then], "text")
+    for order in (5, ["text"] * 65):
+        with pytest.raises(openai.BadRequestError, match="order"):
+            ask([*ASKED, {"role": "assistant", "order": order, "content": "x"}, then], "text")
+    for images in ([{"type": "input_audio"}], [{"type": "input_audio", "input_audio": 5}], ["x"], [[]]):
+        with pytest.raises(openai.BadRequestError):
+            ask([*ASKED, {"role": "assistant", "order": ["image"], "images": images, "content": None}, then], "text")
 
 
 def test_what_asks_for_nothing_passes(client: openai.OpenAI) -> None:

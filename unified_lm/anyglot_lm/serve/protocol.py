@@ -129,7 +129,7 @@ def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
     order, thoughts, said = (message.get(key) for key in ("order", "reasoning_content", "content"))
     sounds = message.get("audios") or [message.get("audio")]
     pictures = message.get("images") or []
-    if not (isinstance(order, list) and isinstance(sounds, list) and isinstance(pictures, list)):
+    if not (isinstance(order, list) and isinstance(sounds, list) and isinstance(pictures, list)) or len(order) > 64:
         return dict(message)
     waiting: list[Any] = [{"type": "text", "text": text} for text in (thoughts, said) if isinstance(text, str) and text]
     waiting += pictures
@@ -140,9 +140,8 @@ def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
     ]
 
     def kind(part: Any) -> Any:
-        if not isinstance(part, Mapping) or part.get("type") != "input_audio":
-            return part.get("type") if isinstance(part, Mapping) else None
-        return part["input_audio"].get("modality")
+        sound = part.get("input_audio") if isinstance(part, Mapping) else None
+        return sound.get("modality") if isinstance(sound, Mapping) else isinstance(part, Mapping) and part.get("type")
 
     parts = []
     for name in order:
