@@ -4,7 +4,8 @@ Descriptions of scenes are few sentences, and a model that has heard all of them
 "small red" there was never a "circle", so it says "square" where a circle is asked for. Strings of the world's words in
 random order have no such habits; what is left to learn is which sound is which word. Every other string is a
 description with words from outside of the world in it ("small red kettle, top left"): after "small red" may then come
-many words, and only the text tells which. A held-out combination (`scene.HELD_OUT`) stands in no string, in whatever
+many words, and only the text tells which. To be read aloud, half of these are given as sentences ("there is a small
+red kettle at the top left"), as scenes are. A held-out combination (`scene.HELD_OUT`) stands in no string, in whatever
 order. For training only: nothing here is graded.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from anyglot_lm.segments import Sample, Segment
 from anyglot_recipes.chain import encode_audio
-from anyglot_synth.nanoworld.language import NUMBERS, WORDS
+from anyglot_synth.nanoworld.language import CLAUSES, JOINERS, NUMBERS, SPOKEN_CLAUSES, SPOKEN_JOINER, WORDS
 from anyglot_synth.nanoworld.scene import COLORS, COLUMNS, HELD_OUT, ROWS, SHAPES, SIZES
 from anyglot_synth.nanoworld.voices import SpeechCache, Voice
 from anyglot_tokenizers.tokenizer import Tokenizer
@@ -64,29 +65,43 @@ def word_string(rng: np.random.Generator) -> str:
     return " ".join(known[int(i)] for i in rng.integers(len(known), size=int(rng.integers(2, MOST_WORDS + 1))))
 
 
-def foreign_description(rng: np.random.Generator) -> str:
-    """One or two things as spoken descriptions have them, in each of which at least one word is foreign."""
-    clauses = []
+def foreign_description(rng: np.random.Generator) -> tuple[str, str]:
+    """(in writing, aloud): one or two things as scenes are described, in each of which at least one word is foreign."""
+    written, spoken = [], []
+    template = CLAUSES[int(rng.integers(len(CLAUSES)))]
     for _ in range(int(rng.integers(1, 3))):
         kinds = list(FOREIGN)
         foreign = {kinds[int(rng.integers(len(kinds)))], *(kind for kind in kinds if rng.random() < 0.2)}
         chosen = (FOREIGN[kind] if kind in foreign else OWN[kind] for kind in kinds)
         thing = " ".join(words[int(rng.integers(len(words)))] for words in chosen)
         place = " ".join(words[int(rng.integers(len(words)))] for words in (ROWS, COLUMNS))
-        clauses.append(f"{thing}, {place}" if rng.integers(2) else f"{place}, {thing}")
-    return ". ".join(clauses)
+        written.append(template.format(thing=thing, place=place))
+        spoken.append(SPOKEN_CLAUSES[int(rng.integers(len(SPOKEN_CLAUSES)))].format(thing=thing, place=place))
+    _, last = JOINERS[int(rng.integers(len(JOINERS)))]
+    return last.join(written), SPOKEN_JOINER.join(spoken)
+
+
+def reading_pairs(num: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """`num` texts as (in writing, aloud): descriptions with foreign words and strings of words, which are alike, by
+    turns."""
+    return [_allowed(foreign_description if i % 2 == 0 else _string_twice, rng) for i in range(num)]
 
 
 def reading_strings(num: int, rng: np.random.Generator) -> list[str]:
-    """`num` strings, of both kinds by turns."""
-    return [_allowed(word_string if i % 2 else foreign_description, rng) for i in range(num)]
+    """`num` strings as they are said, of both kinds by turns."""
+    return [spoken for _, spoken in reading_pairs(num, rng)]
 
 
-def _allowed(make: Callable[[np.random.Generator], str], rng: np.random.Generator) -> str:
+def _string_twice(rng: np.random.Generator) -> tuple[str, str]:
+    string = word_string(rng)
+    return string, string
+
+
+def _allowed(make: Callable[[np.random.Generator], tuple[str, str]], rng: np.random.Generator) -> tuple[str, str]:
     while True:
-        text = make(rng)
-        if not any(set(triple) <= set(re.findall(r"\w+", text)) for triple in HELD_OUT):
-            return text
+        pair = make(rng)
+        if not any(set(triple) <= set(re.findall(r"\w+", pair[1])) for triple in HELD_OUT):
+            return pair
 
 
 def reading_samples(
@@ -99,14 +114,16 @@ def reading_samples(
     vary: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[tuple[str, Sample]]:
     """`num` strings as (task, sample): written down from any of `voices`, as `vary` changes each recording, and read
-    aloud in the assistant's.
+    aloud in the assistant's, every other description from a sentence.
     """
     rng = np.random.default_rng([seed, 79])
-    strings = reading_strings(num, rng)
+    pairs = reading_pairs(num, rng)
+    strings = [spoken for _, spoken in pairs]
     users = [voices[int(i)] for i in rng.integers(len(voices), size=num)]
     cache.prefetch_said([*zip(strings, users, strict=True), *((text, assistant) for text in strings)])
     heard = encode_audio(speech, [vary(cache.say(text, voice)) for text, voice in zip(strings, users, strict=True)])
     said = encode_audio(speech, [cache.say(text, assistant) for text in strings])
-    for text, user, reply in zip(strings, heard, said, strict=True):
+    for i, ((written, text), user, reply) in enumerate(zip(pairs, heard, said, strict=True)):
         yield TASKS[0], Sample([Segment("speech", user, "user"), Segment("text", text, "assistant")])
-        yield TASKS[1], Sample([Segment("text", text, "user"), Segment("speech", reply, "assistant")])
+        given = written if i % 4 == 0 else text
+        yield TASKS[1], Sample([Segment("text", given, "user"), Segment("speech", reply, "assistant")])

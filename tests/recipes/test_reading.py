@@ -12,8 +12,8 @@ import pytest
 from anyglot_recipes.chain import build_tokenizer
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import SPEED, another_speed
-from anyglot_recipes.reading import FOREIGN, MOST_WORDS, reading_strings
-from anyglot_synth.nanoworld.language import NUMBERS, WORDS
+from anyglot_recipes.reading import FOREIGN, MOST_WORDS, reading_pairs, reading_strings
+from anyglot_synth.nanoworld.language import CLAUSES, JOINERS, NUMBERS, WORDS
 from anyglot_synth.nanoworld.scene import HELD_OUT
 from anyglot_tokenizers.errors import ManifestError
 
@@ -28,6 +28,18 @@ def test_no_string_holds_a_held_out_combination() -> None:
     assert not foreign & {*WORDS, *NUMBERS} and all(len(found) in (5, 10) for found in words[::2])
     assert all(foreign & set(found[:5]) and foreign & set(found[-5:]) for found in words[::2])
     assert foreign <= {word for found in words[::2] for word in found}
+
+
+def test_a_sentence_has_the_words_that_are_said() -> None:
+    pairs = reading_pairs(400, np.random.default_rng(0))
+    fillers = set(re.findall(r"[a-z]+", " ".join(CLAUSES + sum(JOINERS, ())))) - {"thing", "place"}
+    for written, spoken in pairs[::2]:
+        kept = [word for word in re.findall(r"[a-z]+", written) if word not in fillers]
+        for i in range(0, len(kept), 5):  # things are said in the order in which they are written, each in any order
+            assert sorted(kept[i : i + 5]) == sorted(re.findall(r"[a-z]+", spoken)[i : i + 5])
+    assert len({spoken for _, spoken in pairs[::2]} & {written for written, _ in pairs[::2]}) == 0
+    assert all(written == spoken for written, spoken in pairs[1::2])
+    assert reading_strings(400, np.random.default_rng(0)) == [spoken for _, spoken in pairs]
 
 
 def test_what_follows_small_red_is_open() -> None:
