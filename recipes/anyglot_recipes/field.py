@@ -51,6 +51,7 @@ from anyglot_recipes.field_meaning import (
 )
 from anyglot_recipes.field_music import Chorale, play, read_chorales
 from anyglot_recipes.field_phones import read_phones, write_phones
+from anyglot_recipes.field_practice import PracticeConfig, practise
 from anyglot_recipes.field_voices import SAMPLE_RATE, WORDS, Voices, read_voices, write_voices
 from anyglot_recipes.importers.rows import Media
 from anyglot_recipes.manifest import Row, read_manifest
@@ -141,6 +142,7 @@ class FieldConfig:
         music: music codec.
         lm: language model.
         named: tokenizer of emoji that a second language model, SmolLM2, names (`field_captions.py`).
+        practice: how the model then learns from its own answers (`field_practice.py`).
         captions: settings of SmolLM2's training, over those of configs/align.yaml, as `{"trainer.max_steps": 120}`;
             empty: only the model of the field trial names emoji.
         table: Markdown file for the table of results, or "" for none beside `run_dir/table.md`; a picture of drawings
@@ -156,6 +158,7 @@ class FieldConfig:
     speech: TokenizerConfig = field(default_factory=TokenizerConfig)
     music: TokenizerConfig = field(default_factory=TokenizerConfig)
     lm: LMConfig = field(default_factory=LMConfig)
+    practice: PracticeConfig = field(default_factory=PracticeConfig)
     named: ReaderConfig = field(default_factory=ReaderConfig)
     captions: dict[str, Any] = field(default_factory=dict)
     table: str = ""
@@ -403,6 +406,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
 
     seed = config.seed
     check_lm(config.lm)
+    config.practice.check(config.lm)
     if config.table and Path(config.table).suffix != ".md":
         raise ManifestError(f"table {config.table} must end in .md: a folder of the same name without it holds answers")
     check_whole_names(config.captions, "captions")
@@ -494,7 +498,10 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         skipped = write_shards(folder, samples, vocabulary, text, config.lm.seq_len)
         run.say(f"{skipped} samples longer than {config.lm.seq_len} ids left out")
 
-    folder, _ = train_lm(run, config.lm, [run.once("shards", shards)], vocabulary, text, tokenizers, seed, WEIGHTS)
+    written = run.once("shards", shards)
+    folder, _ = train_lm(run, config.lm, [written], vocabulary, text, tokenizers, seed, WEIGHTS)
+    if config.practice.num:
+        folder = practise(run, config.practice, config.lm, folder, written, WEIGHTS, seed)
     model = UnifiedModel.from_pretrained(folder)
     namer = None if naming is None else UnifiedModel.from_pretrained(naming)
     with torch.inference_mode():
@@ -507,5 +514,14 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
         players(page, model, shown)
         readers = 0 if phones is None else len(phones.clips)
         with atomic_write(path) as temporary:
-            temporary.write_text(markdown(report, config.data, picture.name, f"{path.stem}/{page.name}", readers))
+            temporary.write_text(
+                markdown(
+                    report,
+                    config.data,
+                    picture.name,
+                    f"{path.stem}/{page.name}",
+                    readers,
+                    practised=config.practice.num,
+                )
+            )
     return report

@@ -63,6 +63,22 @@ NAMER = ", SmolLM2"
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a word is asked for in a medium: the task's name in training, the prompt, the decoding."""
+
+    task: str
+    ask: Callable[[str], Segment]
+    sampling: dict[str, Sampling]
+
+
+WAYS = {
+    "image": Way("text->photo", sign, DRAWN),
+    "speech": Way("text->speech", say, SPOKEN),
+    "music": Way("text->music", play_key, PLAYED),
+}
+
+
+@dataclass(frozen=True)
 class Shown:
     """An answer, and the digit that each judge reads in it (or None).
 
@@ -138,15 +154,11 @@ def _respond(
     return model.respond([Sample([g]) for g in given], request, sampling=sampling, seed=seed, guidance=guidance)
 
 
-def _best(
-    model: UnifiedModel,
-    asked: Sequence[Segment],
-    modality: str,
-    sampling: dict[str, Sampling],
-    seed: int,
-    told: Sequence[str],
+def best_answers(
+    model: UnifiedModel, asked: Sequence[Segment], modality: str, seed: int, told: Sequence[str]
 ) -> list[list[Output]]:
     """Of the guided answers of `_respond` and others, drawn alike, those that the model reads best as what is told."""
+    sampling = WAYS[modality].sampling
     return best_of(
         model,
         [Sample([a]) for a in asked],
@@ -202,7 +214,7 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: lis
     told = [out[0].text or "" for out in words]
     asked, meant = [sign(word) for word in told], [_digit(out[0]) for out in words]
     both = _respond(model, heard, ("text", "image"), DRAWN, seed)
-    best = _best(model, asked, "image", DRAWN, seed, told)
+    best = best_answers(model, asked, "image", seed, told)
     drawn = (both, _respond(model, asked, ("image",), DRAWN, seed, GUIDED), best)
     at_once, found, found_best = (classify(torch.stack([_media(out[-1]) for out in made])) for made in drawn)
     how = (
@@ -260,7 +272,7 @@ def _word_to_speech(
     digits = list(range(10)) * 10
     asked, words = [say(WORDS[d]) for d in digits], [WORDS[d] for d in digits]
     answers = _respond(model, asked, ("speech",), SPOKEN, seed, GUIDED)
-    best = _best(model, asked, "speech", SPOKEN, seed, words)
+    best = best_answers(model, asked, "speech", seed, words)
     spoken, better = ([_media(out[0]) for out in given] for given in (answers, best))
     known = [c for c in data.clips if c.take < TEST_TAKES]
     real = [c.audio for c in clips]
@@ -302,7 +314,7 @@ def _music(model: UnifiedModel, data: FieldData, seed: int, shown: list[Shown]) 
     told = [*(WORDS[d] for d in digits), *(out[0].text or "" for out in heard)]
     asked = [play_key(word) for word in told]
     answers = _respond(model, asked, ("music",), PLAYED, seed, GUIDED)
-    best = _best(model, asked, "music", PLAYED, seed, told)
+    best = best_answers(model, asked, "music", seed, told)
     played, better = ([_media(out[0]) for out in given] for given in (answers, best))
     by_word, by_voice = slice(0, len(digits)), slice(len(digits), None)
     said = [c.digit for c in clips]

@@ -36,12 +36,17 @@ def sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Tensor:
 
 
 def markdown(
-    report: dict[str, Any], config: FieldDataConfig, picture: str = "", page: str = "", readers: int = 0
+    report: dict[str, Any],
+    config: FieldDataConfig,
+    picture: str = "",
+    page: str = "",
+    readers: int = 0,
+    practised: int = 0,
 ) -> str:
     """The page of a report.
 
     `picture` is the file with drawings and `page` the one with players, as paths from here; `readers` is the number of
-    clips whose phones were learnt.
+    clips whose phones were learnt, `practised` that of its own answers that the model learnt from, by word and medium.
     """
     speaker = config.held_out_speaker
     lines = [
@@ -72,6 +77,12 @@ def markdown(
         f"guidance, scales {', '.join(f'{scale} for {name}' for name, scale in GUIDED.items())}; settled on other",
         "answers to the ten words, by the same judges; the held-out speaker, photos and chorales had no part in it).",
     ]
+    if practised:
+        lines += [
+            "",
+            f"*Practice*: the model has also learnt from {practised} of its own answers to each word in each medium,",
+            f"each the best of {CANDIDATES} by its own reading. No judge was asked there either.",
+        ]
     if readers:
         lines += [
             "",

@@ -21,8 +21,11 @@ from anyglot_lm.segments import Template
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+from anyglot_recipes.chain import BlockConfig, LMConfig, build_vocabulary
+from anyglot_recipes.field import WORDS
 from anyglot_tokenizers.audio import AudioCodec
 from anyglot_tokenizers.image import ImageVQ
+from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
 from anyglot_tokenizers.media import write_image
 from anyglot_tokenizers.tokenizer import Tokenizer
 
@@ -60,6 +63,22 @@ def tiny_model() -> UnifiedModel:
     ]
     vocabulary = Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
     llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=1024)
+    return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
+
+
+@pytest.fixture(scope="module")
+def field_model(tiny_model: UnifiedModel) -> UnifiedModel:
+    """It reads and writes everything that the field trial asks for; of music one codebook, read as it is written."""
+    text = TextTokenizer.train([f"{verb} {word}" for verb in ("say", "sign", "play") for word in WORDS], vocab_size=300)
+    readers = {"heard": HeardVQ(dim=64, depth=1, channels=8).eval(), "seen": SeenVQ().eval()}
+    tokenizers: dict[str, Tokenizer] = {**readers, **tiny_model.tokenizers}
+    blocks = {name: BlockConfig(num_quantizers=1) for name in tokenizers}
+    blocks["speech"] = BlockConfig(num_quantizers=1, max_frames=10)
+    blocks["music"] = BlockConfig(num_quantizers=1, max_frames=40)
+    grids = {name: (64 // tokenizers[name].spec.downsample_factor,) * 2 for name in ("seen", "image")}
+    vocabulary = build_vocabulary(text, tokenizers, LMConfig(blocks=blocks), grids)
+    torch.manual_seed(0)
+    llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=512)
     return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
 
 

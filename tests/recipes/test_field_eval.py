@@ -15,15 +15,13 @@ import torch
 from anyglot_lm.grammar import Request
 from anyglot_lm.model import new_llama
 from anyglot_lm.segments import Sample, Template
-from anyglot_lm.text import TextTokenizer
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes import field_eval
 from anyglot_recipes.chain import BlockConfig, LMConfig, build_vocabulary
-from anyglot_recipes.field import WORDS, FieldData, FieldDataConfig, read_field_data
+from anyglot_recipes.field import FieldData, FieldDataConfig, read_field_data
 from anyglot_recipes.field_eval import ANSWERING, DRAWING, NAMER, NAMING, PLAYING, SPEAKING, Shown, evaluate_field
 from anyglot_recipes.field_page import sheet
-from anyglot_tokenizers.meaning import HeardVQ, SeenVQ
-from anyglot_tokenizers.tokenizer import Tokenizer
+from anyglot_tokenizers.meaning import SeenVQ
 
 CONFIG = FieldDataConfig()
 
@@ -39,22 +37,6 @@ def data(shared_data: Path) -> FieldData:
     whole.test_pictures = emoji + [p for p in whole.test_pictures if p.kind == "sign"][::10]
     whole.chorales, whole.test_chorales = whole.chorales[::61], whole.test_chorales[::31]
     return whole
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: UnifiedModel) -> UnifiedModel:
-    """It reads and writes everything that the field trial asks for; of music one codebook, read as it is written."""
-    text = TextTokenizer.train([f"{verb} {word}" for verb in ("say", "sign", "play") for word in WORDS], vocab_size=300)
-    readers = {"heard": HeardVQ(dim=64, depth=1, channels=8).eval(), "seen": SeenVQ().eval()}
-    tokenizers: dict[str, Tokenizer] = {**readers, **tiny_model.tokenizers}
-    blocks = {name: BlockConfig(num_quantizers=1) for name in tokenizers}
-    blocks["speech"] = BlockConfig(num_quantizers=1, max_frames=10)
-    blocks["music"] = BlockConfig(num_quantizers=1, max_frames=40)
-    grids = {name: (64 // tokenizers[name].spec.downsample_factor,) * 2 for name in ("seen", "image")}
-    vocabulary = build_vocabulary(text, tokenizers, LMConfig(blocks=blocks), grids)
-    torch.manual_seed(0)
-    llama = new_llama(vocabulary, hidden_size=32, num_layers=1, num_heads=2, max_length=512)
-    return UnifiedModel(llama, vocabulary, Template(), text, tokenizers)
 
 
 def reads_in_one_place(model: UnifiedModel) -> UnifiedModel:
@@ -75,7 +57,7 @@ def by_content(media: Iterable[Any]) -> list[int | None]:
 
 
 def test_rows_are_what_the_judges_read_in_what_is_shown(
-    model: UnifiedModel, data: FieldData, monkeypatch: pytest.MonkeyPatch
+    field_model: UnifiedModel, data: FieldData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for judge in ("train_photo_classifier", "train_digit_listener", "train_key_listener"):
         monkeypatch.setattr(field_eval, judge, lambda *_: by_content)
@@ -83,6 +65,7 @@ def test_rows_are_what_the_judges_read_in_what_is_shown(
     monkeypatch.setattr(field_eval, "lowest_tone", lambda sound: by_content([sound])[0])
     monkeypatch.setattr(field_eval, "CANDIDATES", 2)
     guided: Counter[str] = Counter()
+    model = field_model
     respond = model.respond
 
     def watched(samples: Sequence[Sample], request: Request, *args: Any, **how: Any) -> list[list[Output]]:
