@@ -31,7 +31,22 @@ def test_commercial(license):
         warn_about("x", license)
 
 
-@pytest.mark.parametrize("license", ["", "unknown", "cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "chameleon-research-license"])
+@pytest.mark.parametrize(
+    "license",
+    [
+        "",
+        "unknown",
+        "other",
+        "None",
+        "cc-by-nc-4.0",
+        "CC-BY-NC-SA-4.0",
+        "CC BY-NC 4.0",
+        "non-commercial",
+        "proprietary",
+        "apple-amlr",
+        "chameleon-research-license",
+    ],
+)
 def test_not_commercial(license):
     assert not is_commercial(license)
     with pytest.warns(LicenseWarning, match="licence"):

@@ -90,3 +90,9 @@ def test_refusals():
     stream.flush()
     with pytest.raises(UnsupportedError, match="ended"):
         stream.encode(sound(1, 1, 64))
+
+
+def test_items_of_a_stream_end_together():
+    codes = CODEC.encode(sound(2, 1, 9 * HOP), torch.tensor([9 * HOP, 4 * HOP]))
+    with pytest.raises(CodesError, match=r"as many codes of each item, got \[9, 4\]"):
+        CODEC.stream(2).decode(codes)

@@ -115,3 +115,11 @@ def test_load_refuses(tmp_path):
     save_file({"codes": torch.zeros(2)}, path)
     with pytest.raises(MediaError, match="format"):
         Codes.load(path)
+
+
+def test_ids_are_saved_in_their_order_whatever_that_of_memory(tmp_path):
+    ids = torch.arange(24).reshape(1, 6, 4).transpose(1, 2)  # frames of a language model as [B, K, T]
+    extra = torch.arange(6.0).reshape(2, 3).T[None]
+    Codes(ids, extras={"scale": extra}).save(tmp_path / "x")
+    found = Codes.load(tmp_path / "x")
+    assert torch.equal(found.codes, ids) and torch.equal(found.extras["scale"], extra)

@@ -538,3 +538,26 @@ def test_importing_is_cheap() -> None:
     code = f"import sys, anyglot_tokenizers.encodec_package; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("rest", [1, 24, 25, 40, 400])
+def test_no_segment_is_lost_where_the_last_is_short(stereo: Encodec, rest: int) -> None:
+    """The segment before may then not reach into its last frame; codes are those of the segments one by one."""
+    shape = stereo.shape
+    media = noise(2, 2, 2 * shape.advance + rest + 50)
+    length = 2 * shape.advance + rest
+    found = stereo.encode(media, torch.tensor([length, media.shape[2]]))
+    frames = shape.segment_frames
+    assert int(found.lengths[0]) == 2 * frames + -(-rest // shape.hop) == stereo.num_codes(length)
+    for number in range(3):
+        start = number * shape.advance
+        piece = media[:1, :, start : min(start + shape.segment, length)]
+        if number < 2:
+            least = (frames - 1) * shape.hop + 1
+            piece = torch.nn.functional.pad(piece, (0, max(least - piece.shape[2], 0)))
+        alone = stereo.encode(piece)
+        at = number * frames
+        if piece.shape[2] <= shape.advance or number == 2:
+            assert torch.equal(found.codes[0, :, at : at + alone.codes.shape[2]], alone.codes[0])
+        torch.testing.assert_close(found.extras["scale"][0, number], alone.extras["scale"][0, 0])
+    assert stereo.decode(found).shape[2] >= length

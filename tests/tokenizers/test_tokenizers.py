@@ -19,7 +19,7 @@ from anyglot_tokenizers import (
     MediaError,
     load,
 )
-from anyglot_tokenizers.tokenizer import _Ieee
+from anyglot_tokenizers.tokenizer import _Ieee, seeded
 
 SMALL_IMAGE = {"channels": (8, 16, 16), "codebook_size": 32, "codebook_dim": 8}
 SMALL_AUDIO = {"n_fft": 64, "hop": 16, "num_mels": 12, "dim": 16, "encoder_depth": 2, "decoder_depth": 2}
@@ -296,3 +296,48 @@ def test_tf32_comes_back_with_the_last_to_leave(monkeypatch):
     with ieee:
         assert part.fp32_precision == "ieee"
     assert part.fp32_precision == "tf32"
+
+
+def test_a_class_of_the_same_name_is_another(tmp_path):
+    CODEC.save_pretrained(tmp_path / "ours")
+    theirs = type("AudioCodec", (AudioCodec,), {"__module__": "somebody"})
+    kept = theirs(**CODEC.config).eval()
+    kept.load_state_dict(CODEC.state_dict())
+    kept.save_pretrained(tmp_path / "theirs")
+    assert type(load(tmp_path / "ours")) is AudioCodec and type(load(tmp_path / "theirs")) is theirs
+    config = tmp_path / "theirs" / "config.json"
+    config.write_text(config.read_text().replace('"somebody"', '"__main__"'))  # saved where it had another home
+    assert type(load(tmp_path / "theirs")) is theirs
+
+
+def test_weights_are_loaded_and_used_within_inference_mode(tmp_path):
+    CODEC.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        inside = load(tmp_path)
+        codes = inside.encode(sound(4000)).codes
+    assert torch.equal(codes, CODEC.encode(sound(4000)).codes) and inside.fingerprint == CODEC.fingerprint
+
+
+def test_eval_forgets_what_was_kept_of_weights():
+    tokenizer = codec()
+    before, codes = tokenizer.fingerprint, tokenizer.encode(sound(4000)).codes
+    for parameter in tokenizer.parameters():
+        parameter.data.mul_(1.5).add_(0.01)
+    tokenizer.eval()
+    fresh = codec()
+    fresh.load_state_dict(tokenizer.state_dict())
+    assert tokenizer.fingerprint == fresh.fingerprint != before
+    after = tokenizer.encode(sound(4000)).codes
+    assert torch.equal(after, fresh.encode(sound(4000)).codes) and not torch.equal(after, codes)
+
+
+def test_seeded_leaves_the_random_state_as_it_was(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.random.get_rng_state()
+    with seeded(7):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.random.get_rng_state(), before) and seeds == []
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        assert torch.equal(drawn, torch.rand(3))

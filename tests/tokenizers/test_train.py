@@ -507,3 +507,37 @@ def test_a_decoder_needs_codes_to_learn_from(tmp_path):
             series, sounds(), run_dir=tmp_path / "never", from_codes=1, crop=1024, loss=torch.nn.MSELoss(), **RUN
         )
     assert untaught.fingerprint == print_before and not (tmp_path / "never").exists()
+
+
+def test_images_stay_as_they_are_without_a_crop():
+    wide = np.random.default_rng(0).integers(0, 256, (8, 16, 32, 3), np.uint8)
+    plain = StepBatches(wide, batch_size=8)[0]["media"]
+    mirrored = StepBatches(wide, batch_size=8, augment=Augment(flip=1.0))[0]["media"]
+    assert plain.shape == (8, 3, 16, 32) and torch.equal(mirrored.flip(3), plain)
+    squares = StepBatches(wide, batch_size=8, augment=Augment(zoom=(0.5, 1.0)))[0]["media"]
+    assert squares.shape == (8, 3, 16, 16)
+
+    class Two:
+        fingerprint, is_image, channels = "two", True, 3
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, item):
+            return torch.zeros(16, 16 + 8 * item, 3, dtype=torch.uint8)
+
+    with pytest.raises(MediaError, match="16x16 and 16x24 pixels"):
+        StepBatches(Two(), batch_size=2)[0]
+    assert StepBatches(Two(), batch_size=2, crop=8)[0]["media"].shape == (2, 3, 8, 8)
+
+
+def test_a_run_is_of_the_tokenizer_it_began_with(tmp_path):
+    how = {"run_dir": tmp_path, "max_steps": 5, "batch_size": 2, "lr": np.float64(1e-3)}
+    first, again, other = image_tokenizer(), image_tokenizer(), image_tokenizer()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    fit_tokenizer(first, images(), **how)
+    fit_tokenizer(again, images(), **how)  # reads the checkpoint, although the rate was a number of numpy's
+    assert again.fingerprint == first.fingerprint
+    with pytest.raises(CheckpointError, match="from a run with start"):
+        fit_tokenizer(other, images(), **how)

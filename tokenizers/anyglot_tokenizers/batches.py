@@ -75,7 +75,7 @@ class StepBatches(Dataset[Batch]):
         batch_size: items per batch, over all devices; batches run on across epoch ends.
         seed: of order, crops and changes.
         crop: samples per sound (shorter ones are padded with silence and come with their length), or pixels per side
-            of an image (None: images stay as they are).
+            of an image (None: images stay as they are, where `augment` zooms squares of their shorter side).
         augment: random changes.
 
     A batch is `{"media": float32 [B, 3, H, W] or [B, C, crop]}`, for audio with `"lengths"` int64 `[B]`.
@@ -164,15 +164,18 @@ class StepBatches(Dataset[Batch]):
         rng = np.random.default_rng([self.seed, 1, batch])
         draws_B6 = rng.random((self.batch_size, 6))  # drawn for all rows, so that each row's do not depend on `rows`
         changed = [self._change(self.media[items[row]], draws_B6[row]) for row in self.rows]
-        return {"media": torch.stack(changed).float() / 255}
+        return {"media": _stacked(changed).float() / 255}
 
     def _change(self, pixels_HWC: Tensor, draws: np.ndarray) -> Tensor:
         """One image uint8 `[3, side, side]`: a square cut out, resized, mirrored, its colors permuted."""
         height, width = pixels_HWC.shape[:2]
         low, high = self.augment.zoom
-        side = min(height, width) * (low + (high - low) * draws[0])
-        box = (draws[1] * (width - side), draws[2] * (height - side), side)
-        image_CHW = cut(pixels_HWC, box, self.crop or min(height, width))
+        if self.crop is None and low == 1:
+            image_CHW = pixels_HWC.permute(2, 0, 1)
+        else:
+            side = min(height, width) * (low + (high - low) * draws[0])
+            box = (draws[1] * (width - side), draws[2] * (height - side), side)
+            image_CHW = cut(pixels_HWC, box, self.crop or min(height, width))
         if draws[3] < self.augment.flip:
             image_CHW = image_CHW.flip(2)
         if draws[4] < self.augment.swap:
@@ -205,7 +208,7 @@ def held_out_batches(batches: StepBatches, limit: int) -> Iterator[Batch]:
     for start in range(0, count, batches.batch_size):
         items = [batches.media[item] for item in chosen[start : start + batches.batch_size]]
         if batches.is_image:
-            yield {"media": torch.stack([_centre(item, batches.crop) for item in items]).float() / 255}
+            yield {"media": _stacked([_centre(item, batches.crop) for item in items]).float() / 255}
             continue
         assert batches.crop is not None
         yield _padded([_floats(item[..., : batches.crop]) for item in items], batches.channels, batches.crop)
@@ -229,6 +232,14 @@ def _centre(pixels_HWC: Tensor, side: int | None) -> Tensor:
         return pixels_HWC.permute(2, 0, 1).contiguous()
     extent = min(height, width)
     return cut(pixels_HWC, ((width - extent) / 2, (height - extent) / 2, extent), side)
+
+
+def _stacked(images_CHW: list[Tensor]) -> Tensor:
+    sizes = sorted({tuple(image.shape[1:]) for image in images_CHW})
+    if len(sizes) > 1:
+        said = " and ".join("x".join(map(str, size)) for size in sizes[:2])
+        raise MediaError("training images", f"of one batch are {said} pixels", "give a crop, which makes them alike")
+    return torch.stack(images_CHW)
 
 
 def _sound(index: int, sound: Tensor) -> Tensor:

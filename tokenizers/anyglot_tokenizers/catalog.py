@@ -7,6 +7,7 @@ hub id; `anyglot tokenizer list` prints it. Figures are the publishers'.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -438,13 +439,19 @@ def license_of(hub_id: str) -> str:
 
 
 def is_commercial(license: str) -> bool:
-    """Whether a licence is known and does not forbid commercial use."""
-    words = license.lower().replace("_", "-").split("-")
-    return license not in ("", UNKNOWN) and not {"nc", "noncommercial", "research"} & set(words)
+    """Whether a licence is known and does not forbid commercial use; "other" says of none what it is."""
+    words = re.findall("[a-z0-9]+", license.lower())
+    forbidden = {"nc", "noncommercial", "research", "proprietary", "amlr"} & set(words)
+    return not is_unknown(license) and not forbidden and "non-commercial" not in "-".join(words)
+
+
+def is_unknown(license: str) -> bool:
+    """Whether nobody says what a licence is."""
+    return license.strip().lower() in ("", UNKNOWN, "other", "none", "unlicensed")
 
 
 def warn_about(name: str, license: str) -> None:
     """Issue a LicenseWarning for weights that may not be used commercially, or whose licence is not known."""
     if not is_commercial(license):
-        what = "is not known" if license in ("", UNKNOWN) else f"is {license}: no commercial use"
+        what = "is not known" if is_unknown(license) else f"is {license}: no commercial use"
         warnings.warn(f"{name}: the licence of these weights {what}", LicenseWarning, stacklevel=3)

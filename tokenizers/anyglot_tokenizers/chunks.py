@@ -150,8 +150,16 @@ class Stream:
         return self._encode(max(ready, self.done))
 
     def decode(self, codes: Codes | Tensor) -> Tensor:
-        """The audio `[batch, channels, new samples]` that became certain with these further codes `[batch, k, n]`."""
-        self._go("decode", self.tokenizer._unpack(codes, empty=True)[0])
+        """The audio `[batch, channels, new samples]` that became certain with these further codes `[batch, k, n]`.
+
+        Raises CodesError for items of unequal length: those of a stream end together.
+        """
+        ids_BKN, lengths_B = self.tokenizer._unpack(codes, empty=True)
+        if isinstance(codes, Codes) and codes.lengths is not None and bool((lengths_B < ids_BKN.shape[2]).any()):
+            raise CodesError(
+                f"a stream takes as many codes of each item, got {lengths_B.tolist()}; open one for each, or use decode"
+            )
+        self._go("decode", ids_BKN)
         assert self.buffer is not None
         return self._decode(max(self.start + self.buffer.shape[2] - self.right, self.done))
 

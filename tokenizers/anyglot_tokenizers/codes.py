@@ -101,7 +101,8 @@ class Codes:
         if self.spec is not None:
             metadata["spec"] = json.dumps(self.spec.to_dict(), sort_keys=True)
         with atomic_write(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata=metadata))  # save_file makes it private to its owner
+            whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # else memory's order
+            temporary.write_bytes(save(whole, metadata=metadata))  # save_file makes it private to its owner
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codes:

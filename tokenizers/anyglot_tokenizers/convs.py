@@ -11,6 +11,7 @@ Shapes: B items, T positions, C channels, K quantizers, E entries of a codebook,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -132,10 +133,17 @@ class Codebooks(nn.Module):
 
     def _half_norms(self) -> Tensor:
         """|e|^2 / 2, `[K, E]`; computed once for given entries."""
+        if self.embed.is_inference():  # has no version
+            return self.embed.square().sum(2) / 2
         key = (self.embed.data_ptr(), self.embed._version)
         if self._norms is None or self._norms[0] != key:
             self._norms = (key, self.embed.square().sum(2) / 2)
         return self._norms[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch mode as usual; also forgets what is kept of the entries."""
+        self._norms = None
+        return super().train(mode)
 
 
 def encoder_context(layers: Iterable[nn.Module], hop: int) -> tuple[int, int]:

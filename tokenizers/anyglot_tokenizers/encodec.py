@@ -151,7 +151,7 @@ class Encodec(PublishedTokenizer):
         """N for so many samples; at 48 kHz about one in a hundred more than `spec.num_codes` says."""
         if not self.shape.segment:
             return -(-samples // self.shape.hop)
-        return sum(-(-size // self.shape.hop) for _, size in self._segments(samples))
+        return sum(-(-size // self.shape.hop) for size in self._segments(samples))
 
     def stream(self, batch_size: int = 1, *, num_quantizers: int | None = None) -> EncodecStream:
         """A stream that carries the LSTM's state. Raises UnsupportedError at 48 kHz."""
@@ -292,25 +292,31 @@ class Encodec(PublishedTokenizer):
             for row in range(0, active, together):
                 yield start, min((start // WINDOW + 1) * WINDOW, end), slice(row, row + together)
 
-    def _segments(self, samples: int) -> list[tuple[int, int]]:
-        """(start, size) of the segments of an item, in samples."""
-        starts = range(0, samples, self.shape.advance)
-        return [(start, min(self.shape.segment, samples - start)) for start in starts]
+    def _segments(self, samples: int) -> list[int]:
+        """Sizes of the segments of an item, in samples. All but the last reach into their last frame: where the item
+        ends before, silence follows.
+        """
+        least = (self.shape.segment_frames - 1) * self.shape.hop + 1
+        sizes = [min(self.shape.segment, samples - start) for start in range(0, samples, self.shape.advance)]
+        return [*(max(size, least) for size in sizes[:-1]), *sizes[-1:]]
 
     def _encode_segments(self, media_BCS: Tensor, lengths_B: Tensor, codes_BKN: Tensor) -> Tensor:
         """Fill in the codes; returns the loudness of the segments, `[B, segments]`, 0 beyond an item's end."""
         encoder = self.encoder
         places: dict[int, list[tuple[int, int]]] = {}  # by size: item and number of the segment
         for item, length in enumerate(lengths_B.tolist()):
-            for number, (_, size) in enumerate(self._segments(length)):
+            for number, size in enumerate(self._segments(length)):
                 places.setdefault(size, []).append((item, number))
         most = 1 + max(number for group in places.values() for _, number in group)
         scale_BS = media_BCS.new_zeros(len(media_BCS), most)
         for size, group in places.items():
             for first in range(0, len(group), SEGMENTS):
                 some = group[first : first + SEGMENTS]
-                starts = [number * self.shape.advance for _, number in some]
-                pieces = [media_BCS[item, :, at : at + size] for (item, _), at in zip(some, starts, strict=True)]
+                pieces = []
+                for item, number in some:
+                    at = number * self.shape.advance
+                    piece_CS = media_BCS[item, :, at : min(at + size, int(lengths_B[item]))]
+                    pieces.append(F.pad(piece_CS, (0, size - piece_CS.shape[1])))
                 x_BSC = torch.stack(pieces).transpose(1, 2)
                 scale_B = x_BSC.mean(2).square().mean(1).sqrt() + 1e-8
                 x_BSC = x_BSC / scale_B[:, None, None]
@@ -374,10 +380,17 @@ class Codebooks(nn.Module):
 
     def _half_norms(self) -> Tensor:
         """|e|^2 / 2 of all entries, `[K, E]`, computed again only when the entries have changed."""
+        if self.embed_KED.is_inference():  # has no version
+            return self.embed_KED.square().sum(2) / 2
         version = self.embed_KED.data_ptr(), self.embed_KED._version
         if self._norms is None or self._norms[0] != version:
             self._norms = version, self.embed_KED.square().sum(2) / 2
         return self._norms[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch mode as usual; also forgets what is kept of the entries."""
+        self._norms = None
+        return super().train(mode)
 
     def encode(self, z_BND: Tensor, count: int) -> Tensor:
         """Nearest entries of the first `count` codebooks, int64 `[B, count, N]`: argmin |e|^2 / 2 - z.e."""

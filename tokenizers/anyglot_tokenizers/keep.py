@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -39,6 +40,8 @@ def plain(value: Any) -> Any:
         return repr(value)
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
+    if isinstance(value, np.generic):  # checkpoints that hold such a one cannot be read as weights only
+        return value.item()
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 

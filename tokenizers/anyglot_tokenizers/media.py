@@ -116,8 +116,8 @@ def read_audio(
         max_seconds: longer files are refused from the header.
 
     Raises:
-        MediaError: missing, empty, not a sound, truncated, too long, of zero length, with NaN or infinite
-            samples, or with another number of channels.
+        MediaError: missing, empty, not a sound, truncated (MP3 excepted, whose headers may not say how long it is),
+            too long, of zero length, with NaN or infinite samples, or with another number of channels.
     """
     import soundfile
     import soxr

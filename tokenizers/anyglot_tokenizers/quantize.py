@@ -173,8 +173,8 @@ class Quantizer(nn.Module, ABC):
     def _table(self, index: int) -> tuple[Tensor, Tensor]:
         """Entries `[C, d]` and half their squared norms `[C]`, in eval mode kept until a source is written to.
 
-        Sources are compared by identity and version counter. Not kept in training, because the library updates its
-        codebooks through `.data`, which does not count versions.
+        Sources are compared by identity and version counter. Writes through `.data` do not count: the library updates
+        its codebooks so, hence nothing is kept in training; call `eval()` after your own.
         """
         sources = self._sources(index)
         keeps = not self.training and not torch.compiler.is_compiling() and not any(s.is_inference() for s in sources)

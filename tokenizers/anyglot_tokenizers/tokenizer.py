@@ -65,12 +65,12 @@ class Tokenizer(nn.Module, ABC):
     share no parameter, if encoder or decoder can be trained alone. No state is kept between calls.
     """
 
-    _classes: ClassVar[dict[str, type[Tokenizer]]] = {}
+    _classes: ClassVar[dict[tuple[str, str], type[Tokenizer]]] = {}
     modality: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Tokenizer._classes[cls.__name__] = cls
+        Tokenizer._classes[cls.__module__, cls.__name__] = cls
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -156,8 +156,14 @@ class Tokenizer(nn.Module, ABC):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over class, configuration and the values of all stored tensors (whatever their storage dtype)."""
+        """sha256 over class, configuration and the values of all stored tensors (whatever their storage dtype).
+
+        In eval mode it is kept until one of them is written to. Writes through `.data` are not seen: call `eval()`
+        after them.
+        """
         tensors = self._stored_tensors()
+        if any(tensor.is_inference() for tensor in tensors.values()):  # writes to these are not seen at all
+            return fingerprint_of(type(self).__name__, self.config, tensors)
         key = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
         if self.training or self._fingerprint is None or self._fingerprint[0] != key:
             self._fingerprint = (key, fingerprint_of(type(self).__name__, self.config, tensors))
@@ -320,9 +326,13 @@ def fingerprint_of(class_name: str, config: Mapping[str, Any], tensors: Mapping[
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Initialise weights from `seed` and leave the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Initialise weights from `seed` and leave the global random state, also that of GPUs, as it was."""
+    gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if gpus else []):
+        if gpus:
+            torch.manual_seed(seed)
+        else:  # `torch.manual_seed` would also seed GPUs that come into use later
+            torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -464,16 +474,21 @@ def _find_class(entries: dict[str, Any], folder: Path) -> type[Tokenizer]:
     """The class a folder names: one of this package, or one that the caller has imported before."""
     name = str(entries["class"])
     module = str(entries.get("module", BEFORE_MODULES.get(name, "")))
-    if module.startswith(f"{PACKAGE}.") and name not in Tokenizer._classes:
+    if module.startswith(f"{PACKAGE}.") and (module, name) not in Tokenizer._classes:
         try:
             importlib.import_module(module)
         except (ImportError, ValueError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: there is no module {module!r}; update anyglot") from error
-    if name not in Tokenizer._classes:
+    if (module, name) in Tokenizer._classes:
+        return Tokenizer._classes[module, name]
+    theirs = [
+        cls for (home, own), cls in Tokenizer._classes.items() if own == name and not home.startswith(f"{PACKAGE}.")
+    ]
+    if module.startswith(f"{PACKAGE}.") or not theirs:
         raise CheckpointError(
             f"{folder}: unknown tokenizer class {name!r} of module {module!r}; import that module first"
         )
-    return Tokenizer._classes[name]
+    return theirs[-1]  # its module has another name now, as that of a script has
 
 
 def _is_published(entries: dict[str, Any]) -> bool:

@@ -467,6 +467,7 @@ def fit_tokenizer(
             f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every}, validate_every "
             f"{validate_every} and validate_items {validate_items} must be positive"
         )
+    lr, options = float(lr), {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     precision = resolve_precision(precision)
     decoder_alone = options.get("from_codes") is not None
     _check_trained(tokenizer) if decoder_alone else _check_stages(tokenizer, max_steps)
@@ -493,7 +494,7 @@ def fit_tokenizer(
         "data": batches.fingerprint,
         "channels_last": channels_last,
         "teacher": str(getattr(tokenizer, "distillation", None)),
-        **({"start": tokenizer.fingerprint} if decoder_alone else {}),
+        "start": tokenizer.fingerprint,
     }
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
