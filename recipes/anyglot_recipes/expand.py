@@ -66,7 +66,8 @@ def expand_command(arguments: argparse.Namespace) -> int:
         if arguments.overwrite or arguments.gguf_file or arguments.rope_scaling:
             raise AnyglotError("--model takes no --overwrite, --gguf_file or --rope_scaling; they are for --backbone")
         model = UnifiedModel.from_pretrained(arguments.model)
-        model = add_modalities(model, tokenizers, blocks, init=arguments.init, seed=arguments.seed)
+        how = {"init": arguments.init, "head_noise": arguments.head_noise, "seed": arguments.seed}
+        model = add_modalities(model, tokenizers, blocks, **how)
     else:
         model = expand(
             arguments.backbone,
@@ -163,6 +164,7 @@ def add_modalities(
     blocks: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     init: str = "covariance",
+    head_noise: float = 0.1,
     seed: int = 0,
 ) -> UnifiedModel:
     """`model` with rows for more modalities; what it knows keeps every bit. Changes `model.model` in place.
@@ -174,7 +176,13 @@ def add_modalities(
 
     vocabulary: Vocabulary = model.vocabulary.extended(*block_specs(tokenizers, blocks or {}))
     extend_vocabulary(
-        model.model, model.vocabulary, vocabulary, init=_init(init), codebooks=_codebooks(tokenizers), seed=seed
+        model.model,
+        model.vocabulary,
+        vocabulary,
+        init=_init(init),
+        codebooks=_codebooks(tokenizers),
+        head_noise=head_noise,
+        seed=seed,
     )
     return UnifiedModel(model.model, vocabulary, model.template, model.text, {**model.tokenizers, **tokenizers})
 

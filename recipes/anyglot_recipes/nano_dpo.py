@@ -19,6 +19,7 @@ import numpy as np
 from anyglot_lm.chat import answered
 from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import TEXT
+from anyglot_lm.parts import VOCABULARY_FILE
 from anyglot_lm.segments import Sample
 from anyglot_lm.shards import ShardReader, ShardWriter
 from anyglot_lm.unified import UnifiedModel
@@ -93,7 +94,7 @@ def nano_dpo(config: NanoDPOConfig) -> dict[str, Any] | None:
     train = run.once("pairs", lambda folder: _make_pairs(folder, run, config, "train", config.scenes))
     held_out = run.once("held_out", lambda folder: _make_pairs(folder, run, config, "test", config.held_out))
     after = run.dir / "dpo" / "model"
-    if not (after / "config.json").exists():
+    if not (after / VOCABULARY_FILE).exists():  # the last to come
         data = {"data.shards": [str(train)], "data.val_shards": [str(held_out)], "data.seed": config.seed}
         given = {"run_dir": run.dir / "dpo", "model.start": config.model, **data, **config.dpo}
         if run_stage("dpo", [f"--config={CONFIGS / 'dpo.yaml'}", *as_arguments(given)], "nano_dpo") is None:

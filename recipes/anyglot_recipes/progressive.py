@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from anyglot_lm.hf_text import load_text
+from anyglot_lm.parts import VOCABULARY_FILE
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import (
@@ -120,7 +121,7 @@ def progressive(config: ProgressiveConfig) -> dict[str, Any]:
     start = run.once("start", make_start)
     for name, share in (("with_replay", config.replay_share), ("without_replay", 0.0)):
         models[name] = run.dir / name / "model"
-        if not (models[name] / "config.json").exists():
+        if not (models[name] / VOCABULARY_FILE).exists():  # the last to come
             given = {
                 "run_dir": run.dir / name,
                 "model.start": start,

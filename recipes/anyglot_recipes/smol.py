@@ -142,8 +142,8 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     if config.talk_share:
         data["data.shards"].append(str(run.once("talk", lambda folder: _write_talk(folder, backbone, start))))
         weights["talk"] = config.talk_share
-    kept = sum(weights.get(name, 0.0) for name in ("text", "talk"))
-    weights |= {task: share * (1 - kept) for task, share in config.tasks.items()}
+    kept, whole = sum(weights.get(name, 0.0) for name in ("text", "talk")), sum(config.tasks.values())
+    weights |= {task: share / whole * (1 - kept) for task, share in config.tasks.items()}
     data["data.weights"] = weights
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
     folder, loss, lora = start, float("nan"), dict(config.lora)
@@ -154,12 +154,15 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     stages = [] if alone else [("rows", "rows", config.rows)]
     for name, recipe, changes in [*stages, ("lora", "align", lora)]:
         out = run.dir / name / "model"
-        if not (out / "config.json").exists():
+        report_file = run.dir / name / "report.json"
+        if not report_file.exists() or not (out / VOCABULARY_FILE).exists():  # the vocabulary is the last to come
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
             report = run_stage("stage", [f"--config={CONFIGS / recipe}.yaml", *as_arguments(given)], name)
             assert report is not None
-            loss = report["loss"]
-            run.say(f"{name}: final training loss {loss:.4f}")
+            with atomic_write(report_file) as temporary:
+                temporary.write_text(json.dumps(report, indent=1))
+        loss = json.loads(report_file.read_text())["loss"]
+        run.say(f"{name}: final training loss {loss:.4f}")
         folder = out
     run.once("adapter", lambda made: _write_adapter(made, run.dir / "lora", backbone))
     return _grade(run, config, start, folder, loss, backbone)

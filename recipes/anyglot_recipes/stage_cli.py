@@ -48,6 +48,9 @@ class KeepConfig(Callback):
                 temporary.write_text(self.cli.parser.dump(self.cli.config, skip_none=False))
 
 
+EXPORTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
 class StageCLI(LightningCLI):
     """Parses a stage's settings and makes its model, data and trainer."""
 
@@ -71,6 +74,13 @@ class StageCLI(LightningCLI):
             raise ManifestError(f"precision {config.precision!r}; use {', '.join(PRECISIONS)}")
         precision = PRECISIONS[config.precision]
         precision = resolve_precision(precision) if precision == "auto" else precision
+        if config.export_dtype not in EXPORTS:
+            raise ManifestError(f"export_dtype {config.export_dtype!r}; use {', '.join(EXPORTS)}")
+        if config.trainer.accumulate_grad_batches != 1 or config.trainer.val_check_interval is not None:
+            raise ManifestError(
+                "trainer.accumulate_grad_batches and trainer.val_check_interval follow from data.packs_per_step and "
+                "data.val_every; give those instead"
+            )
         if self.model.frozen_dtype is None:
             self.model.frozen_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
         if self.model.frozen_dtype == torch.bfloat16 and not precision.startswith("bf16"):
@@ -170,8 +180,7 @@ def run_stage(program: str, arguments: Sequence[str], name: str = "stage") -> di
             cli = parse_stage(program, arguments, name)
         _fit(cli, round, rounds)
     run_dir = Path(cli.config_init.run_dir)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[cli.config_init.export_dtype]
-    cli.model.export(run_dir / "model", dtype)
+    cli.model.export(run_dir / "model", EXPORTS[cli.config_init.export_dtype])
     if not cli.trainer.is_global_zero:
         return None
     return {"loss": cli.model.last_loss, "run_dir": str(run_dir), "model": str(run_dir / "model")}
@@ -198,6 +207,11 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
         return
     trainer.fit_loop.epoch_loop.max_steps = round_end(trainer.max_steps, rounds, round)
     trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
+    if trainer.global_step < trainer.fit_loop.epoch_loop.max_steps and not trainer.should_stop:
+        raise ManifestError(
+            f"{run_dir}: the data ended after {trainer.global_step} of {trainer.fit_loop.epoch_loop.max_steps} steps; "
+            "the plan there was made with other settings of data: give those back, or choose another run_dir"
+        )
     if trainer.is_global_zero:
         draw_run(run_dir)
         if not last:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -20,7 +21,7 @@ from anyglot_lm.mixture import lagging_weights
 from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
 from anyglot_lm.remap import remap_shards
 from anyglot_lm.segments import Template
-from anyglot_lm.shards import ShardReader
+from anyglot_lm.shards import ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import ManifestError
 
@@ -105,6 +106,11 @@ class StageData(TokenDataModule):
                 "data.phases excludes weights, replay and adapt_rounds, and data.weights excludes replay: give the "
                 "shares of replay shards among the weights"
             )
+        least = {"batch_size": batch_size, "adapt_rounds": adapt_rounds, "val_packs": val_packs, "val_every": val_every}
+        least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
+        low = [f"data.{name} {value}" for name, value in least.items() if value < 1]
+        if low or num_workers < 0:
+            raise ManifestError(f"{', '.join(low) or f'data.num_workers {num_workers}'}: too low; give 1 or more")
         self.shards, self.replay, self.replay_share = shards, replay or [], replay_share
         self.weights, self.phases, self.modality_budgets = weights, phases, modality_budgets
         self.max_repetition, self.condition_dropout = max_repetition, condition_dropout
@@ -151,9 +157,32 @@ class StageData(TokenDataModule):
         replay = [_remapped(path, self.vocabulary, self.run_dir / "remapped") for path in replay]
         if not self.round:
             self._build([*own, *replay], self._phases(own, replay), self._path(0))
+        else:
+            self._check_round([*own, *replay])
         if self.val_shards:
             phases = [Phase(num_packs=self.val_packs)]
             self._build([shards_at(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
+
+    def _check_round(self, shards: list[Path]) -> None:
+        """Raises ManifestError: the plan of this round, which is there, was made with other settings than these."""
+        path = self._path(self.round)
+        plan = Plan.load(path)
+        settings: dict[str, tuple[Any, Any]] = {
+            name: (plan.phases[-1].parameters[name], getattr(self, name))
+            for name in ("seq_len", "seed", "condition_dropout")
+        }
+        packs = round_end(self.max_steps, self.adapt_rounds, self.round) * self._per_step
+        settings["packs of all rounds so far"] = len(plan), packs
+        settings["shards"] = (
+            [s.fingerprint[:12] for s in plan.shards],
+            [s.fingerprint[:12] for s in open_shards(shards)],
+        )
+        changed = [f"{name} {there}, not {here}" for name, (there, here) in settings.items() if there != here]
+        if changed:
+            raise ManifestError(
+                f"{path}: made with {'; '.join(changed)} (steps, rounds, packs_per_step and devices give the packs); "
+                "give the old settings back, or choose another run_dir"
+            )
 
     def setup(self, stage: str) -> None:
         """Open the plans that the first rank wrote."""

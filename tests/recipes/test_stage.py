@@ -20,6 +20,7 @@ from anyglot_lm.plan import Plan
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes import stage_cli
 from anyglot_recipes.cli import main
 from anyglot_recipes.stage import Stage
 from anyglot_recipes.stage_cli import parse_stage, run_stage
@@ -392,6 +393,12 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
         (["--model.frozen_dtype=bf16"], "frozen_dtype bf16 needs bf16 arithmetic"),
         (["--precision=fp16"], "precision 'fp16'; use auto, bf16, fp32"),
+        (["--export_dtype=fp16"], "export_dtype 'fp16'; use bf16, fp32"),
+        (["--trainer.accumulate_grad_batches=2"], "follow from data.packs_per_step"),
+        (["--trainer.val_check_interval=2"], "follow from data.packs_per_step and data.val_every"),
+        (["--data.batch_size=0"], "data.batch_size 0: too low"),
+        (["--data.adapt_rounds=0", "--data.val_every=0"], "data.adapt_rounds 0, data.val_every 0: too low"),
+        (["--data.num_workers=-1"], "data.num_workers -1: too low"),
         (
             ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--model.preset=lora", "--model.keep_text=1"],
             "FSDP2 does not",
@@ -406,3 +413,37 @@ def test_wrong_settings_are_one_clear_error(
 ) -> None:
     with pytest.raises(AnyglotError, match=message):
         run(*arguments)
+
+
+def test_a_later_round_keeps_to_the_settings_of_its_plan(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, fit = ["--data.adapt_rounds=2", "--data.max_repetition=100", "--trainer.max_steps=8"], stage_cli._fit
+
+    def first_alone(cli: Any, round: int, rounds: int) -> None:
+        if round:
+            raise Killed
+        fit(cli, round, rounds)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(stage_cli, "_fit", first_alone)
+        run(*settings)
+    for changed, message in (
+        ("--data.packs_per_step=4", "packs of all rounds so far 16, not 32"),
+        ("--data.seed=7", "seed 0, not 7"),
+        ("--data.condition_dropout=0.5", "condition_dropout 0.0, not 0.5"),
+    ):
+        with pytest.raises(AnyglotError, match=f"plan-1: made with {message}"):
+            run(*settings, changed)
+    assert len(Plan.load(Path(run(*settings)["run_dir"]) / "plan-1")) == 16
+
+
+def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:
+    drops = "--model.lora={r: 2, dropout: 0.5}"
+    whole = run("--model.preset=lora", drops, name="whole")
+    killing(5)
+    with pytest.raises(Killed):
+        run("--model.preset=lora", drops, name="cut")
+    killing(-1)
+    assert run("--model.preset=lora", drops, name="cut")["loss"] == whole["loss"]
+    assert run("--model.preset=lora", "--model.lora={r: 2}", name="none")["loss"] != whole["loss"]

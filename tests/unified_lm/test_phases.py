@@ -248,3 +248,21 @@ def test_rows_are_those_made_document_by_document(shards: list[Path]) -> None:
             assert PackedDataset(plan)[index][name].tolist() == values.tolist()
     with pytest.raises(IndexError):
         PackedDataset(plan)[60]
+
+
+def test_the_constant_of_the_loss_is_of_all_phases(shards: list[Path], tmp_path: Path) -> None:
+    plan = build_plan(
+        shards,
+        seq_len=64,
+        seed=0,
+        phases=[
+            Phase({"to text": 1.0, "to image": 0, "text": 0}, 300),
+            Phase({"to text": 0, "to image": 1.0, "text": 0}, 300),
+        ],
+        path=tmp_path / "plan",
+    )
+    rows = PackedDataset(plan)
+    counts = [int((rows[i]["labels"] != IGNORED).sum()) for i in range(len(rows))]
+    assert abs(np.mean(counts[:300]) - np.mean(counts[300:])) > 2
+    found = TokenDataModule(plan, batch_size=1).targets_per_pack
+    assert abs(found - np.mean(counts)) < 0.2 * abs(np.mean(counts[:300]) - np.mean(counts[300:]))

@@ -270,3 +270,11 @@ def test_shards_that_are_not_made_of_units(twos: list[Path], tmp_path: Path) -> 
         build_plan(twos, seq_len=64, num_packs=2, together=2, condition_dropout=0.1)
     with pytest.raises(PlanError, match="together=0"):
         build_plan(twos, seq_len=64, num_packs=2, together=0)
+
+
+def test_a_plan_below_a_link_finds_its_shards(shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "deep" / "runs").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "runs").symlink_to(tmp_path / "scratch" / "deep" / "runs")
+    plan = build_plan(shards, seq_len=64, num_packs=3, seed=0, path=tmp_path / "home" / "runs" / "plan")
+    assert Plan.load(tmp_path / "home" / "runs" / "plan").fingerprint == plan.fingerprint

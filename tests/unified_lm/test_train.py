@@ -290,3 +290,27 @@ def test_schedule_warms_up_and_cools_down(world: World) -> None:
     shares = [lit._schedule(step) for step in range(1000)]
     assert shares[0] == 0.01 and shares[99:400] == [1.0] * 301
     assert math.isclose(shares[700], 0.5) and shares[-1] == 0.02
+
+
+def test_rows_may_stand_still(world: World) -> None:
+    rates = [group["lr"] for group in module(world, rows_lr=0.0).configure_optimizers()["optimizer"].param_groups]
+    assert rates[1] == 0 and rates[0] > 0
+
+
+def test_another_optimizer_cannot_go_on(world: World, tmp_path: Path) -> None:
+    fit(module(world, muon=False), world, tmp_path)
+    with pytest.raises(CheckpointError, match="trained with muon: false, whose state is of no use"):
+        fit(module(world, muon=True), world, tmp_path)
+
+
+def test_the_constant_of_the_loss_is_that_of_the_first_start(world: World, tmp_path: Path) -> None:
+    fit(module(world, targets_per_pack=None), world, tmp_path)
+    longer, saved = module(world, targets_per_pack=None), torch.load(tmp_path / "last.ckpt", weights_only=True)
+    found = saved["anyglot"]["targets_per_pack"]
+    assert 1 < found < 32
+    longer.targets_per_pack = 99.0  # of a plan that has grown
+    longer.on_load_checkpoint(saved)
+    assert longer.targets_per_pack == found
+    given = module(world, targets_per_pack=5.0)
+    given.on_load_checkpoint(saved)
+    assert given.targets_per_pack == 5.0

@@ -284,9 +284,12 @@ class TokenDataModule(LightningDataModule):
 
     @property
     def targets_per_pack(self) -> float:
-        """Mean number of prediction targets in the first 256 packs: the constant that normalises a loss."""
+        """Mean number of prediction targets in 256 packs, evenly spaced over the plan: the constant that normalises a
+        loss.
+        """
         dataset = PackedDataset(self.plan)
-        counts = [int((dataset[i]["labels"] != IGNORED).sum()) for i in range(min(256, len(dataset)))]
+        chosen = sorted({i * len(dataset) // 256 for i in range(256)})
+        counts = [int((dataset[i]["labels"] != IGNORED).sum()) for i in chosen]
         return sum(counts) / len(counts)
 
     @property

@@ -229,7 +229,7 @@ class Plan:
             )
         if content["version"] == 1:  # one phase, in the plan itself
             content["phases"] = [{k: content[k] for k in ("num_packs", "fingerprint", "parameters", "sources")}]
-        places = list(shards) if shards is not None else [path / s["path"] for s in content["shards"]]
+        places = list(shards) if shards is not None else [path.resolve() / s["path"] for s in content["shards"]]
         readers = open_shards([Path(os.path.normpath(p)) for p in places])
         known = [s["fingerprint"] for s in content["shards"]]
         if [r.fingerprint for r in readers] != known:

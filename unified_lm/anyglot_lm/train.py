@@ -84,6 +84,7 @@ class LitUnified(L.LightningModule):
         self.strict_loading = False  # frozen weights are not in checkpoints; `on_load_checkpoint` checks the rest
         self.vocabulary, self.class_names = vocabulary, class_names(vocabulary)
         self.max_steps, self.targets_per_pack = max_steps, targets_per_pack
+        self._targets_given = targets_per_pack is not None
         self.lr, self.rows_lr, self.warmup_steps, self.cooldown = lr, rows_lr, warmup_steps, cooldown
         self.weight_decay, self.muon, self.param_dtype, self.log_every = weight_decay, muon, param_dtype, log_every
         weights = SpanWeights(self.class_names, modality_weights, learned=learned_weights)
@@ -113,6 +114,10 @@ class LitUnified(L.LightningModule):
         if self._build is not None:
             self.lm, self._build = self._make(self._build()), None
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self._sharded:
+            if self.lm.weights.log_variance is not None:
+                raise ManifestError(
+                    "learned_weights are read between steps, FSDP2 shards them; leave learned_weights out"
+                )
             assert self.device_mesh is not None
             self.lm.shard(self.device_mesh["data_parallel"], self.param_dtype)
             self._sharded = True
@@ -134,6 +139,13 @@ class LitUnified(L.LightningModule):
         self._watch = DivergenceWatch()
         self._closed = self.global_step
         self._keep_settings()
+        self._drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.modules())
+        self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Where there is dropout, its masks are those of the step: a resumed run has the same, ranks have others."""
+        if self._drops and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            torch.manual_seed((self._seed + self.global_step * self.trainer.world_size + self.global_rank) % 2**63)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         out = self.lm(batch["input_ids"], batch["position_ids"], batch["labels"])
@@ -232,6 +244,8 @@ class LitUnified(L.LightningModule):
             "vocabulary": self.vocabulary.fingerprint,
             "last_loss": self.last_loss,
             "last": last,  # an adaptive mixture needs it where a run stopped at the end of a round
+            "targets_per_pack": self.targets_per_pack,  # of the plan as it was: a longer one has another mean
+            "muon": self.muon,
         }
         if not self._sharded:
             trained = self._trained_names()
@@ -248,6 +262,13 @@ class LitUnified(L.LightningModule):
                 f"the checkpoint was trained with the vocabulary {made_for[:12]}, this run has "
                 f"{self.vocabulary.fingerprint[:12]}; use another run_dir, or give the old vocabulary back"
             )
+        if own.get("muon", self.muon) != self.muon:
+            raise CheckpointError(
+                f"the checkpoint was trained with muon: {str(not self.muon).lower()}, whose state is of no use to "
+                "the other optimizer; give that back, or use another run_dir"
+            )
+        if not self._targets_given:
+            self.targets_per_pack = own.get("targets_per_pack", self.targets_per_pack)
         self.last_loss, self.last = own.get("last_loss", math.nan), own.get("last", {})
         if "state_dict" not in checkpoint:  # a sharded checkpoint; the strategy compares the names
             return
@@ -286,7 +307,7 @@ class LitUnified(L.LightningModule):
         plain = {"muon": False} if self.muon else {}
         groups: list[dict[str, Any]] = [
             {"params": matrices, "weight_decay": self.weight_decay, "lr": self.lr, **marks},
-            {"params": rows, "weight_decay": 0.0, "lr": self.rows_lr or self.lr, **plain},
+            {"params": rows, "weight_decay": 0.0, "lr": self.lr if self.rows_lr is None else self.rows_lr, **plain},
             {"params": others, "weight_decay": 0.0, "lr": self.lr, **plain},
         ]
         if self.muon and not matrices:
