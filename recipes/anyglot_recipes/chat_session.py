@@ -66,6 +66,7 @@ class Session:
         write: Callable[[str], None] = _to_stdout,
     ) -> None:
         self.model, self.out, self.write, self.seed = model, out, write, seed % 2**64
+        self.out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows now
         self.chat = Chat(model)
         self.set_to(to)
         self.set_temperature(temperature)

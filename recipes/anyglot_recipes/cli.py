@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         raise
     except KeyboardInterrupt:
-        print("anyglot: stopped; run the same command again to continue", file=sys.stderr)
+        again = "; run the same command again to continue" if words[:1] in (["train"], ["prepare"], ["synth"]) else ""
+        print(f"anyglot: stopped{again}", file=sys.stderr)
         return 130
 
 
@@ -289,14 +290,9 @@ def _generate(arguments: argparse.Namespace) -> int:
             _log(str(path))
             continue
         assert output.media is not None
-        if output.modality == "image":
-            path = out / f"{index}-image.png"
-            write_image(path, output.media)
-        else:
-            path = out / f"{index}-{output.modality}.wav"
-            rate = model.tokenizers[output.modality].spec.sample_rate
-            assert rate is not None
-            write_audio(path, output.media, rate)
+        rate = model.tokenizers[output.modality].spec.sample_rate
+        path = out / f"{index}-{output.modality}.{'png' if rate is None else 'wav'}"
+        write_image(path, output.media) if rate is None else write_audio(path, output.media, rate)
         _log(str(path))
     return 0
 

@@ -65,10 +65,10 @@ def read_examples(file: Path) -> list[tuple[dict[str, str | Path], dict[str, str
     Paths of media are taken from the folder of the file.
 
     Raises:
-        ManifestError: a line that is no such example.
+        ManifestError: a line that is no such example, or a file that is no UTF-8 text.
     """
     examples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_utf8(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -83,6 +83,13 @@ def read_examples(file: Path) -> list[tuple[dict[str, str | Path], dict[str, str
             ) from error
         examples.append((given, answer))
     return examples
+
+
+def _utf8(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file}: byte {error.start} is no UTF-8; convert it, for example with iconv") from error
 
 
 def write_text_shards(
@@ -100,12 +107,6 @@ def write_text_shards(
         out, vocabulary, Template.load(model_dir / "template.json"), text=codec, overwrite=overwrite
     ) as writer:
         for file in files:
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise ManifestError(
-                    f"{file}: byte {error.start} is no UTF-8; convert it, for example with iconv"
-                ) from error
-            for sample in text_documents(text, codec, max_ids):
+            for sample in text_documents(_utf8(file), codec, max_ids):
                 writer.add_sample(sample, task="text")
         return len(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ _positive.__name__ = "number"  # argparse says "invalid number value"
 
 def _scales(value: str) -> dict[str, float]:
     pairs = [pair.partition("=") for pair in value.split(",")]
-    return {modality.strip(): float(scale) for modality, _, scale in pairs}
+    scales = {modality.strip(): float(scale) for modality, _, scale in pairs}
+    if not all(map(math.isfinite, scales.values())):
+        raise ValueError
+    return scales
 
 
 _scales.__name__ = "scales"
@@ -76,7 +80,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.benchmark_report import as_text, compare, comparison_table, read_reports
+    from anyglot_tokenizers.errors import ManifestError
 
+    if arguments.out:
+        raise ManifestError("--compare writes no --out; its table goes to stdout (--json: as one object)")
     found = compare(read_reports([Path(path) for path in arguments.compare]))
     print(json.dumps(found) if arguments.json else as_text([comparison_table(found)]).rstrip())
     return 0
@@ -93,6 +100,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()  # stderr is for logs and the one line of an error
     sections = read_sections(arguments.sections)
+    if arguments.out:
+        (Path(arguments.out) / "media").mkdir(
+            parents=True, exist_ok=True
+        )  # a place that cannot be written to shows now
     model = UnifiedModel.from_pretrained(arguments.model)
     checkers = Checkers(SphinxJudge() if arguments.judge == "sphinx" else None)
     samples: dict[str, list[Graded]] = {}
@@ -122,17 +133,17 @@ def _write(folder: Path, report: dict[str, Any], model: Any, samples: dict[str, 
     shown = tables(report["rows"])
     title = f"Nanoworld benchmark: {Path(report['model']).resolve().name}"
     line = f"{report['num']} held-out scenes, seed {report['seed']}, speech heard by judge {report['judge']}."
+    with atomic_write(folder / "report.json") as path:  # first: nothing below can lose it
+        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     parts = [
         section(model, folder, name, f"the first {SHOWN}, then the worst of the others", graded)
         for name, graded in samples.items()
     ]
     intro = "<br>".join([line, *summary(report).splitlines()])
     files = {
-        "report.json": json.dumps(report, indent=1),
         "report.md": f"# {title}\n\n{line}\n\n{as_markdown(shown)}{summary(report)}\n",
         "index.html": page(title, intro, as_html(shown, samples), parts),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with atomic_write(folder / name) as path:
             path.write_text(content, encoding="utf-8")

@@ -527,13 +527,21 @@ def world_seed(seed: int, split: Split) -> int:
 
 
 def test_items(model: UnifiedModel, n: int, seed: int = 0, split: Split = "test") -> list[Item]:
-    """`n` items with codes made by the model's own tokenizers; held-out ones, or fresh ones of the training split."""
+    """`n` items with codes made by the model's own tokenizers; held-out ones, or fresh ones of the training split.
+
+    Raises ManifestError for a model without image, speech or music, or whose codecs are of another rate.
+    """
     missing = [m for m in ("image", "speech", "music") if m not in model.tokenizers]
     if missing:
         raise ManifestError(
             f"the nanoworld benchmark needs a model with {', '.join(missing)}; this one has "
             f"{', '.join(model.vocabulary.modalities)}"
         )
+    for name in ("speech", "music"):
+        if (rate := model.tokenizers[name].spec.sample_rate) != SAMPLE_RATE:
+            raise ManifestError(
+                f"the nanoworld benchmark is of {SAMPLE_RATE} Hz; the tokenizer of {name} takes {rate} Hz"
+            )
     cache = SpeechCache(default_cache_dir())
     return make_items(split, n, world_seed(seed, split), dict(model.tokenizers), cache, 1)
 

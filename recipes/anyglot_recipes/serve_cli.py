@@ -63,6 +63,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from anyglot_lm.serve.app import build_app
     from anyglot_lm.serve.connection import listen, make_server
     from anyglot_lm.unified import UnifiedModel
+    from anyglot_recipes.device import device_of
     from anyglot_recipes.serve_examples import cards, examples
 
     limits = Limits(**{entry.name: getattr(arguments, entry.name) for entry in fields(Limits)})
@@ -75,7 +76,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     socket = listen(arguments.host, arguments.port)  # before the model: a port that is taken shows at once
     dtype = getattr(torch, arguments.dtype)
-    model = UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=arguments.device)
+    model = UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=device_of(arguments.device))
     name = arguments.name or Path(arguments.model).resolve().name
     page = not arguments.no_page and importlib.util.find_spec("gradio") is not None
     app = build_app(

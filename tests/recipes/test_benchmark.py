@@ -6,7 +6,8 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from anyglot_recipes.benchmark_report import as_markdown, as_text, compare, comp
 from anyglot_recipes.cli import main
 from anyglot_recipes.evaluate import GROUPS, Checkers, Graded, grade, group_of, means, row_of
 from anyglot_recipes.nano import ASSISTANT_VOICE, written_questions
+from anyglot_recipes.nano import test_items as held_out_items
 from anyglot_recipes.shots import HELD_OUT, RULES
 from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, QUIZ, SHOTS, TASKS, WRITTEN, Item
 from anyglot_synth.nanoworld.draw import draw
@@ -31,6 +33,7 @@ from anyglot_synth.nanoworld.records import Record, generate
 from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score
 from anyglot_synth.nanoworld.see import see
 from anyglot_synth.nanoworld.voices import installed_voices
+from anyglot_tokenizers.audio import AudioCodec
 from anyglot_tokenizers.errors import ManifestError
 
 needs_voices = pytest.mark.skipif(
@@ -249,6 +252,40 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "more").mkdir()
     assert main(["eval", "nanoworld", "--compare", str(tmp_path / "more")]) == 2
     assert main(["eval", "nanoworld", "--compare", str(tmp_path / "none.json"), str(tmp_path / "0.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--guidance", "speech=nan"], "invalid scales value"),
+        (["--compare", "a.json", "--out", "there"], "--compare writes no --out"),
+    ],
+)
+def test_options_that_cannot_be(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["eval", "nanoworld", *given])
+    except SystemExit as stopped:  # argparse's own way
+        code = int(str(stopped.code))
+    assert code == 2 and message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_shows_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work had begun")
+
+    monkeypatch.setattr(UnifiedModel, "from_pretrained", load)
+    (tmp_path / "file").touch()
+    assert main(["eval", "nanoworld", "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_codecs_of_another_rate_are_refused(tiny_model: UnifiedModel) -> None:
+    music = AudioCodec(sample_rate=24_000, n_fft=64, hop=16, num_mels=12, dim=16, encoder_depth=1, decoder_depth=1)
+    other = SimpleNamespace(tokenizers={**tiny_model.tokenizers, "music": music}, vocabulary=tiny_model.vocabulary)
+    with pytest.raises(ManifestError, match="of 16000 Hz; the tokenizer of music takes 24000 Hz"):
+        held_out_items(cast(UnifiedModel, other), 1)
 
 
 def test_sections_by_name(capsys: pytest.CaptureFixture[str]) -> None:

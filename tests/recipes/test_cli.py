@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main, shipped_or_given
+from anyglot_recipes.expand import add_modalities
 from anyglot_recipes.shipped import NANO
 from anyglot_tokenizers.codes import Codes
+from anyglot_tokenizers.image import ImageVQ
 from anyglot_tokenizers.media import read_audio, read_image, write_audio, write_image
 from anyglot_tokenizers.query import QueryImageVQ
 
@@ -186,6 +190,38 @@ def test_generate_writes_every_answer(
     first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert main(["generate", "--model", str(folder), *given, *to]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_pictures_of_another_name_are_written(tiny_model: UnifiedModel, tmp_path: Path) -> None:
+    depth = ImageVQ(channels=(8, 8, 16), codebook_size=8, codebook_dim=8).eval()
+    torch.manual_seed(0)
+    tiny_model.save_pretrained(tmp_path / "before")
+    model = add_modalities(
+        UnifiedModel.from_pretrained(tmp_path / "before"), {"depth": depth}, {"depth": {"grid": [2, 2]}}
+    )
+    model.save_pretrained(tmp_path / "after")
+    asked = ["generate", "--model", str(tmp_path / "after"), "--text", "red", "--to", "depth"]
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    assert read_image(tmp_path / "out" / "0-depth.png").shape[0] == 3
+
+
+def test_examples_that_are_no_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "examples.jsonl").write_bytes(b"\xff\xfe")
+    asked = ["generate", "--model", str(folder), "--text", "red", "--to", "image"]
+    assert main([*asked, "--examples", str(tmp_path / "examples.jsonl")]) == 2
+    assert "byte 0 is no UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "again"), [("eval", False), ("train", True)])
+def test_only_what_goes_on_says_so(
+    command: str, again: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+    assert main([command]) == 130
+    assert ("run the same command again" in capsys.readouterr().err) == again
 
 
 def test_tokenizer_of_pictures_of_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,10 @@ import torch
 from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.data_eval.evidence import Evidence, Judges
-from anyglot_recipes.data_eval.items import Item, Task, choose, codes_of, read_task, strangers
+from anyglot_recipes.data_eval.items import Item, Task, choose, codes_of, others, read_task
 from anyglot_recipes.data_eval.report import markdown
 from anyglot_recipes.data_eval.run import Settings, evaluate_data
-from anyglot_recipes.data_eval.scores import clip, retrieval
+from anyglot_recipes.data_eval.scores import clip, exact, retrieval
 from anyglot_recipes.importers.rows import Row, RowError
 from anyglot_recipes.metrics.clap import Clap
 from anyglot_recipes.metrics.clip import Clip
@@ -210,12 +210,10 @@ def test_the_choice_is_even_repeatable_and_whole() -> None:
     assert choose(rows, CAPTION, 10, 3, Counter()) == choose(rows, CAPTION, 10, 3, Counter())
 
 
-def test_strangers_share_no_right_answer() -> None:
-    items = [Item(str(i), {}, keys=frozenset({str(i % 3)})) for i in range(9)]
-    for i, others in enumerate(strangers(items, np.random.default_rng(0), 5)):
-        assert len(others) == len(set(others)) == 5 and all(j % 3 != i % 3 for j in others)
-    alike = [Item(str(i), {}, keys=frozenset({"cat"})) for i in range(3)]
-    assert strangers(alike, np.random.default_rng(0), 5) == [[], [], []]
+def test_others_are_never_the_item_itself() -> None:
+    found = others(9, np.random.default_rng(0), 5)
+    assert all(len(set(chosen)) == 5 and i not in chosen for i, chosen in enumerate(found))
+    assert len(others(3, np.random.default_rng(0), 5)[0]) == 2 and others(1, np.random.default_rng(0), 5) == [[]]
 
 
 def test_a_medium_that_the_tokenizer_refuses_does_not_end_the_run(tiny_model: UnifiedModel) -> None:
@@ -256,6 +254,25 @@ def test_missing_outputs_count_as_wrong(tiny_model: UnifiedModel, tmp_path: Path
     found = retrieval(evidence)[0]
     assert [score[0] for score in found.scores if score] == [0.5, 0.5, 0.0, 0.0], "two pictures look the same"
     assert found.row()["chance"] == 0.25
+
+
+def written(model: UnifiedModel, texts: list[str], outputs: list[str | None]) -> dict[str, Any]:
+    items = [Item(str(i), {"text": [text]}, keys=frozenset({text})) for i, text in enumerate(texts)]
+    answers = [None if text is None else Output("text", text=text) for text in outputs]
+    return exact(Evidence(model, CAPTION, items, answers, Judges(), np.random.default_rng(0)))[0].row()
+
+
+def test_chance_is_that_of_answers_to_other_items(tiny_model: UnifiedModel) -> None:
+    """Two labels: an answer to any other item is right half of the time, however good the model is."""
+    labels = ["red", "blue"] * 100
+    row = written(tiny_model, labels, [*labels])
+    assert row["value"] == 1.0 and abs(row["chance"] - 0.5) < 0.1
+
+
+def test_a_reference_without_words_is_met_by_its_characters_alone(tiny_model: UnifiedModel) -> None:
+    signs = ["\U0001f600", "...", "cat", "\U0001f600", "Cat!"]
+    row = written(tiny_model, signs, [None, "!!!", "cat", " \U0001f600 ", "cat"])
+    assert (row["n"], row["missing"]) == (5, 1) and row["value"] == 0.6
 
 
 # The command
@@ -406,3 +423,21 @@ def test_a_missing_package_is_named(nano: UnifiedModel, source: Path, monkeypatc
         evaluate_data(nano, source, "speech->text", metrics=["wer"])
     assert read_task("text+image -> speech", nano, "nano") == Task(("text", "image"), "speech")
     assert Settings().candidates == 10
+
+
+def test_places_and_devices_that_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        write_image(tmp_path / "photos" / name / "a.png", torch.rand(3, 64, 64))
+    asked = (tmp_path / "photos", "--task", "image->text", "--model", NANO)
+    assert "is in the folder of the source" in refused(capsys, *asked, "--out", tmp_path / "photos" / "report")
+    assert not (tmp_path / "photos" / "report").exists()
+    assert "--device nowhere: " in refused(capsys, *asked, "--device", "nowhere")
+
+
+def test_only_files_that_were_written_are_linked() -> None:
+    item = {"item": "a", "given": {"text": "media/<img src=x>"}, "output": "media/b.png", "answered": True}
+    item |= {"references": ["media/<b>.png"], "scores": {}}
+    report = {"task": "text->text", "source": "s", "model": "m", "items": [item], "settings": {"seed": 0}, "rows": []}
+    page = markdown(report | {"left_out": {"rows": 0}})
+    assert "<" not in page.partition("## Examples")[2].replace("\\<", "") and "](media" not in page

@@ -27,7 +27,7 @@ def add_parser(benchmarks: Any, model: str, positive: Callable[[str], int]) -> N
         default="",
         metavar="NAMES",
         help="exact, cider, wer, cer, clip, clip_image, clap, retrieval, speaker, ranking; joined by commas "
-        "(default: all that fit the task, the rows and the judges)",
+        "(default: all that fit the task, the rows and the judges; wer and cer with speech)",
     )
     parser.add_argument("--num", type=positive, metavar="N", help="so many items, drawn with --seed (default: all)")
     parser.add_argument("--column", action="append", default=[], metavar="NAME=MODALITY", help="what a column holds")
@@ -59,6 +59,7 @@ def data_command(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.data_eval.evidence import Judges
     from anyglot_recipes.data_eval.report import markdown, write_folder
     from anyglot_recipes.data_eval.run import Settings, evaluate_data
+    from anyglot_recipes.device import device_of
     from anyglot_recipes.metrics.clap import Clap
     from anyglot_recipes.metrics.clip import Clip
     from anyglot_recipes.metrics.speech import open_recogniser
@@ -68,12 +69,14 @@ def data_command(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     if arguments.out:
         source = Path(arguments.source).resolve()
-        if Path(arguments.out).resolve() == (source if source.is_dir() else source.parent):
-            raise ManifestError(f"--out {arguments.out}: is the folder of the source; write to a folder of its own")
+        out = Path(arguments.out).resolve()
+        if out == (source if source.is_dir() else source.parent) or source in out.parents:
+            raise ManifestError(f"--out {arguments.out}: is in the folder of the source; write to a folder of its own")
         Path(arguments.out).mkdir(parents=True, exist_ok=True)  # a place that cannot be written to shows now
+    device = device_of(arguments.device)
     judges = Judges(
-        clip=Clip(arguments.clip, device=arguments.device) if arguments.clip else None,
-        clap=Clap(arguments.clap, device=arguments.device) if arguments.clap else None,
+        clip=Clip(arguments.clip, device=device) if arguments.clip else None,
+        clap=Clap(arguments.clap, device=device) if arguments.clap else None,
         speaker=speaker_encoder(arguments.xvector) if arguments.xvector else None,
         speaker_name=arguments.xvector or "none",
         recogniser=open_recogniser(arguments.recogniser) if arguments.recogniser else None,
@@ -81,7 +84,7 @@ def data_command(arguments: argparse.Namespace) -> int:
     )
     dtype = getattr(torch, arguments.dtype)
     report, evidence = evaluate_data(
-        UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=arguments.device),
+        UnifiedModel.from_pretrained(arguments.model, dtype=dtype, device=device),
         arguments.source,
         arguments.task,
         metrics=[name for name in arguments.metrics.replace(" ", "").split(",") if name],

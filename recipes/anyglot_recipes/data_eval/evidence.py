@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.data_eval.items import TEXT, Content, Item, Task, strangers
+from anyglot_recipes.data_eval.items import TEXT, Content, Item, Task, others
 from anyglot_tokenizers.media import read_audio, read_image
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Evidence:
         items: what it was asked.
         outputs: the answer to each item, None where there is none. Media are codes.
         judges: what looks and listens.
-        rng: draws the strangers of the chance level.
+        rng: draws the other items of the chance level.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Evidence:
         rng: np.random.Generator,
     ) -> None:
         self.model, self.task, self.items, self.outputs, self.judges = model, task, items, outputs, judges
-        self.strangers = strangers(items, rng, ROUNDS)
+        self.others = others(len(items), rng, ROUNDS)
         self._seen: dict[tuple[str, str], list[Tensor | None]] = {}
         self._heard: dict[str, list[str | None]] = {}
 

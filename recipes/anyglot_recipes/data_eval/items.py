@@ -214,15 +214,6 @@ def prompt_of(item: Item, task: Task) -> Sample:
     return Sample([item.segment(modality, "user") for modality in task.given])
 
 
-def strangers(items: Sequence[Item], rng: np.random.Generator, most: int) -> list[list[int]]:
-    """For each item, up to `most` others at random, without any right answer in common with it."""
-    found = []
-    for i, item in enumerate(items):
-        chosen: list[int] = []
-        for j in map(int, rng.permutation(len(items))):
-            if len(chosen) == most:
-                break
-            if j != i and not item.keys & items[j].keys:
-                chosen.append(j)
-        found.append(chosen)
-    return found
+def others(num: int, rng: np.random.Generator, most: int) -> list[list[int]]:
+    """For each of `num` items, up to `most` others at random: whose answers are as good as one's that saw nothing."""
+    return [[int(j) for j in rng.permutation(num)[: most + 1] if j != i][:most] for i in range(num)]

@@ -42,13 +42,13 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["", "## Examples", ""]
     for item in report["items"][:SHOWN]:
         lines.append(f"- **{_plain(item['item'])}**: {_content(item['given'], item.get('files', {}))}")
-        wrote = item.get("files", {}).get("output") or item["output"]
+        file = item.get("files", {}).get("output")
         none = "not kept, name a folder with --out" if item["answered"] else f"none: {item.get('why', 'not asked for')}"
-        lines.append(f"  - output: {_shown(wrote) if wrote else _plain(none)}")
+        lines.append(f"  - output: {_file(file) if file else _plain(item['output'] or none)}")
         if item.get("heard") is not None:
             lines.append(f"  - heard: {_plain(item['heard'])}")
         if item["references"]:
-            lines.append(f"  - right: {'; '.join(map(_shown, item['references'][:5]))}")
+            lines.append(f"  - right: {'; '.join(map(_plain, item['references'][:5]))}")
         scores = [f"{name} {_number(value)}" for name, value in item["scores"].items() if value is not None]
         lines.append(f"  - {', '.join(scores) or 'no score'}")
     return "\n".join([*lines, ""])
@@ -91,14 +91,15 @@ def _write(
 
 
 def _content(given: dict[str, str], files: dict[str, str]) -> str:
-    return ", ".join(f"{modality} {_shown(files.get(modality, value))}" for modality, value in given.items())
+    return ", ".join(
+        f"{modality} {_file(files[modality]) if modality in files else _plain(value)}"
+        for modality, value in given.items()
+    )
 
 
-def _shown(value: str) -> str:
-    """A text, a picture, or a link to a sound."""
-    if value.startswith("media/"):
-        return f"![{value}]({value})" if value.endswith(".png") else f"[{Path(value).name}]({value})"
-    return _plain(value)
+def _file(name: str) -> str:
+    """A picture, or a link to a sound, that `write_folder` wrote."""
+    return f"![{name}]({name})" if name.endswith(".png") else f"[{Path(name).name}]({name})"
 
 
 def _plain(text: str) -> str:

@@ -90,7 +90,7 @@ def compared(
     """The result of a metric that compares each answer with its item.
 
     Args:
-        evidence: items and their strangers.
+        evidence: items and, for each, others.
         name, better, note: of the row.
         answers: something for each item, None where it is missing.
         compare: answer and item to a score; None where the item has nothing to compare with.
@@ -102,9 +102,9 @@ def compared(
         return wrong(i) if answer is None else compare(answer, i)
 
     scores = [score(answer, i) for i, answer in enumerate(answers)]
-    shuffled = [score(answers[j], i) for i, others in enumerate(evidence.strangers) for j in others]
+    shuffled = [score(answers[j], i) for i, others in enumerate(evidence.others) for j in others]
     best = None if ceiling is None else mean([compare(a, i) for i, a in enumerate(ceiling) if a is not None])
-    missing = sum(answer is None for answer, value in zip(answers, scores, strict=True) if value is not None)
+    missing = sum(answer is None for answer, value in zip(answers, scores, strict=True) if value and value[1] > 0)
     return Result(name, better, scores, missing, mean(shuffled), best, note)
 
 
@@ -118,8 +118,11 @@ def exact(evidence: Evidence) -> list[Result]:
         references = evidence.items[i].texts()
         return (float(same_words(text, references)), 1.0) if references else None
 
+    def nothing_right(i: int) -> Score | None:
+        return (0.0, 1.0) if evidence.items[i].texts() else None
+
     note = "the same words as a reference; case and marks do not count"
-    return [compared(evidence, "exact", "higher", evidence.texts, compare, wrong=lambda i: compare("", i), note=note)]
+    return [compared(evidence, "exact", "higher", evidence.texts, compare, wrong=nothing_right, note=note)]
 
 
 def cider(evidence: Evidence) -> list[Result]:

@@ -32,9 +32,14 @@ def words(text: str) -> list[str]:
 
 
 def same_words(candidate: str, references: Sequence[str]) -> bool:
-    """Whether a caption has the very words of one of the references."""
-    found = words(candidate)
-    return any(found == words(reference) for reference in references)
+    """Whether a caption has the very words of one of the references; of one without words, such as a sign, the very
+    characters.
+    """
+    return any(_told(candidate) == _told(reference) for reference in references)
+
+
+def _told(text: str) -> list[str]:
+    return words(text) or ["", text.strip().casefold()]
 
 
 class CiderD:
