@@ -427,7 +427,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     if config.heard.phone_steps < 0 or config.seen.phone_steps or config.named.phone_steps:
         raise ManifestError("heard.phone_steps must be 0 or more; seen and named have none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing
-    run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table")})
+    run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table", "practice")})
     data = read_field_data(config.data)
     run.say(
         f"{len(data.clips)} training clips, {len(data.test_clips)} of {config.data.held_out_speaker}; "

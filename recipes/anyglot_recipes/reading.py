@@ -26,7 +26,7 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 TASKS = ("write down", "read aloud")
 MOST_WORDS = 6
 FOREIGN: dict[str, tuple[str, ...]] = {
-    "size": ("heavy", "wooden", "broken", "empty", "quiet", "gentle", "narrow", "silver"),
+    "size": ("heavy", "wooden", "broken", "hollow", "quiet", "gentle", "narrow", "silver"),
     "color": ("orange", "brown", "golden", "copper", "marble", "velvet", "cotton", "rusty"),
     "shape": (
         "kettle",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,10 +144,12 @@ def smol(config: SmolConfig) -> dict[str, Any]:
         data["data.shards"].append(str(run.once("talk", lambda folder: _write_talk(folder, backbone, start))))
         weights["talk"] = config.talk_share
     kept, whole = sum(weights.get(name, 0.0) for name in ("text", "talk")), sum(config.tasks.values())
-    weights |= {task: share / whole * (1 - kept) for task, share in config.tasks.items()}
+    if not math.isclose(whole, 1):  # where they add up to 1 a plan keeps its fingerprint
+        kept = 1 - (1 - kept) / whole
+    weights |= {task: share * (1 - kept) for task, share in config.tasks.items()}
     data["data.weights"] = weights
     data["data.replay"], data["data.replay_share"] = [], 0.0  # the weights say it
-    folder, loss, lora = start, float("nan"), dict(config.lora)
+    folder, loss, lora = start, None, dict(config.lora)
     if before is not None:
         lora = {"model.weights_from": str(before if alone else before / "lora" / "last.ckpt"), **lora}
     if lora.get("model.compile") and not can_compile(run):
@@ -155,14 +158,14 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     for name, recipe, changes in [*stages, ("lora", "align", lora)]:
         out = run.dir / name / "model"
         report_file = run.dir / name / "report.json"
-        if not report_file.exists() or not (out / VOCABULARY_FILE).exists():  # the vocabulary is the last to come
+        if not (out / VOCABULARY_FILE).exists():  # the last to come
             given = {"run_dir": run.dir / name, "model.start": folder, "data.seed": config.seed, **data, **changes}
             report = run_stage("stage", [f"--config={CONFIGS / recipe}.yaml", *as_arguments(given)], name)
             assert report is not None
             with atomic_write(report_file) as temporary:
                 temporary.write_text(json.dumps(report, indent=1))
-        loss = json.loads(report_file.read_text())["loss"]
-        run.say(f"{name}: final training loss {loss:.4f}")
+        loss = json.loads(report_file.read_text())["loss"] if report_file.exists() else None  # of an older version
+        run.say(f"{name}: final training loss {loss}")
         folder = out
     run.once("adapter", lambda made: _write_adapter(made, run.dir / "lora", backbone))
     return _grade(run, config, start, folder, loss, backbone)
@@ -277,7 +280,9 @@ def _talk_report(model: UnifiedModel, start: UnifiedModel, backbone: Backbone) -
     return rows
 
 
-def _grade(run: Run, config: SmolConfig, start: Path, folder: Path, loss: float, backbone: Backbone) -> dict[str, Any]:
+def _grade(
+    run: Run, config: SmolConfig, start: Path, folder: Path, loss: float | None, backbone: Backbone
+) -> dict[str, Any]:
     from anyglot_recipes.evaluate import evaluate
 
     model = UnifiedModel.from_pretrained(folder)

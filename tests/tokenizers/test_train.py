@@ -490,8 +490,11 @@ def test_a_decoder_needs_codes_to_learn_from(tmp_path):
         fit_tokenizer(AudioCodec(**SPEECH), sounds(), run_dir=tmp_path, from_codes=1, crop=1024, **RUN)
     start = fit_tokenizer(AudioCodec(**SPEECH), sounds(), run_dir=tmp_path / "one", crop=1024, **RUN)
     fit_tokenizer(start, sounds(), run_dir=tmp_path / "decoder", from_codes=1, crop=1024, **RUN)
+    start.save_pretrained(tmp_path / "another")
     with pytest.raises(CheckpointError, match="start"):
-        fit_tokenizer(start, sounds(), run_dir=tmp_path / "decoder", from_codes=1, crop=1024, **RUN)  # another by now
+        fit_tokenizer(
+            load(tmp_path / "another"), sounds(), run_dir=tmp_path / "decoder", from_codes=1, crop=1024, **RUN
+        )
     with pytest.raises(UnsupportedError, match="makes no media of latents"):
         SeriesVQ(channels=1).from_latents(torch.zeros(1, 8, 4), torch.ones(1, 4, dtype=torch.bool))
     untaught = AudioCodec(**SPEECH, quantizer="fsq")
@@ -532,12 +535,18 @@ def test_images_stay_as_they_are_without_a_crop():
 
 
 def test_a_run_is_of_the_tokenizer_it_began_with(tmp_path):
-    how = {"run_dir": tmp_path, "max_steps": 5, "batch_size": 2, "lr": np.float64(1e-3)}
-    first, again, other = image_tokenizer(), image_tokenizer(), image_tokenizer()
-    with torch.no_grad():
-        next(other.parameters()).add_(0.1)
+    how = {"run_dir": tmp_path / "run", "max_steps": 5, "batch_size": 2, "lr": np.float64(1e-3)}
+    first, again = image_tokenizer(), image_tokenizer()
     fit_tokenizer(first, images(), **how)
-    fit_tokenizer(again, images(), **how)  # reads the checkpoint, although the rate was a number of numpy's
-    assert again.fingerprint == first.fingerprint
-    with pytest.raises(CheckpointError, match="from a run with start"):
+    assert "start" in (saved := torch.load(how["run_dir"] / CHECKPOINT, weights_only=True)["anyglot"])
+    assert saved["start"] is None
+    for same in (again, first):  # reads the checkpoint, although the rate was a number of numpy's
+        assert fit_tokenizer(same, images(), **how).fingerprint == first.fingerprint
+    first.save_pretrained(tmp_path / "first")
+    other = load(tmp_path / "first")
+    with pytest.raises(CheckpointError, match="from a run with start None"):
         fit_tokenizer(other, images(), **how)
+    fit_tokenizer(other, images(), **how | {"run_dir": tmp_path / "other"})
+    assert fit_tokenizer(load(tmp_path / "first"), images(), **how | {"run_dir": tmp_path / "other"}).fingerprint == (
+        other.fingerprint
+    )

@@ -430,7 +430,7 @@ def fit_tokenizer(
     """Train `tokenizer` in place and return it in eval mode, with averaged weights if they are kept (`ema_decay`).
 
     A run that was killed goes on from `run_dir/last.ckpt` when called again with the same arguments, to the
-    same bits. With `from_codes` that is the tokenizer as it was before the run: load it again.
+    same bits; `tokenizer` is the one that it began with, built or loaded again, or the same object.
 
     Args:
         tokenizer: any native tokenizer.
@@ -494,7 +494,7 @@ def fit_tokenizer(
         "data": batches.fingerprint,
         "channels_last": channels_last,
         "teacher": str(getattr(tokenizer, "distillation", None)),
-        "start": tokenizer.fingerprint,
+        "start": _start_of(tokenizer, Path(run_dir)),
     }
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -569,6 +569,15 @@ def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
         raise ManifestError(f"{tokenizer.modality} has no sample rate: pass crop, in samples")
     hop_length = tokenizer.spec.hop_length
     return max(1, round(seconds * sample_rate / hop_length)) * hop_length
+
+
+def _start_of(tokenizer: Tokenizer, run_dir: Path) -> str | None:
+    """Fingerprint of the weights that a run begins with; None of a new tokenizer, whose configuration says all (and
+    whose weights are not the same bits on every kind of machine). An object remembers it, as the run changes it.
+    """
+    starts: dict[Path, str | None] = tokenizer.__dict__.setdefault("_starts", {})
+    steps = [int(module.steps) for module in tokenizer.modules() if isinstance(module, Quantizer)]
+    return starts.setdefault(run_dir.resolve(), tokenizer.fingerprint if any(steps) or not steps else None)
 
 
 def _check_trained(tokenizer: Tokenizer) -> None:

@@ -96,6 +96,7 @@ class LitUnified(L.LightningModule):
         else:
             self._build = model
         self._sharded = False
+        self._seed: int | None = None
         self.last_loss = math.nan
         self.last: dict[str, float] = {}
         self._window: Window | None = None
@@ -140,11 +141,13 @@ class LitUnified(L.LightningModule):
         self._closed = self.global_step
         self._keep_settings()
         self._drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.modules())
-        self._seed = torch.initial_seed()
+        if self._seed is None:
+            self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Where there is dropout, its masks are those of the step: a resumed run has the same, ranks have others."""
         if self._drops and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            assert self._seed is not None
             torch.manual_seed((self._seed + self.global_step * self.trainer.world_size + self.global_rank) % 2**63)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -245,6 +248,7 @@ class LitUnified(L.LightningModule):
             "last_loss": self.last_loss,
             "last": last,  # an adaptive mixture needs it where a run stopped at the end of a round
             "targets_per_pack": self.targets_per_pack,  # of the plan as it was: a longer one has another mean
+            "seed": self._seed,
             "muon": self.muon,
         }
         if not self._sharded:
@@ -267,6 +271,7 @@ class LitUnified(L.LightningModule):
                 f"the checkpoint was trained with muon: {str(not self.muon).lower()}, whose state is of no use to "
                 "the other optimizer; give that back, or use another run_dir"
             )
+        self._seed = own.get("seed")
         if not self._targets_given:
             self.targets_per_pack = own.get("targets_per_pack", self.targets_per_pack)
         self.last_loss, self.last = own.get("last_loss", math.nan), own.get("last", {})
