@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.quantize import Quantizer
+from anyglot_tokenizers.tokenizer import Tokenizer
 
 CHECKPOINT = "last.ckpt"
 
@@ -64,3 +66,12 @@ def saved_step(path: Path, settings: dict[str, Any]) -> int:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def start_of(tokenizer: Tokenizer, run_dir: Path) -> str | None:
+    """Fingerprint of the weights that a run begins with; None of a new tokenizer, whose configuration says all (and
+    whose weights are not the same bits on every kind of machine). An object remembers it, as the run changes it.
+    """
+    starts: dict[Path, str | None] = tokenizer.__dict__.setdefault("_starts", {})
+    steps = [int(module.steps) for module in tokenizer.modules() if isinstance(module, Quantizer)]
+    return starts.setdefault(run_dir.resolve(), tokenizer.fingerprint if any(steps) or not steps else None)

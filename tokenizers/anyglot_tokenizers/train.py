@@ -38,7 +38,7 @@ from anyglot_tokenizers.batches import (
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step
+from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step, start_of
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
@@ -494,7 +494,7 @@ def fit_tokenizer(
         "data": batches.fingerprint,
         "channels_last": channels_last,
         "teacher": str(getattr(tokenizer, "distillation", None)),
-        "start": _start_of(tokenizer, Path(run_dir)),
+        "start": start_of(tokenizer, Path(run_dir)),
     }
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -569,15 +569,6 @@ def crop_of(tokenizer: Tokenizer, seconds: float) -> int:
         raise ManifestError(f"{tokenizer.modality} has no sample rate: pass crop, in samples")
     hop_length = tokenizer.spec.hop_length
     return max(1, round(seconds * sample_rate / hop_length)) * hop_length
-
-
-def _start_of(tokenizer: Tokenizer, run_dir: Path) -> str | None:
-    """Fingerprint of the weights that a run begins with; None of a new tokenizer, whose configuration says all (and
-    whose weights are not the same bits on every kind of machine). An object remembers it, as the run changes it.
-    """
-    starts: dict[Path, str | None] = tokenizer.__dict__.setdefault("_starts", {})
-    steps = [int(module.steps) for module in tokenizer.modules() if isinstance(module, Quantizer)]
-    return starts.setdefault(run_dir.resolve(), tokenizer.fingerprint if any(steps) or not steps else None)
 
 
 def _check_trained(tokenizer: Tokenizer) -> None:
