@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,8 @@ def test_strings_are_read_by_the_assistant_and_varied_where_users_say_them(
     )
     assert plain["read aloud"] == slow["read aloud"]
     (heard, text), (slowly, same) = (said["write down"].segments for said in (plain, slow))
+    given = str(plain["read aloud"].segments[0].content)  # the first description is given as a sentence
+    assert given != text.content and set(re.findall(r"\w+", str(text.content))) <= set(re.findall(r"\w+", given))
     assert text == same and abs(np.shape(slowly.content)[1] - 2 * np.shape(heard.content)[1]) <= 1
 
 
