@@ -101,9 +101,8 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()  # stderr is for logs and the one line of an error
     sections = read_sections(arguments.sections)
     if arguments.out:
-        (Path(arguments.out) / "media").mkdir(
-            parents=True, exist_ok=True
-        )  # a place that cannot be written to shows now
+        # before the work, so that a place that cannot be written to shows now
+        (Path(arguments.out) / "media").mkdir(parents=True, exist_ok=True)
     model = UnifiedModel.from_pretrained(arguments.model)
     checkers = Checkers(SphinxJudge() if arguments.judge == "sphinx" else None)
     samples: dict[str, list[Graded]] = {}

@@ -110,7 +110,9 @@ class StageData(TokenDataModule):
         least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
         low = [f"data.{name} {value}" for name, value in least.items() if value < 1]
         if low or num_workers < 0:
-            raise ManifestError(f"{', '.join(low) or f'data.num_workers {num_workers}'}: too low; give 1 or more")
+            raise ManifestError(
+                f"{', '.join(low) or f'data.num_workers {num_workers}'}: too low; give 1 or more (num_workers: 0)"
+            )
         self.shards, self.replay, self.replay_share = shards, replay or [], replay_share
         self.weights, self.phases, self.modality_budgets = weights, phases, modality_budgets
         self.max_repetition, self.condition_dropout = max_repetition, condition_dropout
