@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from anyglot_lm.hf_text import AnyText
+from anyglot_lm.history import check_rates
 from anyglot_lm.segments import CHAT, Sample, Template
 from anyglot_lm.trained import trained_weights
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
@@ -108,6 +109,8 @@ class LMConfig:
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         modality_weights: relative factor of the loss by modality.
         z_loss: factor of logsumexp².
+        history_noise: share of the codes of answers, by modality, that half of the documents read back as others: what
+            is asked for then counts for more than what was said so far (`history.py`).
         compile: torch.compile the decoder (needs a C++ compiler; falls back to eager without one).
         precision: "32-true", "bf16-mixed", or "auto": bf16-mixed where the hardware computes it natively.
         checkpoint_every: steps between checkpoints, a multiple of log_every.
@@ -136,6 +139,7 @@ class LMConfig:
     sliced: bool = True
     modality_weights: dict[str, float] = field(default_factory=dict)
     z_loss: float = 0.0
+    history_noise: dict[str, float] = field(default_factory=dict)
     compile: bool = True
     precision: str = "auto"
     checkpoint_every: int = 200
@@ -208,6 +212,7 @@ def check_lm(config: LMConfig, *, new: bool = True) -> None:
         )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
+    check_rates(config.history_noise, list(config.blocks))
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
         raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
 
@@ -219,10 +224,12 @@ def _plain(value: Any) -> Any:
 
 
 def _without_machine(settings: Any) -> Any:
-    """Settings without those that depend on the machine and cannot change the result (numbers of processes, paths)."""
+    """Settings without those that depend on the machine and cannot change the result (numbers of processes, paths),
+    and without `history_noise` where there is none, which runs of before do not know."""
     if not isinstance(settings, dict):
         return settings
-    return {k: _without_machine(v) for k, v in settings.items() if k not in ("workers", "num_workers", "root")}
+    left_out = ("workers", "num_workers", "root", *(() if settings.get("history_noise") else ("history_noise",)))
+    return {k: _without_machine(v) for k, v in settings.items() if k not in left_out}
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -468,6 +475,7 @@ def train_lm(
             muon=config.muon,
             modality_weights=config.modality_weights,
             z_loss=config.z_loss,
+            history_noise=config.history_noise,
             sliced=config.sliced,
             compile=config.compile and can_compile(run),
             log_every=config.log_every,

@@ -44,7 +44,7 @@ class DPOStage(Stage):
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0, **kwargs: Any) -> None:
-        for name in ("modality_weights", "learned_weights", "z_loss", "keep_text"):
+        for name in ("modality_weights", "learned_weights", "z_loss", "keep_text", "history_noise"):
             if kwargs.get(name):
                 raise ManifestError(f"model.{name} does not apply to dpo, whose loss is of whole answers; leave it out")
         super().__init__(**kwargs)

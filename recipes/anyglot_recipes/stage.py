@@ -59,6 +59,8 @@ class Stage(LitUnified):
         z_loss: factor of logsumexp squared.
         keep_text: preset lora: plain text is not learnt but kept: an id costs this factor times KL(start || model),
             logged as `kept/text`; the start says nothing but text there. 0: it is learnt like all else.
+        history_noise: share of the codes of answers, by modality, that half of the documents read back as others: what
+            is asked for then counts for more than what was said so far (`history.py`).
         sliced: softmax over the grammar's legal slice, else over the whole vocabulary.
         compile: torch.compile the decoder.
         log_every: steps between log lines.
@@ -85,6 +87,7 @@ class Stage(LitUnified):
         learned_weights: bool = False,
         z_loss: float = 0.0,
         keep_text: float = 0.0,
+        history_noise: dict[str, float] | None = None,
         sliced: bool = True,
         compile: bool = False,
         log_every: int = 10,
@@ -113,6 +116,7 @@ class Stage(LitUnified):
             learned_weights=learned_weights,
             z_loss=z_loss,
             keep_text=keep_text,
+            history_noise=history_noise,
             sliced=sliced,
             compile=compile,
             log_every=log_every,

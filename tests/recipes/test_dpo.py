@@ -262,6 +262,7 @@ def test_a_killed_run_ends_with_the_same_bytes(run: Run, monkeypatch: pytest.Mon
     [
         ({"model__learned_weights": "true"}, "model.learned_weights does not apply to dpo"),
         ({"model__z_loss": 0.1}, "model.z_loss does not apply to dpo"),
+        ({"model__history_noise": "{image: 0.1}"}, "model.history_noise does not apply to dpo"),
         ({"model__keep_text": 1.0, "model__preset": "lora"}, "model.keep_text does not apply to dpo"),
         ({"data__condition_dropout": 0.1}, "condition_dropout=0.1 with together=2"),
     ],

@@ -61,6 +61,7 @@ def test_what_follows_small_red_is_open() -> None:
         ("--world.chunk=0", "must be 1 or more"),
         ("--world.lookups=-1", "must be 0 or more"),
         ("--lm.condition_dropout=1", "must be a share below 1"),
+        ("--lm.history_noise={smell: 0.3}", "history_noise: no modality 'smell' with codes; there are image"),
         ("--lm.codebook_rows=true", "leave lm.codebook_rows out"),
         ("--image.model={patch: 3}", "image.model: patch 3 and 2 stages"),
         ("--speech.tokenizer=nowhere:Codec", "speech.tokenizer: No module named 'nowhere'"),

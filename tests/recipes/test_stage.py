@@ -404,6 +404,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
             "FSDP2 does not",
         ),
         (["--model.keep_text=1"], "preset 'full' has none; leave model.keep_text out"),
+        (["--model.history_noise={smell: 0.1}"], "history_noise: no modality 'smell' with codes; there are image"),
         (["--model.freeze=['tower']"], "'tower' is found in no parameter"),
         (["--trainer.strategy=fsdp2", "--trainer.devices=auto"], "needs trainer.devices as a number"),
     ],

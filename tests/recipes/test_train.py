@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from anyglot_recipes.chain import LMConfig, Run
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import tokenizers_of
 from anyglot_recipes.shipped import NANO
@@ -67,3 +69,12 @@ def test_unknown_key_ends_with_code_2() -> None:
     with pytest.raises(SystemExit) as end:
         parse_recipe(find_recipe("nano"), ["--lm.max_stepz", "7"])
     assert end.value.code == 2
+
+
+def test_runs_from_before_history_noise_go_on(tmp_path: Path) -> None:
+    settings = {"lm": LMConfig(max_steps=7)}
+    Run(tmp_path, settings)
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    assert kept["lm"]["max_steps"] == 7 and "history_noise" not in kept["lm"]
+    with pytest.raises(ManifestError, match=r"lm\.history_noise: nothing then"):
+        Run(tmp_path, {"lm": LMConfig(max_steps=7, history_noise={"speech": 0.3})})

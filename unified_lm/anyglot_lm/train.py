@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from anyglot_lm.history import HistoryNoise
 from anyglot_lm.meter import DivergenceWatch
 from anyglot_lm.metrics import Window
 from anyglot_lm.packed import PackedLM, class_names
@@ -50,6 +51,8 @@ class LitUnified(L.LightningModule):
         learned_weights: learn a factor per modality and codebook (uncertainty weighting).
         z_loss: factor of logsumexp².
         keep_text: what plain text costs in training instead of its nll, see `PackedLM`; logged as `kept/text`.
+        history_noise: share of the codes of answers, by modality, that half of the documents read back as others
+            (`history.py`); the logged loss is with them, validation without.
         sliced: compete inside the grammar's slice, or over the whole vocabulary.
         compile: run the decoder through torch.compile.
         param_dtype: of the arithmetic under FSDP2, where weights are gathered in it.
@@ -75,6 +78,7 @@ class LitUnified(L.LightningModule):
         learned_weights: bool = False,
         z_loss: float = 0.0,
         keep_text: float = 0.0,
+        history_noise: Mapping[str, float] | None = None,
         sliced: bool = True,
         compile: bool = False,
         param_dtype: torch.dtype = torch.float32,
@@ -88,6 +92,7 @@ class LitUnified(L.LightningModule):
         self.lr, self.rows_lr, self.warmup_steps, self.cooldown = lr, rows_lr, warmup_steps, cooldown
         self.weight_decay, self.muon, self.param_dtype, self.log_every = weight_decay, muon, param_dtype, log_every
         weights = SpanWeights(self.class_names, modality_weights, learned=learned_weights)
+        self.history_noise = HistoryNoise(vocabulary, history_noise or {})
         how: dict[str, Any] = {"sliced": sliced, "z_loss": z_loss, "keep_text": keep_text, "compile": compile}
         self._make = lambda built: PackedLM(built, vocabulary, weights, **how)
         self._build: Callable[[], PreTrainedModel] | None = None
@@ -150,8 +155,18 @@ class LitUnified(L.LightningModule):
             assert self._seed is not None
             torch.manual_seed((self._seed + self.global_step * self.trainer.world_size + self.global_rank) % 2**63)
 
+    def _seed_of(self, batch_idx: int) -> int:
+        """Of a batch: the same in a resumed run, another on every rank and at every step."""
+        assert self._seed is not None
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        place = (self.global_step * self.trainer.accumulate_grad_batches + part) * self.trainer.world_size
+        return (self._seed + place + self.global_rank) % 2**63
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        out = self.lm(batch["input_ids"], batch["position_ids"], batch["labels"])
+        input_ids = batch["input_ids"]
+        if self.history_noise:
+            input_ids = self.history_noise(batch, self._seed_of(batch_idx))
+        out = self.lm(input_ids, batch["position_ids"], batch["labels"])
         assert self.targets_per_pack is not None
         if self._window is not None:  # None outside of a trainer
             self._window.add(batch, out)
