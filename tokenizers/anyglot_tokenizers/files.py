@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 
 
 @contextmanager
@@ -54,6 +57,11 @@ def _rename_first(temporary: Path, target: Path) -> None:
             os.rename(temporary, target)
     finally:
         os.close(folder)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has such a name as is given here: it was left by a process that was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _temporary(target: Path) -> Path:
