@@ -214,7 +214,11 @@ def _make_row(path: Path, number: int, values: Mapping[str, object]) -> Row | Ro
         elif "\0" in value or "://" in value:
             return RowError(str(path), number, value, f"{modality} is not a file name; download files first")
         else:
-            media[modality] = _locate(path.parent, value.strip())
+            try:
+                media[modality] = _locate(path.parent, value.strip())
+            except OSError as error:  # too long
+                what = f"{modality} {value!r:.60} is no file name ({error.strerror}); mend the row"
+                return RowError(str(path), number, str(path), what)
     if text is None and not media:
         return RowError(str(path), number, str(path), "every cell is blank: neither text nor a file")
     return Row(str(path), number, text, media)

@@ -432,6 +432,13 @@ def test_foreign_folders_are_left_alone(tmp_path: Path, tokenizers: dict[str, To
         list(read_prepared(tmp_path / "other"))
 
 
+def test_a_name_that_is_too_long_costs_its_row(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "m.csv", "image,caption", "a.png,x", f"{'x' * 300}.png,y", "b.png,z")
+    first, bad, last = read_manifest(path)
+    assert isinstance(first, Row) and isinstance(last, Row) and (bad.row, bad.file) == (2, str(path))
+    assert "image 'xxx" in bad.error and "File name too long); mend the row" in bad.error and len(bad.error) < 150
+
+
 def test_names_that_are_not_utf8(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     folder = tmp_path / "in" / "h\udce9"
     try:
