@@ -501,6 +501,21 @@ def test_command(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixtu
     assert "NAME=MODALITY" in capsys.readouterr().err
 
 
+def test_half_a_character_costs_its_row(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_grey(tmp_path / "in" / "a.png", 9)
+    texts = ["a picture", "half a \ud800", "another one"]
+    rows = [{"image": "a.png", "text": text} for text in texts] + [{"image": "\ud800.png", "text": "a picture"}]
+    write_lines(tmp_path / "in" / "m.jsonl", *map(json.dumps, rows))
+    assert (
+        run_command(str(tmp_path / "in"), "--model", str(model_folder), "--out", str(tmp_path / "out"), "--json") == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert (report["good"], report["bad"], report["samples"]) == (2, 2, 4)
+    first, second = errors_of(tmp_path / "out")
+    assert (first["row"], first["error"]) == (2, "its text holds half a character (a lone surrogate); mend the row")
+    assert second["row"] == 4 and "image is not a file name" in second["error"]
+
+
 def test_command_refuses_a_foreign_tokenizer(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
