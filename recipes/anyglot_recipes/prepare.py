@@ -246,7 +246,8 @@ def _check_out_dir(out_dir: Path, sources: Iterable[Path]) -> None:
         folder = source if source.is_dir() else source.parent
         if folder.resolve() == out_dir.resolve():
             raise ManifestError(f"{out_dir}: is also the folder of a source; write to a folder of its own")
-    if (out_dir / RECORDS).exists() and not (out_dir / INDEX).exists():
+    begun = (out_dir / SHARDS).is_dir() and (out_dir / ERRORS).exists()  # stopped before the index was written
+    if (out_dir / RECORDS).exists() and not (out_dir / INDEX).exists() and not begun:
         raise ManifestError(f"{out_dir}: holds a {RECORDS} that prepare did not write; write to a folder of its own")
     (out_dir / SHARDS).mkdir(parents=True, exist_ok=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +23,7 @@ from anyglot_recipes.manifest import Row, RowError
 from anyglot_recipes.prepare import prepare, prepared_specs, read_manifest, read_prepared
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import ManifestError, MediaError
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, load
 
 RATE = 8000
@@ -430,6 +433,24 @@ def test_foreign_folders_are_left_alone(tmp_path: Path, tokenizers: dict[str, To
     assert other.read_text() == "{}\n"
     with pytest.raises(ManifestError, match="run prepare"):
         list(read_prepared(tmp_path / "other"))
+
+
+def test_stopped_before_the_index_it_goes_on(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = make_shards(tmp_path / "in", 3), tmp_path / "out"
+
+    def full(path: Path) -> Any:
+        if path.name == "prepared.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return atomic_write(path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("anyglot_recipes.prepare.atomic_write", full)
+        prepare([source], tokenizers, out)
+    assert (out / "records.jsonl").is_file() and not (out / "prepared.json").exists()
+    report = prepare([source], tokenizers, out)
+    assert report.num_good == 3 and report.num_reused_shards == report.num_shards
 
 
 def test_a_name_that_is_too_long_costs_its_row(tmp_path: Path) -> None:
