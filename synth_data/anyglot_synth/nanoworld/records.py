@@ -54,7 +54,7 @@ from anyglot_synth.nanoworld.voices import (
     engine_version,
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
-from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.files import atomic_write, is_temporary
 
 FORMAT = 1  # counts changes of what a record holds: part of its id
 RECORDS = "records.jsonl"
@@ -389,8 +389,9 @@ def make(
     cache = SpeechCache(default_cache_dir() if cache_dir is None else cache_dir, workers)
     with _sole_writer(out_dir):
         known = _recover(out_dir / RECORDS)
-        for leftover in (out_dir / "media").glob("*/.*.tmp"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        for leftover in (out_dir / "media").glob("*/.*.tmp*"):  # of a run that was killed
+            if is_temporary(leftover):
+                leftover.unlink(missing_ok=True)
 
         def is_whole(outline: _Outline) -> bool:
             name = outline.id(PARTS)
