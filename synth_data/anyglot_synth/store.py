@@ -7,7 +7,6 @@ hash of what is there. This file makes no media and keeps no list.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -23,8 +22,6 @@ from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_create
 
 OBJECTS = "objects"
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""What the system says when it is the disk that refuses, whatever is written."""
 
 
 class StoreError(AnyglotError):

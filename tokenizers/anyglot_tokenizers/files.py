@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What the system says when it is the disk that refuses, whatever is written."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 
 
@@ -17,13 +20,18 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` (same suffix); rename it to `path` on success, delete it on error.
 
-    Safe against a kill at any moment, not against loss of power (no fsync).
+    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, the `OSError` names
+    the file.
     """
     target = Path(path)
     temporary = _temporary(target)
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -52,6 +51,7 @@ from anyglot_synth.nanoworld.voices import (
     Voice,
     default_cache_dir,
     engine_version,
+    write_sound,
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write, is_temporary
@@ -290,7 +290,7 @@ def _store(outline: _Outline, cache: SpeechCache, out_dir: Path) -> dict[str, An
         Image.fromarray(record.image).save(path, format="PNG")
     for part, audio in (("speech", record.speech), ("music", record.music)):
         with atomic_write(out_dir / names[part]) as path:
-            sf.write(path, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            write_sound(path, audio, "WAV")
     with atomic_write(out_dir / names["midi"]) as path:
         melody.write_midi(path, melody.notes(record.scene))
     return {
