@@ -399,6 +399,8 @@ def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
     assert estimate["hours"] > 0 and estimate["start_seconds"] > 0 and estimate["bytes_per_item"] > 100
     half = dry_run(Texts(["a", "unwanted", "b", "broken"]), [Marks()], workers=1)
     assert (half.ok, half.filtered, half.failed) == (0.5, 0.25, 0.25)
+    assert half.num == 4 and half.to_dict()["samples"] == 2, "the source ended before"
+    assert dry_run(Texts(["a", "b"]), [], num=1000, workers=1).to_dict()["samples"] == 2
     assert not list(tmp_path.iterdir())
     with pytest.raises(ManifestError, match="says nothing of a cluster"):
         dry_run(Texts(["a"]), [Marks()], on="ray")
