@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from anyglot_recipes import (
 from anyglot_recipes.data_eval import cli as data_eval_cli
 from anyglot_recipes.shipped import NANO, WEIGHTS
 from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.files import DISK_ERRORS
 
 RECIPES = Path(__file__).parent / "configs"
 
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["synth"] and words[1:2] and words[1] in dataset_cli.ACTIONS:
         words[0] = "dataset"  # what was made is looked at by the command that made it, too
+    arguments = argparse.Namespace()
     try:
         arguments, rest = _parser().parse_known_args(words)
         if rest and arguments.command not in ("train", "synth"):
@@ -53,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         print(f"anyglot: {error.filename}: {error.strerror}; check the path and its folder", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno is None or error.errno not in DISK_ERRORS:
+            raise
+        place = error.filename or getattr(arguments, "out", None) or "the disk"
+        print(f"anyglot: {place}: {os.strerror(error.errno)}; free some space and run again", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in _EXTRAS:

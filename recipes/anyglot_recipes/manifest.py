@@ -23,6 +23,7 @@ from anyglot_recipes.importers.rows import (
     Row,
     RowError,
     each_file,
+    is_unicode,
     modality_columns,
 )
 from anyglot_recipes.importers.speech import is_librispeech, is_ljspeech, read_librispeech, read_ljspeech
@@ -211,10 +212,14 @@ def _make_row(path: Path, number: int, values: Mapping[str, object]) -> Row | Ro
             return RowError(str(path), number, str(path), f"{modality} is {value!r:.60}, not a string")
         if modality == "text":
             text = value.strip()
-        elif "\0" in value or "://" in value:
+        elif "\0" in value or "://" in value or not is_unicode(value, "surrogateescape"):
             return RowError(str(path), number, value, f"{modality} is not a file name; download files first")
         else:
-            media[modality] = _locate(path.parent, value.strip())
+            try:
+                media[modality] = _locate(path.parent, value.strip())
+            except OSError as error:  # too long
+                what = f"{modality} {value!r:.60} is no file name ({error.strerror}); mend the row"
+                return RowError(str(path), number, str(path), what)
     if text is None and not media:
         return RowError(str(path), number, str(path), "every cell is blank: neither text nor a file")
     return Row(str(path), number, text, media)
@@ -241,7 +246,8 @@ def _read_tree(root: Path, columns: Mapping[str, str]) -> Iterator[Row | RowErro
             number += 1
             labelled = Path(folder) != root and modality_of["text"] != IGNORE
             file = Path(folder) / name
-            yield Row(str(root), number, file.parent.name if labelled else None, {modality_of[kind]: file})
+            label = os.fsencode(file.parent.name).decode("utf-8", "replace")
+            yield Row(str(root), number, label if labelled else None, {modality_of[kind]: file})
     for error in unreadable:
         yield RowError(str(root), 0, str(error.filename), f"folder cannot be read: {error.strerror}")
     if number == 0:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from anyglot_recipes.importers.rows import Media, Row, RowError, modality_of
+from anyglot_recipes.importers.rows import HALF, Media, Row, RowError, is_unicode, modality_of
 from anyglot_recipes.manifest import read_manifest
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
@@ -219,7 +219,11 @@ def read_prepared(out_dir: Path) -> Iterator[PreparedRow]:
 def _all_rows(sources: Iterable[Path], read: Callable[[Path], Iterator[Row | RowError]]) -> Iterator[Row | RowError]:
     for source in sources:
         try:
-            yield from read(source)
+            for row in read(source):
+                if isinstance(row, Row) and not is_unicode(row.text or ""):
+                    yield RowError(row.source, row.number, row.source, HALF)
+                else:
+                    yield row
         except ManifestError as error:
             yield RowError(str(source), 0, str(source), str(error))
 
@@ -242,7 +246,8 @@ def _check_out_dir(out_dir: Path, sources: Iterable[Path]) -> None:
         folder = source if source.is_dir() else source.parent
         if folder.resolve() == out_dir.resolve():
             raise ManifestError(f"{out_dir}: is also the folder of a source; write to a folder of its own")
-    if (out_dir / RECORDS).exists() and not (out_dir / INDEX).exists():
+    begun = (out_dir / SHARDS).is_dir() and (out_dir / ERRORS).exists()  # stopped before the index was written
+    if (out_dir / RECORDS).exists() and not (out_dir / INDEX).exists() and not begun:
         raise ManifestError(f"{out_dir}: holds a {RECORDS} that prepare did not write; write to a folder of its own")
     (out_dir / SHARDS).mkdir(parents=True, exist_ok=True)
 

@@ -50,9 +50,9 @@ def add_parser(commands: Any) -> None:
     )
     add("--split", choices=["train", "test"], help="of nanoworld's records (default train)")
     add("--on", choices=["processes", "ray"], default="processes", help="this machine, or a Ray cluster")
-    add("--timeout", type=float, default=300.0, metavar="S", help="seconds an item may take (default 300)")
+    add("--timeout", type=float, metavar="S", help="seconds an item may take (default 300)")
     add("--start-timeout", type=float, metavar="S", help="seconds that loading models may take (default 600)")
-    add("--attempts", type=int, default=3, metavar="N", help="tries of what hangs or crashes (default 3)")
+    add("--attempts", type=int, metavar="N", help="tries of what hangs or crashes (default 3)")
     add("--retry", action="store_true", help="of a finished run, do again what failed so")
     add("--dry-run", action="store_true", help=f"make {TRIED} items or more, say what all would cost, keep none")
     add("--json", action="store_true", help="print one JSON object")
@@ -99,12 +99,10 @@ def _synth(arguments: argparse.Namespace) -> int:
         "name": recipe.name,
         "num": recipe.num,
         "workers": arguments.workers,
-        "timeout": arguments.timeout,
-        "attempts": arguments.attempts,
         "on": arguments.on,
     }
-    if arguments.start_timeout is not None:
-        options["start_timeout"] = arguments.start_timeout
+    given = {key: getattr(arguments, key) for key in ("timeout", "start_timeout", "attempts")}
+    options |= {key: value for key, value in given.items() if value is not None}
     if arguments.dry_run:
         estimate = dry_run(recipe.source, recipe.stages, tries=TRIED, **options).to_dict()
         print(
@@ -135,10 +133,14 @@ def _records(arguments: argparse.Namespace) -> int:
     """Records of nanoworld: one scene each as text, picture, speech and music."""
     from anyglot_synth.nanoworld.records import make
 
-    if arguments.rest or arguments.dry_run or arguments.retry or arguments.on != "processes":
-        raise ManifestError(f"records of {RECORDS} have no recipe; give --out, --num, --split, --seed, --workers only")
+    others = (arguments.timeout, arguments.start_timeout, arguments.attempts) != (None, None, None)
+    if arguments.rest or arguments.dry_run or arguments.retry or arguments.on != "processes" or others:
+        allowed = "--out, --num, --split, --seed, --workers and --json"
+        raise ManifestError(f"records of {RECORDS} have no recipe; give {allowed} only")
     num = 100 if arguments.num is None else arguments.num
-    make(arguments.out, arguments.split or "train", num, arguments.seed or 0, workers=arguments.workers)
+    made = make(arguments.out, arguments.split or "train", num, arguments.seed or 0, workers=arguments.workers)
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "records": num, "earlier": num - made}))
     print(f"{num} records in {arguments.out}/records.jsonl", file=sys.stderr)
     return 0
 

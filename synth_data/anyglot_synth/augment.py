@@ -29,7 +29,7 @@ from anyglot_tokenizers.errors import ManifestError
 Float32 = NDArray[np.float32]
 Complex128 = NDArray[np.complex128]
 
-VERSION = 1
+VERSION = 2
 """Counts changes of the sounds made here: part of their content address."""
 NOISES = ("white", "pink", "babble")
 CODECS = ("mulaw", "vorbis", "opus", "mp3")
@@ -148,7 +148,8 @@ class AugmentStage(Stage):
         if babble:
             clips = [store.sound(other) for other in sorted(others, key=lambda m: m.sha256)]
         sounds = [clip if rate == sample_rate else _resample(clip, rate, sample_rate) for clip, rate in clips]
-        spoiled = augment(sound, sample_rate, drawn, rng_of(self.seed, *name, "noise"), sounds)
+        noise, room = rng_of(self.seed, *name, "noise"), rng_of(self.seed, name[0], "augment", "room")
+        spoiled = augment(sound, sample_rate, drawn, noise, sounds, room=room)
         return store.put_sound(key, spoiled, sample_rate, origin)
 
 
@@ -158,6 +159,8 @@ def augment(
     steps: Mapping[str, Mapping[str, Any]],
     rng: np.random.Generator,
     others: Sequence[Float32] = (),
+    *,
+    room: np.random.Generator | None = None,
 ) -> Float32:
     """Applies drawn steps, as `AugmentStage.draw` gives them.
 
@@ -165,16 +168,17 @@ def augment(
         sound: float32 `[samples]`.
         sample_rate: Hz.
         steps: name of a step to its strengths.
-        rng: of noise and echoes.
+        rng: of noise, and of echoes where `room` is not given.
         others: sounds for babble, float32 `[samples]` each.
+        room: of echoes: sounds of one room have equal ones, where their sample rates are equal.
 
     Returns:
         float32 `[samples]` of the same length, none beyond 0.99.
     """
-    room, noise = rng.spawn(2)
+    echoes, noise = rng.spawn(2)
     level = _level(sound)
     if "reverb" in steps:
-        sound = reverb(sound, sample_rate, steps["reverb"]["rt60_s"], steps["reverb"]["direct_db"], room)
+        sound = reverb(sound, sample_rate, steps["reverb"]["rt60_s"], steps["reverb"]["direct_db"], room or echoes)
     if "noise" in steps:
         made = _noise(steps["noise"]["kind"], len(sound), noise, others)
         sound = sound + made * np.float32(level * 10 ** (-steps["noise"]["snr_db"] / 20) / max(_level(made), 1e-9))

@@ -26,7 +26,7 @@ from anyglot_synth.dialogue import Json, address, canonical, escaped
 from anyglot_synth.stages import FAILED, FILTERED, OK, Item
 from anyglot_synth.store import OBJECTS, StoreError
 from anyglot_tokenizers.errors import AnyglotError
-from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.files import atomic_write, is_temporary
 
 FORMAT = "anyglot.dialogues"
 JOB, LOCK, JOURNAL = "job.json", ".lock", "journal.jsonl"
@@ -76,6 +76,7 @@ class Job:
 
     def __enter__(self) -> Job:
         try:
+            self._check_folder()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / LOCK, "a", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,8 +166,8 @@ class Job:
     def _open(self) -> None:
         journal, marker = self.folder / JOURNAL, self.folder / RETRY
         begun = journal.is_file()
-        self._sweep(objects=begun)
         self._check_recipe()
+        self._sweep(objects=begun)
         if self.retry and begun and journal.stat().st_size and not marker.is_file():
             raise JobError(
                 f"{self.folder}: is not finished, so there is nothing to do again yet; run without --retry to its end "
@@ -192,12 +193,16 @@ class Job:
         self._write_job()
         self._journal = open(journal, "ab")  # noqa: SIM115 (open while the run lasts)
 
+    def _check_folder(self) -> None:
+        """Raises `JobError` for a folder that holds files and no job; nothing is written there before."""
+        found = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        others = sorted(entry.name for entry in found if entry.name != LOCK and not is_temporary(entry))
+        if others and JOB not in others:
+            raise JobError(f"{self.folder}: holds other files ({others[0]}); give a new folder")
+
     def _check_recipe(self) -> None:
         path = self.folder / JOB
         if not path.is_file():
-            others = [entry.name for entry in self.folder.iterdir() if entry.name != LOCK]
-            if others:
-                raise JobError(f"{self.folder}: holds other files ({sorted(others)[0]}); give a new folder")
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +228,8 @@ class Job:
     def _sweep(self, *, objects: bool) -> None:
         """Removes what killed processes were writing: temporary names only."""
         for path in (*self.folder.glob(".*.tmp*"), *((self.folder / OBJECTS).rglob(".*.tmp*") if objects else ())):
-            path.unlink(missing_ok=True)
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
         """Counts the journal's lines, and cuts off one that is not whole."""

@@ -3,9 +3,9 @@
 | kind | what counts | what does not |
 |---|---|---|
 | `email` | an address with a domain | domains that cannot be: example.com, .test, .invalid, ... (RFC 2606) |
-| `phone` | `+` and 8 to 15 digits; North American ones with separators | fictional (555-01xx), bare digits, dates |
-| `card` | 13 to 19 digits that a card network uses, Luhn's checksum right | other long numbers |
-| `iban` | a country's two letters and a right checksum (ISO 7064) | other codes |
+| `phone` | `+` and 8 to 15 digits; North American ones with separators or spaces | fictional ones, bare digits, dates |
+| `card` | 13 to 19 digits that a card network uses, Luhn's checksum right, also before a date or a code | others |
+| `iban` | a country's two letters, its length where it is known, and a right checksum (ISO 7064) | other codes |
 | `ip` | an address of the public internet, IPv4 or IPv6 | private, loopback and documentation addresses, versions |
 | `ssn` | a US social security number with hyphens, of a range that is issued | dates, part numbers |
 
@@ -25,10 +25,22 @@ _EMAIL = re.compile(
 )
 _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+\d(?:[ .()/-]{0,2}\d){7,14}+"
-    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
+    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
 )
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}+(?!\w|[.-]\d)")
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d\d(?: ?[A-Z0-9]){11,30}+(?!\w)")
+_CARD_AMONG_DIGITS = re.compile(  # a date or a code may come after it: as cards are printed
+    r"(?<![\w.-])(?=(?P<all>\d{13,19}+|\d{4}([ -])\d{4}\2\d{4}\2\d{4}|\d{4}([ -])\d{6}\3\d{4,5}+)(?!\w|[.-]\d))"
+)
+_IBAN_LENGTHS = {  # of the registry of ISO 13616
+    15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK", 21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+}  # fmt: skip
+_KNOWN = "|".join(
+    rf"(?:{lands.replace(' ', '|')})\d\d(?: ?[A-Z0-9]){{{length - 4}}}" for length, lands in _IBAN_LENGTHS.items()
+)
+_IBAN = re.compile(rf"(?<!\w)(?=(?P<all>{_KNOWN}|[A-Z]{{2}}\d\d(?: ?[A-Z0-9]){{11,30}}+)(?!\w))")
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}+(?:\.\d{1,3}+){3}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,39}+(?![\w:])")
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])")
@@ -69,7 +81,7 @@ def _phone(found: re.Match[str]) -> bool:
 
 
 def _card(found: re.Match[str]) -> bool:
-    digits = re.sub(r"\D", "", found[0])
+    digits = re.sub(r"\D", "", found[_group(found)])
     return bool(_NETWORKS.fullmatch(digits)) and luhn(digits)
 
 
@@ -93,8 +105,8 @@ def _ipv6(found: re.Match[str]) -> bool:
 
 _KINDS: dict[str, list[tuple[re.Pattern[str], Callable[[re.Match[str]], bool]]]] = {
     "email": [(_EMAIL, _email)],
-    "iban": [(_IBAN, lambda found: iban_checksum(found[0].replace(" ", "")))],
-    "card": [(_CARD, _card)],
+    "iban": [(_IBAN, lambda found: iban_checksum(found["all"].replace(" ", "")))],
+    "card": [(_CARD, _card), (_CARD_AMONG_DIGITS, _card)],
     "ssn": [(_SSN, lambda _: True)],
     "ip": [(_IPV4, _ipv4), (_IPV6, _ipv6)],
     "phone": [(_PHONE, _phone)],
@@ -105,7 +117,14 @@ KINDS = tuple(_KINDS)
 def find(text: str, kinds: tuple[str, ...] = KINDS) -> Iterator[Found]:
     """Everything of these kinds, kind by kind."""
     for kind in kinds:
+        starts: set[int] = set()
         for pattern, right in _KINDS[kind]:
             for found in pattern.finditer(text):
-                if right(found):
-                    yield Found(kind, *found.span())
+                if found.start() not in starts and right(found):
+                    starts.add(found.start())
+                    yield Found(kind, *found.span(_group(found)))
+
+
+def _group(found: re.Match[str]) -> str | int:
+    """What of a match is meant: patterns that look ahead, so that the next may begin inside, call it `all`."""
+    return "all" if "all" in found.re.groupindex else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from numbers import Integral, Real
@@ -93,6 +94,8 @@ class Registry(Mapping[str, "type[T]"], Generic[T]):
             problem = error
         hints = _hints(cls)
         for option, value in options.items():
+            if (number := _endless(value)) is not None:
+                raise self.error(f"{self.kind} {name!r}: {option} holds {number}; give a number that ends")
             if option in hints and not _fits(value, hints[option]):
                 message = f"{self.kind} {name!r}: {option} is {value!r}; give {_words(hints[option])}"
                 raise self.error(message) from problem
@@ -112,6 +115,14 @@ def _hints(cls: Any) -> dict[str, Any]:
         except NameError:  # of a module that is imported for type checkers only
             continue
     return {}
+
+
+def _endless(value: Any) -> float | None:
+    """The first infinity or NaN in a value of a recipe: no JSON can hold it, and so no job."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((number for one in inner if (number := _endless(one)) is not None), None)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -164,7 +164,7 @@ class Estimate:
         seconds_per_item: of the machine, with all its workers busy, after that.
         bytes_per_item: on the disk.
         sound_seconds_per_item: of speech and music in samples.
-        num: items of the whole, None where that is not known.
+        num: items of the whole, None where that is not known; those that were tried, where the source ended with them.
     """
 
     tried: int
@@ -222,6 +222,8 @@ def dry_run(
         total = max(1, done.ok + done.filtered + done.failed)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         sound = sum(m.file.seconds or 0.0 for item in read_items(out) for m in media_of(item.dialogue))
+    if done.ok + done.filtered + done.failed < tries:  # the source has no more
+        num = done.ok + done.filtered + done.failed
     ok, filtered, failed = (round(count / total, 4) for count in (done.ok, done.filtered, done.failed))
     start, pace = start_and_pace([at - began for at in ended], workers)
     return Estimate(total, ok, filtered, failed, start, pace, size / total, sound / total, num)

@@ -7,7 +7,6 @@ hash of what is there. This file makes no media and keeps no list.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -23,8 +22,6 @@ from anyglot_tokenizers.errors import AnyglotError
 from anyglot_tokenizers.files import atomic_create
 
 OBJECTS = "objects"
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""What the system says when it is the disk that refuses, whatever is written."""
 
 
 class StoreError(AnyglotError):
@@ -50,8 +47,9 @@ class Store:
         return self.folder / (media if isinstance(media, str) else media.file)
 
     def has(self, key: str, suffix: str) -> bool:
-        """Whether an object is there."""
-        return self.path(self.file(key, suffix)).is_file()
+        """Whether an object is there, and not empty (as a machine that lost power may leave it)."""
+        path = self.path(self.file(key, suffix))
+        return path.is_file() and path.stat().st_size > 0
 
     def put(self, key: str, suffix: str, write: Callable[[Path], None]) -> tuple[str, str]:
         """(relative path, sha256) of an object; `write(path)` makes it if it is not there.
@@ -64,7 +62,8 @@ class Store:
         file = self.file(key, suffix)
         path = self.path(file)
         try:
-            if not path.is_file():
+            if not self.has(key, suffix):
+                path.unlink(missing_ok=True)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_create(path) as temporary:
                     write(temporary)
@@ -77,7 +76,7 @@ class Store:
     def put_sound(
         self, key: str, audio: NDArray[np.float32], sample_rate: int, origin: Mapping[str, Any] | None = None
     ) -> MediaFile:
-        """Writes float32 `[samples]` (clipped to [-1, 1]) as 16-bit FLAC."""
+        """Writes float32 `[samples]` (clipped to [-1, 1]) as 16-bit FLAC. Raises `StoreError`."""
         import soundfile
 
         def write(path: Path) -> None:
@@ -87,16 +86,22 @@ class Store:
             path.write_bytes(encoded.getvalue())
 
         file, digest = self.put(key, ".flac", write)
-        info = soundfile.info(self.path(file))
+        try:
+            info = soundfile.info(self.path(file))
+        except soundfile.LibsndfileError as error:
+            raise StoreError(f"{self.path(file)}: is damaged ({error}); delete it and run again") from error
         return MediaFile(file, digest, origin or {}, info.samplerate, info.frames)
 
     def put_picture(self, key: str, pixels: NDArray[np.uint8], origin: Mapping[str, Any] | None = None) -> MediaFile:
-        """Writes uint8 `[H, W, 3]` as PNG. The pixels of one that is there already are not looked at."""
+        """Writes uint8 `[H, W, 3]` as PNG. Of one that is there only the header is read. Raises `StoreError`."""
         from PIL import Image
 
         file, digest = self.put(key, ".png", lambda path: Image.fromarray(pixels).save(path, format="PNG"))
-        with Image.open(self.path(file)) as made:
-            return MediaFile(file, digest, origin or {}, size=made.size)
+        try:
+            with Image.open(self.path(file)) as made:
+                return MediaFile(file, digest, origin or {}, size=made.size)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise StoreError(f"{self.path(file)}: is damaged ({error}); delete it and run again") from error
 
     def sound(self, media: MediaFile) -> tuple[NDArray[np.float32], int]:
         """(float32 `[samples]`, sample rate) of a sound of the dataset; of several channels their mean.

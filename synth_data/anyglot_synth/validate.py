@@ -172,8 +172,7 @@ def _check_list(report: Report, name: str, found: _Found) -> None:
             _check_id(report, where, line, item)
             for medium in media_of(item.dialogue):
                 _check_file(report, where, medium.file, found.digests)
-                origin = medium.file.origin.values()
-                found.mentioned.update(v for v in origin if isinstance(v, str) and v.startswith(f"{OBJECTS}/"))
+                _check_origin(report, where, medium.file, found)
             if name == SAMPLES:
                 parts = (part for turn in item.dialogue.turns for part in turn.parts)
                 report.without_file += sum(part.modality != "text" and part.media is None for part in parts)
@@ -201,6 +200,18 @@ def _check_file(report: Report, where: str, media: MediaFile, digests: dict[str,
                 report.add("header", where, f"{media.file} {problem}")
     if digests[media.file] not in (None, media.sha256):
         report.add("hash", where, f"{media.file} has sha256 {digests[media.file]}, its record {media.sha256:.80}")
+
+
+def _check_origin(report: Report, where: str, media: MediaFile, found: _Found) -> None:
+    """Whether the files that an origin names (the sound before a stage, a score) are there; each is said once."""
+    for file in media.origin.values():
+        if not isinstance(file, str) or not file.startswith(f"{OBJECTS}/") or file in found.mentioned:
+            continue
+        found.mentioned.add(file)
+        if not is_inside(file):
+            report.add("name", where, f"{file!r:.200} leads out of the folder")
+        elif not (report.folder / file).is_file():
+            report.add("missing", where, f"{file}, which the origin of {media.file} names, is not there")
 
 
 def _header_problem(path: Path, media: MediaFile) -> str:

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from anyglot_synth.dialogue import canonical, escaped
 from anyglot_synth.stages import FAILED, OK, Item, Stage
-from anyglot_synth.store import DISK_ERRORS, Store, StoreError
+from anyglot_synth.store import Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.files import DISK_ERRORS
 
 log = logging.getLogger("anyglot.synth")
 START_SECONDS = 600.0

@@ -156,6 +156,7 @@ BROKEN = [
     ({"text": "x", "image": IMAGE + " "}, "not one span"),
     ({"text": "x", "image": "a.png"}, "not one span"),
     ({"text": "x", "image": None}, "None is not a string"),
+    ({"text": "half a \ud800", "image": IMAGE}, "holds half a character"),
     ({"text": "see <\U0001f4401>", "image": IMAGE}, "outside of any span"),
     ({"text": "x", "image": IMAGE, "note": SPEECH}, "2 spans in its line but 1 in"),
     ({"conversation": "x"}, "not a list of turns"),

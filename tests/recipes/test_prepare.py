@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +23,7 @@ from anyglot_recipes.manifest import Row, RowError
 from anyglot_recipes.prepare import prepare, prepared_specs, read_manifest, read_prepared
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import ManifestError, MediaError
+from anyglot_tokenizers.files import atomic_write
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, load
 
 RATE = 8000
@@ -432,6 +435,31 @@ def test_foreign_folders_are_left_alone(tmp_path: Path, tokenizers: dict[str, To
         list(read_prepared(tmp_path / "other"))
 
 
+def test_stopped_before_the_index_it_goes_on(
+    tmp_path: Path, tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = make_shards(tmp_path / "in", 3), tmp_path / "out"
+
+    def full(path: Path) -> Any:
+        if path.name == "prepared.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return atomic_write(path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("anyglot_recipes.prepare.atomic_write", full)
+        prepare([source], tokenizers, out)
+    assert (out / "records.jsonl").is_file() and not (out / "prepared.json").exists()
+    report = prepare([source], tokenizers, out)
+    assert report.num_good == 3 and report.num_reused_shards == report.num_shards
+
+
+def test_a_name_that_is_too_long_costs_its_row(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "m.csv", "image,caption", "a.png,x", f"{'x' * 300}.png,y", "b.png,z")
+    first, bad, last = read_manifest(path)
+    assert isinstance(first, Row) and isinstance(last, Row) and (bad.row, bad.file) == (2, str(path))
+    assert "image 'xxx" in bad.error and "File name too long); mend the row" in bad.error and len(bad.error) < 150
+
+
 def test_names_that_are_not_utf8(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     folder = tmp_path / "in" / "h\udce9"
     try:
@@ -492,6 +520,21 @@ def test_command(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixtu
     assert run_command(str(source), *options, "--column", "picture=image") == 2
     assert run_command(str(source), *options, "--column", "picture") == 2
     assert "NAME=MODALITY" in capsys.readouterr().err
+
+
+def test_half_a_character_costs_its_row(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_grey(tmp_path / "in" / "a.png", 9)
+    texts = ["a picture", "half a \ud800", "another one"]
+    rows = [{"image": "a.png", "text": text} for text in texts] + [{"image": "\ud800.png", "text": "a picture"}]
+    write_lines(tmp_path / "in" / "m.jsonl", *map(json.dumps, rows))
+    assert (
+        run_command(str(tmp_path / "in"), "--model", str(model_folder), "--out", str(tmp_path / "out"), "--json") == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert (report["good"], report["bad"], report["samples"]) == (2, 2, 4)
+    first, second = errors_of(tmp_path / "out")
+    assert (first["row"], first["error"]) == (2, "its text holds half a character (a lone surrogate); mend the row")
+    assert second["row"] == 4 and "image is not a file name" in second["error"]
 
 
 def test_command_refuses_a_foreign_tokenizer(

@@ -65,6 +65,13 @@ def test_every_recipe_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(words) == 0 and json.loads(capsys.readouterr().out)["earlier"] == wanted
 
 
+def test_records_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    for num, earlier in ((1, 0), (2, 1)):
+        assert main(["synth", "nanoworld", "--out", out, "--num", str(num), "--workers", "1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"out": out, "records": num, "earlier": earlier}
+
+
 def test_changes_from_the_command_line(tmp_path: Path) -> None:
     changes = {"source.max_rounds": 1, "stages.1.engines.0.engine": "espeak-ng", "seed": 7}
     recipe = build(read_settings(RECIPES / "nanoworld-chat.yaml", changes))
@@ -87,6 +94,9 @@ def test_changes_from_the_command_line(tmp_path: Path) -> None:
         (["nanoworld-chat", "--num", "0"], "--num is 0"),
         (["nanoworld-chat", "--split", "test"], "--split is of the records of nanoworld"),
         (["nanoworld", "--dry-run"], "records of nanoworld have no recipe"),
+        (["nanoworld", "--timeout", "300"], "records of nanoworld have no recipe"),
+        (["nanoworld", "--attempts", "3"], "records of nanoworld have no recipe; give --out, --num"),
+        (["nanoworld", "--start-timeout", "9"], "records of nanoworld have no recipe"),
         (["nanoworld-chat", "--timeout", "nan"], "--timeout is nan; give seconds, more than 0"),
         (["nanoworld-chat", "--start-timeout", "-1"], "--start-timeout is -1.0; give seconds"),
         (["nanoworld-chat", "--dry-run", "--on", "ray"], "says nothing of a cluster; leave out --on"),

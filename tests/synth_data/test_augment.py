@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from anyglot_synth.augment import CODECS, AugmentStage, augment, reverb, through_codec
 from anyglot_synth.dialogue import Dialogue, Part, Turn
+from anyglot_synth.stages import Item
+from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import ManifestError
 
 RATE = 16_000
@@ -124,6 +129,25 @@ def test_draws_are_of_the_dialogue_and_independent_of_other_steps() -> None:
     assert {noise["kind"] for noise in noises} == {"white", "pink", "babble"}
     assert all(10 <= noise["snr_db"] <= 20 for noise in noises)
     assert drawn != [AugmentStage(noise={"p": 0.5}, seed=2).draw(talk) for talk in talks]
+
+
+def test_a_dialogue_has_one_room_and_noise_of_each_part(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    impulse = np.zeros(RATE, np.float32)
+    impulse[0] = 0.5
+    sounds = [store.put_sound(name * 32, sound, RATE) for name, sound in (("a", impulse), ("b", impulse / 2))]
+    turns = [Turn(role, (Part("speech", role, media=sounds[i]),)) for i, role in ((0, "user"), (1, "user"))]
+
+    def spoiled(task: str, **steps: Any) -> list[np.ndarray]:
+        item = AugmentStage(**steps).run(Item(0, Dialogue(tuple(turns), "test", task=task)), store)
+        return [store.sound(part.media)[0] for turn in item.dialogue.turns for part in turn.parts if part.media]
+
+    room = {"reverb": {"direct_db": [3, 3], "rt60_s": [0.2, 0.2]}}
+    first, second = spoiled("one", **room)
+    assert np.corrcoef(first[100:], second[100:])[0, 1] > 0.99
+    assert abs(np.corrcoef(first[100:], spoiled("other", **room)[0][100:])[0, 1]) < 0.5
+    first, second = spoiled("one", noise={"kinds": ["white"], "snr_db": [0, 0]})
+    assert abs(np.corrcoef(first[100:], second[100:])[0, 1]) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,9 @@ def test_files_that_nobody_names_are_listed_and_no_fault(mine: Path) -> None:
     assert report.is_whole and report.extra == ["objects/ab/.left.tmp.flac", clean]
     change(mine, SAMPLES, 0, lambda d: d["turns"][1]["parts"][0]["media"]["origin"].update(clean=clean))
     assert validate(mine).extra == ["objects/ab/.left.tmp.flac"], "an origin may name the file before a stage"
+    (mine / clean).unlink()
+    (problem,) = validate(mine).problems
+    assert (problem.kind, problem.where) == ("missing", f"{SAMPLES}, line 1") and problem.detail.startswith(clean)
 
 
 def test_only_the_first_problems_are_kept(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,27 @@ def test_is_found_where_it_stands(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "inside", "text"),
+    [
+        ("card", "4111 1111 1111 1111", "Card {} 12/25."),
+        ("card", "4111-1111-1111-1111", "Card {} 123"),
+        ("card", "4111 1111 1111 1111", "Card {} 12 25 and more"),
+        ("card", "4111111111111111", "Call 1 {} 12-25"),
+        ("card", "3782 822463 10005", "number 12 {} 1234"),
+        ("iban", "DE89 3704 0044 0532 0130 00", "My IBAN is {} I think."),
+        ("iban", "DE89 3704 0044 0532 0130 00", "IBAN {} 2024-05-01"),
+        ("iban", "DE89 3704 0044 0532 0130 00", "IBAN {} It is mine"),
+        ("iban", "GB82 WEST 1234 5698 7654 32", "Send to {} BIC ABCD"),
+        ("phone", "212 555 1234", "Call {} now"),
+    ],
+)
+def test_is_found_among_other_digits_and_capitals(kind: str, inside: str, text: str) -> None:
+    (found,) = find(text.format(inside))
+    assert (found.kind, text.format(inside)[found.start : found.end]) == (kind, inside)
+    assert kinds(text.format("").replace("  ", " ")) == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "in 2024-12-25 and 12/25/2024 at 10:30:45",
@@ -55,6 +76,8 @@ def test_is_found_where_it_stands(kind: str, text: str) -> None:
         "000-12-3456, 666-12-3456, 912-12-3456, 536-00-4399, 1536-90-4399",
         "user@localhost, me@example.com, a@mail.example.org, b@host.test",
         "DE88 3704 0044 0532 0130 00",  # checksum
+        "DE89 3704 0044 0532 0130 0",  # too short for a German one
+        "4111 1111 1111 1112 12/25, 14111-1111-1111-1111, 100 200 3000",
         "the ratio 16:9, the time 12:30:00, std::vector, a::b",
         "https://example.com/@name and @handle",
         "+3 and +12 34, 2+2=4, pi is 3.14159265358979",

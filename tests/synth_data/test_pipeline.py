@@ -379,12 +379,28 @@ def test_refusals(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == left, "a worker is left"
 
 
+def test_a_folder_of_others_is_left_as_it_was(tmp_path: Path) -> None:
+    for name in (".draft.tmp.odt", ".notes.tmp1", "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(JobError, match=r"holds other files \(.draft.tmp.odt\)"):
+        make(tmp_path, numbered(1))
+    assert sorted(files(tmp_path)) == [".draft.tmp.odt", ".notes.tmp1", "thesis.tex"], "and there is no lock"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".job.0123456789ab.tmp.json").write_text("{")  # all that a run left that was killed
+    with Job(tmp_path / "out", {"a": 1}):
+        (tmp_path / "out" / ".draft.tmp.odt").write_text("mine")
+    with Job(tmp_path / "out", {"a": 1}):
+        assert sorted(files(tmp_path / "out")) == [".draft.tmp.odt", ".lock", "job.json", "journal.jsonl"]
+
+
 def test_dry_run_leaves_nothing(tmp_path: Path) -> None:
     estimate = dry_run(Texts(numbered(50)), [Marks()], num=50, tries=5, workers=1).to_dict()
     assert (estimate["tried"], estimate["ok"], estimate["filtered"], estimate["samples"]) == (5, 1.0, 0.0, 50)
     assert estimate["hours"] > 0 and estimate["start_seconds"] > 0 and estimate["bytes_per_item"] > 100
     half = dry_run(Texts(["a", "unwanted", "b", "broken"]), [Marks()], workers=1)
     assert (half.ok, half.filtered, half.failed) == (0.5, 0.25, 0.25)
+    assert half.num == 4 and half.to_dict()["samples"] == 2, "the source ended before"
+    assert dry_run(Texts(["a", "b"]), [], num=1000, workers=1).to_dict()["samples"] == 2
     assert not list(tmp_path.iterdir())
     with pytest.raises(ManifestError, match="says nothing of a cluster"):
         dry_run(Texts(["a"]), [Marks()], on="ray")

@@ -144,6 +144,15 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path, cache_dir):
     assert _contents(broken) == _contents(tmp_path / "whole")
 
 
+def test_what_a_kill_left_is_removed(tmp_path):
+    folder = tmp_path / "media" / "2c"
+    folder.mkdir(parents=True)
+    for name in (".2cab.0123456789ab.tmp.png", ".2cab.speech.0123456789ab.tmp.wav", ".draft.tmp.odt"):
+        (folder / name).touch()
+    assert records.make(tmp_path, "train", 0, cache_dir=tmp_path / "cache") == 0
+    assert [path.name for path in folder.iterdir()] == [".draft.tmp.odt"]
+
+
 @needs_engine
 @pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent_and_write_the_same(tmp_path, cache_dir):

@@ -68,6 +68,8 @@ SAID = [
     ("food - $50, tax - $5", "food, fifty dollars, tax, five dollars."),
     ("- $50 for food\n- 5K", "fifty dollars for food. five thousand."),
     ("¥500", "five hundred yen."),
+    ("It is $.50 or €.5", "It is fifty cents or zero point five euros."),
+    ("$-5 or €-.50, 5 €-10 €", "minus five dollars or minus fifty cents, five euros-ten euros."),
     # dates ("twelve slash twenty-five slash ...")
     ("12/25/2024", "December twenty-fifth, twenty twenty-four."),
     ("25/12/2024", "December twenty-fifth, twenty twenty-four."),
@@ -120,6 +122,9 @@ SAID = [
     ("24/7", "twenty-four seven."),
     ("1920x1080", "nineteen twenty by one thousand eighty."),
     ("2x faster", "two times faster."),
+    ("It grew 1.5x. Then 3x", "It grew one point five times. Then three times."),
+    ("so y = 3x.", "so y equals three x."),
+    ("1.5x + 2", "one point five x plus two."),
     # abbreviations
     ("Dr. Smith met Mrs. Jones.", "Doctor Smith met Missus Jones."),
     ("Fruit, e.g. apples, i.e. food", "Fruit, for example apples, that is food."),
@@ -127,6 +132,10 @@ SAID = [
     ("pens etc. are here", "pens et cetera are here."),
     ("cats vs. dogs", "cats versus dogs."),
     ("St. Peter on Main St.", "Saint Peter on Main Street."),
+    ("I live in St. Louis.", "I live in Saint Louis."),
+    ("Visit St. Louis, Mount St. Helens.", "Visit Saint Louis, Mount Saint Helens."),
+    ("5 Main St. in St. Paul", "five Main Street in Saint Paul."),
+    ("He lives on Main St. She left 5th St. and", "He lives on Main Street. She left fifth Street and."),
     ("see Fig. 3 and No. 5", "see figure three and number five."),
     ("the U.S. Army", "the U S Army."),
     ("Acme Inc. is here", "Acme Incorporated is here."),
@@ -135,6 +144,7 @@ SAID = [
     # acronyms
     ("NASA and the FBI", "Nasa and the F B I."),
     ("a pdf, hmm", "a P D F, hmm."),
+    ("AT&T has a Q&A", "A T and T has a Q and A."),
     ("I know HTML, CSS, and SQL", "I know H T M L, C S S, and S Q L."),
     ("two CPUs", "two C P U's."),
     ("do NOT touch", "do not touch."),

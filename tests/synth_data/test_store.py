@@ -7,9 +7,10 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from anyglot_synth.store import Store
+from anyglot_synth.store import Store, StoreError
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -30,3 +31,21 @@ def test_the_first_of_two_makers_wins(links: bool, tmp_path: Path, monkeypatch: 
     records.append(store.put("ab" * 16, ".bin", second))
     assert records == [(f"objects/ab/{'ab' * 16}.bin", sha256(b"first").hexdigest())] * 2
     assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == [b"first"], "and nothing beside it"
+
+
+def test_objects_that_are_empty_are_made_again_and_damaged_ones_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    sound, pixels = np.full(100, 0.5, np.float32), np.zeros((4, 5, 3), np.uint8)
+    key = "ab" * 16
+    for suffix, put in (
+        (".flac", lambda: store.put_sound(key, sound, 16_000)),
+        (".png", lambda: store.put_picture(key, pixels)),
+    ):
+        path = store.path(store.file(key, suffix))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        assert not store.has(key, suffix)
+        assert put() == put() and store.has(key, suffix), "made, and then kept"
+        path.write_bytes(b"half")
+        with pytest.raises(StoreError, match=f"{key}{suffix}: is damaged .*; delete it and run again"):
+            put()

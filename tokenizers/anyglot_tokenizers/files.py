@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What the system says when it is the disk that refuses, whatever is written."""
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` (same suffix); rename it to `path` on success, delete it on error.
 
-    Safe against a kill at any moment, not against loss of power (no fsync).
+    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, the `OSError` names
+    the file.
     """
     target = Path(path)
     temporary = _temporary(target)
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,6 +65,11 @@ def _rename_first(temporary: Path, target: Path) -> None:
             os.rename(temporary, target)
     finally:
         os.close(folder)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has such a name as is given here: it was left by a process that was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _temporary(target: Path) -> Path:

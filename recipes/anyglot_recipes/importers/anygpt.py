@@ -24,7 +24,7 @@ from anyglot_lm.segments import CHAT, ROLES, Role, Sample, Segment, Template, Te
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.token_strings import ANYGPT, SpanForm, check_block, vocabulary_of
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_recipes.importers.rows import BadRow, RowError
+from anyglot_recipes.importers.rows import HALF, BadRow, RowError, is_unicode
 from anyglot_tokenizers.errors import AnyglotError, CodesError, ManifestError
 from anyglot_tokenizers.files import atomic_write
 
@@ -198,6 +198,8 @@ def _turns(conversation: Any) -> Iterator[tuple[Role, str]]:
 def _segments(text: Any, role: Role) -> list[Segment]:
     if not isinstance(text, str):
         raise BadRow(f"{text!r:.60} is not a string")
+    if not is_unicode(text):
+        raise BadRow(HALF)
     pieces = ANYGPT.read(text)
     return [Segment("text", p, role) if isinstance(p, str) else Segment(p[0], p[1], role) for p in pieces]
 

@@ -32,6 +32,8 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".
 MAX_BYTES = 256 * 2**20
 """The most bytes of one media file inside a tar or a table."""
 
+HALF = "its text holds half a character (a lone surrogate); mend the row"
+
 Media = Path | MediaBytes
 
 
@@ -109,11 +111,23 @@ def fixed_columns(source: Path, names: Iterable[str], columns: Mapping[str, str]
 def inside(folder: Path, name: str) -> Path:
     """The file `name` below `folder`; `BadRow` if the name leads out of it."""
     pure = PurePosixPath(name.replace("\\", "/"))
-    if "\0" in name or "://" in name:
+    if "\0" in name or "://" in name or not is_unicode(name, "surrogateescape"):
         raise BadRow(f"{name!r:.200} is not a file name; download files first")
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise BadRow(f"{name!r:.200} leads out of {folder}; only files below it are read")
     return folder / name
+
+
+def is_unicode(text: str, errors: str = "strict") -> bool:
+    """Whether a text can be written; half a character (a lone surrogate), which JSON may hold, cannot.
+
+    Names of files may hold such as stand for odd bytes: `errors` is "surrogateescape" for them.
+    """
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def each_file(files: Iterable[Path], read: Callable[[Path], Iterator[Row | RowError]]) -> Iterator[Row | RowError]:

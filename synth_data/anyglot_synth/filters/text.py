@@ -148,6 +148,7 @@ class PiiFilter(Filter):
     """
 
     name: ClassVar[str] = "pii"
+    version: ClassVar[int] = 2
     kinds: Sequence[str] = KINDS
 
     def __post_init__(self) -> None:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -52,9 +51,10 @@ from anyglot_synth.nanoworld.voices import (
     Voice,
     default_cache_dir,
     engine_version,
+    write_sound,
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
-from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.files import atomic_write, is_temporary
 
 FORMAT = 1  # counts changes of what a record holds: part of its id
 RECORDS = "records.jsonl"
@@ -290,7 +290,7 @@ def _store(outline: _Outline, cache: SpeechCache, out_dir: Path) -> dict[str, An
         Image.fromarray(record.image).save(path, format="PNG")
     for part, audio in (("speech", record.speech), ("music", record.music)):
         with atomic_write(out_dir / names[part]) as path:
-            sf.write(path, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            write_sound(path, audio, "WAV")
     with atomic_write(out_dir / names["midi"]) as path:
         melody.write_midi(path, melody.notes(record.scene))
     return {
@@ -389,8 +389,9 @@ def make(
     cache = SpeechCache(default_cache_dir() if cache_dir is None else cache_dir, workers)
     with _sole_writer(out_dir):
         known = _recover(out_dir / RECORDS)
-        for leftover in (out_dir / "media").glob("*/.*.tmp"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        for leftover in (out_dir / "media").glob("*/.*.tmp*"):  # of a run that was killed
+            if is_temporary(leftover):
+                leftover.unlink(missing_ok=True)
 
         def is_whole(outline: _Outline) -> bool:
             name = outline.id(PARTS)

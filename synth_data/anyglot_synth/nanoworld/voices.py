@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,13 @@ def default_cache_dir() -> Path:
     return Path(base or cache) / "speech"
 
 
+def write_sound(path: Path, samples: Float32 | Int16, form: str) -> None:
+    """Writes 16-bit WAV or FLAC; by way of memory, as libsndfile's own writing tells a full disk from nothing else."""
+    encoded = BytesIO()
+    sf.write(encoded, samples, SAMPLE_RATE, format=form, subtype="PCM_16")
+    path.write_bytes(encoded.getvalue())
+
+
 class SpeechCache:
     """Clips on disk (one FLAC file each, written atomically) and, once used, in memory.
 
@@ -218,7 +226,7 @@ class SpeechCache:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as temporary:
-                    sf.write(temporary, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+                    write_sound(temporary, samples, "FLAC")
             with self._lock:
                 self._made += 1
         self._clips[text, voice] = samples

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 from anyglot_synth.dialogue import Dialogue, DialogueError, Part, Turn, escaped
 from anyglot_synth.forms import Forms
-from anyglot_synth.store import DISK_ERRORS, Store, StoreError
+from anyglot_synth.store import Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError, MediaError
+from anyglot_tokenizers.files import DISK_ERRORS
 
 log = logging.getLogger("anyglot.synth")
 

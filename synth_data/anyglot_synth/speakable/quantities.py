@@ -166,6 +166,8 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(r"(?<![\w-])\d{1,20}(?:-\d{1,20}){3,10}(?![\w-])"), lambda m: _groups(m[0])),
         (re.compile(r"(?<=[\d%])(?:-|[ ]?[–—][ ]?)(?=[$€£¥]?\d)"), " to "),
         (re.compile(rf"(?<![\w)°%$€£¥₹/-])-(?={_AMOUNT})"), " minus "),  # before a sum, 5K or 1/2
+        (re.compile(rf"(?<!\d)(?<!\d )({_CURRENCY})[ ]?-(?=\.?\d)"), r" minus \1"),
+        (re.compile(rf"({_CURRENCY})[ ]?\.(?=\d)"), r"\g<1>0."),
         (re.compile(rf"({_CURRENCY})[ ]?({_NUM})({_SCALE})?(?![\w]|[.,]\d)"), lambda m: _money(m[1], m[2], m[3])),
         (re.compile(rf"{_START}({_NUM})({_SCALE})?[ ]?({_CURRENCY})(?![\w])"), lambda m: _money(m[3], m[1], m[2])),
         (re.compile(r"(?<!\w)(\d)[’']\s?(\d{1,2})[\"”](?!\w)"), lambda m: f"{_say(m[1])} foot {_say(m[2])}"),
@@ -180,6 +182,8 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(rf"{_PART}(?![\w/]|[.,]\d)"), _fraction),
         (re.compile(r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,8}(?!\w|\.\d)"), _version),
         (re.compile(r"(?<=\d)[x×](?=\d)|(?<=\d)[ ]x[ ](?=\d)"), " by "),
+        (re.compile(r"(?<=\d)x(?=[.,;:!?)](?!\w)|\s*$)"), _times),
+        (re.compile(r"(?<=\d)(\.\d{1,20})x(?=[ ][=+*/<>-])"), r"\1 x"),
         (re.compile(r"(?<=\d)x(?=[ ](?!minus|times)[A-Za-z]{2})"), " times"),
         (re.compile(r"(?<=\d)[ ]-[ ](?=\d)|(?<![\w)])-[ ]?(?=\.?\d)"), " minus "),
         (re.compile(r"(?<![\w)])\+(?=\d)"), "plus "),
@@ -291,6 +295,11 @@ def _money(sign: str, amount: str, scale: str | None) -> str:
         return f"{n.decimal(amount)} {many}"
     small = f"{n.cardinal(int(rest))} {cent if int(rest) == 1 else cents}"
     return f"{n.decimal(whole)} {one if _int(whole) == 1 else many} and {small}" if _int(whole) else small
+
+
+def _times(m: Match) -> str:
+    """ "3x" at the end is three times, but in "y = 3x"."""
+    return " x" if re.search(r"[=+*^<>]", m.string[max(0, m.start() - 20) : m.start()]) else " times"
 
 
 def _unit(m: Match) -> str:

@@ -221,6 +221,7 @@ _BEFORE_NUMBER = re.compile(rf"(?<![\w.])({'|'.join(_BEFORE_NUMBERS)})\.[ ]?(?=\
 _INITIALS = re.compile(r"(?<![\w.])(?!(?<=\d )[AaPp]\.[Mm]\.)(?:[A-Za-z]\.){2,8}(?!\w)")
 _SAINT = re.compile(r"\bSt\.(?=[ ][A-Z])")
 _STREET = re.compile(r"(?<=[a-z] )St\.(?=[ ,.]|$)")
+_BEFORE_STREET = re.compile(r"\w,? (?!(?:Mount|Mt|Port|Fort|Lake|Cape|Sault) )(?:[A-Z][\w'-]*|\d\w*) $")
 
 
 def abbreviations(text: str) -> str:
@@ -235,13 +236,20 @@ def abbreviations(text: str) -> str:
         return text
     text = _BEFORE_NUMBER.sub(lambda m: f"{_BEFORE_NUMBERS[m[1]]} ", text)
     text = _ABBREVIATION.sub(_abbreviation, text)
-    text = _STREET.sub(lambda m: "Street" + _stop(m), text)
+    text = _STREET.sub(_street, text)
     text = _SAINT.sub("Saint", text)
     return _INITIALS.sub(lambda m: " ".join(m[0].replace(".", "").upper()) + _stop(m, next_capital=False), text)
 
 
 def _abbreviation(m: Match) -> str:
     return _ABBREVIATIONS[m[0]] if m[0] in _ABBREVIATIONS else _MAY_END[m[0]] + _stop(m)
+
+
+def _street(m: Match) -> str:
+    """Before a name a street only where it has one itself, within a sentence: "on Main St. We", not "in St. Louis"."""
+    named = re.match(r" [A-Z]", m.string[m.end() : m.end() + 2])
+    saint = named and not _BEFORE_STREET.search(m.string[max(0, m.start() - 40) : m.start()])
+    return m[0] if saint else "Street" + _stop(m)
 
 
 def _stop(m: Match, next_capital: bool = True) -> str:
@@ -394,6 +402,10 @@ _COMPARISONS: tuple[tuple[re.Pattern[str], str | Callable[[Match], str]], ...] =
     (re.compile(r"(?<!\w)[nN]/[aA](?!\w)"), "not applicable"),
     (re.compile(r"\b([fgh])(')?\(([a-z])\)"), lambda m: f"{m[1]} {'prime ' if m[2] else ''}of {m[3]}"),
     (re.compile(r"(?<![\w-])([A-F])-(?![\w-])"), r"\1 minus"),
+    (
+        re.compile(r"(?<![\w&])([A-Z]{1,3})&([A-Z]{1,3})(?![\w&])"),
+        lambda m: f"{' '.join(m[1])} and {' '.join(m[2])}",
+    ),
     (re.compile(r"\bv(?=\d)"), "version "),
     (re.compile(r"<=>|<->"), " ↔ "),
     (re.compile(r"<="), " ≤ "),
