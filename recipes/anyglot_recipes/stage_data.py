@@ -106,6 +106,11 @@ class StageData(TokenDataModule):
                 "data.phases excludes weights, replay and adapt_rounds, and data.weights excludes replay: give the "
                 "shares of replay shards among the weights"
             )
+        if phases and condition_dropout:
+            raise ManifestError(
+                f"data.condition_dropout is {condition_dropout} with data.phases, which have their own; give every phase "
+                "its condition_dropout, and set data.condition_dropout to 0"
+            )
         least = {"batch_size": batch_size, "adapt_rounds": adapt_rounds, "val_packs": val_packs, "val_every": val_every}
         least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
         low = [f"data.{name} {value}" for name, value in least.items() if value < 1]

@@ -388,6 +388,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
     [
         (["--data.shards=[]"], "data.shards is empty"),
         (["--data.replay_share=0.5"], "give both or neither"),
+        (["--data.phases=[{share: 1}]", "--data.condition_dropout=0.5"], "condition_dropout is 0.5 with data.phases"),
         (["--data.packs_per_step=3", "--data.batch_size=2"], "no multiple of data.batch_size 2 x 1 devices"),
         (["--checkpoint_every=3", "--model.log_every=2"], "no multiple of log_every"),
         (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
