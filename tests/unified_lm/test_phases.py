@@ -202,6 +202,17 @@ def test_modality_budgets(shards: list[Path]) -> None:
         build_plan(shards, seq_len=64, num_packs=30, modality_budgets={"music": 0.1})
 
 
+def test_budgets_that_caps_would_break_are_refused(shards: list[Path]) -> None:
+    budgets = {"image": 0.25}
+    with pytest.raises(PlanError, match=r"leaves too little for the modality_budgets: image \d+\.\d%, not 25\.0%"):
+        build_plan(
+            shards, seq_len=64, num_packs=200, modality_budgets=budgets, max_repetition={"to image": 1}, limit="cap"
+        )
+    free = build_plan(shards, seq_len=64, num_packs=200, modality_budgets=budgets)
+    roomy = build_plan(shards, seq_len=64, num_packs=200, modality_budgets=budgets, max_repetition=90, limit="cap")
+    assert roomy.sources == free.sources
+
+
 @given(st.floats(0.05, 1.0), st.integers(0, 3))
 def test_condition_dropout(shards: list[Path], probability: float, seed: int) -> None:
     plan = build_plan(shards, B, seq_len=64, num_packs=40, seed=seed, condition_dropout=probability)

@@ -189,6 +189,23 @@ def meet_budgets(
     return result
 
 
+def check_budgets(
+    share: Float64, modality_shares_SM: Float64, modalities: Sequence[str], budgets: Mapping[str, float]
+) -> None:
+    """Raises `PlanError` if shares `[S]` that `cap_shares` has changed leave the budgets of `meet_budgets`."""
+    got = dict(zip(modalities, share @ modality_shares_SM, strict=True))
+    missed = [
+        f"{name} {got[name]:.1%}, not {wanted:.1%}"
+        for name, wanted in budgets.items()
+        if abs(got[name] - wanted) > BUDGET_TOLERANCE
+    ]
+    if missed:
+        raise PlanError(
+            f"max_repetition leaves too little for the modality_budgets: {', '.join(missed)}; raise max_repetition, lower "
+            "num_packs, add data, or change the budgets"
+        )
+
+
 def lagging_weights(
     weights: Mapping[str, float],
     losses: Mapping[str, float],

@@ -26,7 +26,7 @@ class Phase:
             one per source. None for no limit.
         limit: what happens there: "raise" an error, or "cap" the source and give the rest to the others.
         modality_budgets: share of all ids per modality ("text" with the controls, or a block). The shares nearest to
-            `weights` that meet them are taken.
+            `weights` that meet them are taken; an error if "cap" leaves too little of a modality.
     """
 
     weights: Mapping[str, float] | None = None

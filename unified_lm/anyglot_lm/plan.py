@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from anyglot_lm.files import fingerprint_of, new_folder, read_json, write_json
 from anyglot_lm.mixture import (
     cap_shares,
+    check_budgets,
     check_repetition,
     find_sources,
     meet_budgets,
@@ -462,6 +463,8 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
         available = np.maximum(limits * np.maximum(ids, 1) - had, 0)
         wanted, share = share, cap_shares(share, available, num_packs * seq_len)
         capped = share < wanted - 1e-12
+        if phase.modality_budgets is not None and capped.any():
+            check_budgets(share, modalities, kinds, phase.modality_budgets)
     number = len(plan.phases) if plan else 0
     drawn, sizes = draw(
         Draw(
