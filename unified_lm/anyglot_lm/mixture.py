@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,14 +128,14 @@ def cap_shares(share: Float64, available: Float64, budget: int) -> Float64:
     return result
 
 
-def modality_shares(readers: Sequence[ShardReader], of_task: Sequence[Int64], num_sources: int) -> Float64:
+def modality_shares(ids: Sequence[NDArray[Any]], of_task: Sequence[Int64], num_sources: int) -> Float64:
     """Share of every modality in the ids of every source: float64 `[S, 1 + blocks]`, text (with controls) first.
 
-    Over all documents of a source, those too long for a row included.
+    `ids` are those of every shard folder, `[tasks, 1 + blocks]`: `ShardReader.modality_ids` or `modality_sums`.
     """
-    counts = np.zeros((num_sources, len(readers[0].vocabulary.blocks) + 1), dtype=np.int64)
-    for reader, sources in zip(readers, of_task, strict=True):
-        np.add.at(counts, sources, reader.modality_ids())
+    counts = np.zeros((num_sources, ids[0].shape[1]))
+    for values, sources in zip(ids, of_task, strict=True):
+        np.add.at(counts, sources, values)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -201,8 +202,8 @@ def check_budgets(
     ]
     if missed:
         raise PlanError(
-            f"max_repetition leaves too little for the modality_budgets: {', '.join(missed)}; raise max_repetition, lower "
-            "num_packs, add data, or change the budgets"
+            f"max_repetition leaves too little for the modality_budgets: {', '.join(missed)}; raise max_repetition, "
+            "lower num_packs, add data, or change the budgets"
         )
 
 

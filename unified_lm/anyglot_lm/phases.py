@@ -64,7 +64,8 @@ class Source:
         drawn_documents, drawn_ids: what the plan takes, repetitions included.
         unconditional: how many of these documents lost their prompt.
         capped: whether its limit of repetition lowered its share.
-        modalities: share of every modality in its ids, prompts included.
+        modalities: share of every modality in the ids drawn from it; in all its ids, prompts included, where a phase
+            has no budgets and nothing is too long or loses its prompt.
     """
 
     name: str

@@ -53,7 +53,7 @@ from anyglot_lm.patterns import Int64
 from anyglot_lm.phases import Limit, Phase, PlannedPhase, Source
 from anyglot_lm.plan_view import describe_plan
 from anyglot_lm.segments import Sample, Template
-from anyglot_lm.shards import ShardReader, open_shards
+from anyglot_lm.shards import PROMPT, ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import FingerprintError, ManifestError
 
@@ -61,8 +61,6 @@ __all__ = ["Phase", "Plan", "PlanError", "PlannedPhase", "Source", "build_plan",
 FORMAT = "anyglot-plan"
 VERSION = 2
 ALGORITHM = "best-fit-decreasing/2"
-PROMPT = 3
-"""Ids of the prompt of an unconditional document: bos, user, assistant."""
 _log = logging.getLogger(__name__)
 
 
@@ -157,6 +155,11 @@ class Plan:
                     continue
                 merged[s.name] = replace(
                     old,
+                    modalities={
+                        name: (part * old.drawn_ids + s.modalities.get(name, 0.0) * s.drawn_ids)
+                        / max(1, old.drawn_ids + s.drawn_ids)
+                        for name, part in old.modalities.items()
+                    },
                     weight=old.weight + weight,
                     drawn_documents=old.drawn_documents + s.drawn_documents,
                     drawn_ids=old.drawn_ids + s.drawn_ids,
@@ -394,6 +397,12 @@ class _Corpus:
         counts = np.bincount(self.lengths[drawn & (self.lengths <= self.seq_len)])
         return max(1, round(max(1, count_packs(counts, self.seq_len)) * epochs))
 
+    def modality_sums(self, whole: NDArray[Any], bare: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """`ShardReader.modality_sums` of every folder, of units that count `whole` and `bare` times, `[U]` each."""
+        ends = np.cumsum([len(r) for r in self.readers])[:-1]
+        parts = [np.split(np.repeat(times, self.together), ends) for times in (whole, bare)]
+        return [r.modality_sums(w, b) for r, w, b in zip(self.readers, *parts, strict=True)]
+
     def unconditional(self, docs: Int64) -> Int64:
         """Lengths of documents `[N]` without their prompt; those that have none to drop keep theirs. No units."""
         lengths = self.lengths[docs]
@@ -451,8 +460,13 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     had = per_source(before * lengths, fits)
     share = shares_of(names, ids, phase.weights)
     kinds = ("text", *corpus.readers[0].vocabulary.modalities)
-    modalities = modality_shares(corpus.readers, of_task, len(names))
+    dropout = phase.condition_dropout
+    natural = not dropout and bool(fits.all())  # all documents may be drawn, and all of each: counted already
+    modalities = modality_shares([r.modality_ids() for r in corpus.readers], of_task, len(names))
     if phase.modality_budgets is not None:
+        if not natural:
+            sums = corpus.modality_sums((1 - dropout) * fits, dropout * fits)
+            modalities = modality_shares(sums, of_task, len(names))
         share = meet_budgets(share, modalities, kinds, phase.modality_budgets)
     limits = repetition_limits(names, phase.max_repetition)
     available = np.full(len(names), math.inf)
@@ -476,7 +490,7 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             budget=num_packs * seq_len,
             seq_len=seq_len,
             seed=(corpus.seed, number),
-            dropout=phase.condition_dropout,
+            dropout=dropout,
             unconditional=corpus.unconditional,
         )
     )
@@ -488,6 +502,9 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     drawn_ids = np.bincount(source_of_unit[units_of], used, minlength=len(names)).astype(np.int64)
     counts, bare = per_source(None, units_of), per_source(None, units_of[dropped])
     total = np.bincount(source_of_unit, minlength=len(names))
+    if phase.modality_budgets is not None or not natural:  # what was drawn, not what was to be expected
+        times = [np.bincount(units_of[chosen], minlength=len(lengths)) for chosen in (~dropped, dropped)]
+        modalities = modality_shares(corpus.modality_sums(times[0], times[1]), of_task, len(names))
     sources = tuple(
         Source(
             name=name,
