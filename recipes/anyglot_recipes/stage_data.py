@@ -165,24 +165,28 @@ class StageData(TokenDataModule):
         if not self.round:
             self._build([*own, *replay], self._phases(own, replay), self._path(0))
         else:
-            self._check_round([*own, *replay])
+            self._check_round(own, replay)
         if self.val_shards:
             phases = [Phase(num_packs=self.val_packs)]
             self._build([shards_at(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
 
-    def _check_round(self, shards: list[Path]) -> None:
+    def _check_round(self, own: list[Path], replay: list[Path]) -> None:
         """Raises ManifestError: the plan of this round, which is there, was made with other settings than these."""
         path = self._path(self.round)
         plan = Plan.load(path)
+        known = plan.phases[-1].parameters
         settings: dict[str, tuple[Any, Any]] = {
-            name: (plan.phases[-1].parameters[name], getattr(self, name))
-            for name in ("seq_len", "seed", "condition_dropout")
+            name: (known[name], getattr(self, name))
+            for name in ("seq_len", "seed", "condition_dropout", "max_repetition", "modality_budgets")
         }
+        weights = plan.phases[0].parameters["weights"] or {}, self._weights(own, replay) or {}
+        shares = [{name: round(w / (sum(x.values()) or 1), 6) for name, w in x.items()} for x in weights]
+        settings["weights (replay_share is in them)"] = shares[0], shares[1]
         packs = round_end(self.max_steps, self.adapt_rounds, self.round) * self._per_step
         settings["packs of all rounds so far"] = len(plan), packs
         settings["shards"] = (
             [s.fingerprint[:12] for s in plan.shards],
-            [s.fingerprint[:12] for s in open_shards(shards)],
+            [s.fingerprint[:12] for s in open_shards([*own, *replay])],
         )
         changed = [f"{name} {there}, not {here}" for name, (there, here) in settings.items() if there != here]
         if changed:

@@ -439,6 +439,41 @@ def test_a_later_round_keeps_to_the_settings_of_its_plan(
     assert len(Plan.load(Path(run(*settings)["run_dir"]) / "plan-1")) == 16
 
 
+@pytest.fixture
+def rounds(world: dict[str, str], tiny_model: UnifiedModel, tmp_path: Path) -> Callable[..., StageData]:
+    """`rounds(round, **settings)`: the data of a run of two rounds, the first of which is over."""
+
+    def data(round: int, shards: str = world["pairs"], **settings: Any) -> StageData:
+        budgets = {"modality_budgets": {"image": 0.7}, "max_repetition": 100.0, **settings}
+        made = StageData([shards], adapt_rounds=2, seq_len=64, **budgets)
+        made.attach(tmp_path / "run", tiny_model.vocabulary, tiny_model.template, 8, round)
+        made.accumulation(1)
+        return made
+
+    first = data(0)
+    first.prepare_data()
+    first.plan = Plan.load(tmp_path / "run" / "plan-0")
+    first.next_round({"loss/text": 2.0, "loss/image": 3.0, "uniform/text": 5.0, "uniform/image": 4.0})
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_repetition": 99.0}, "max_repetition 100.0, not 99.0"),
+        ({"modality_budgets": {"image": 0.6}}, r"modality_budgets .*0\.7}, not .*0\.6}"),
+        ({"modality_budgets": None}, r"modality_budgets .*0\.7}, not None"),
+        ({"weights": {"image->text": 1.0, "text->image": 3.0}}, r"weights .*, not .*'text->image': 0\.75}"),
+    ],
+)
+def test_a_later_round_keeps_to_its_mixture(
+    rounds: Callable[..., StageData], changed: dict[str, Any], message: str
+) -> None:
+    rounds(1).prepare_data()
+    with pytest.raises(AnyglotError, match=f"plan-1: made with {message}"):
+        rounds(1, **changed).prepare_data()
+
+
 def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:
     drops = "--model.lora={r: 2, dropout: 0.5}"
     whole = run("--model.preset=lora", drops, name="whole")
