@@ -176,6 +176,28 @@ def test_capped_sources_leave_the_rest_to_the_others(shards: list[Path]) -> None
         build_plan(shards, seq_len=64, num_packs=6, max_repetition={"nobody": 2})
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+def test_limits_are_of_documents_whether_or_not_they_keep_their_prompts(shards: list[Path], dropout: float) -> None:
+    only, capped = {"to image": 1, "to text": 0, "text": 0}, {"to image": 8, "to text": 1, "text": 1}
+    plan = build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout)
+    times = plan.sources[0].repetition
+    build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout, max_repetition=1.1 * times)
+    with pytest.raises(PlanError, match="source 'to image' would be gone through"):
+        build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout, max_repetition=0.9 * times)
+    plan = build_plan(
+        shards,
+        capped,
+        seq_len=64,
+        num_packs=200,
+        condition_dropout=dropout,
+        max_repetition={"to image": 2},
+        limit="cap",
+    )
+    image = plan.sources[0]
+    assert image.capped and 1.8 < image.repetition <= 2
+    assert image.drawn_ids / plan.used_ids == pytest.approx(image.weight, abs=0.01)
+
+
 def test_limits_count_the_phases_before(shards: list[Path]) -> None:
     only = {"to image": 1, "to text": 0, "text": 0}
     first = build_plan(shards, only, seq_len=64, num_packs=20)

@@ -89,7 +89,10 @@ def repetition_limits(names: Sequence[str], limit: float | Mapping[str, float] |
 
 
 def check_repetition(names: Sequence[str], ids: Int64, before: Int64, wanted: Float64, limits: Float64) -> None:
-    """Raises `PlanError` if a source of `ids [S]`, of which `before [S]` were drawn, cannot give `wanted [S]` more."""
+    """Raises `PlanError` if a source of `ids [S]`, of which `before [S]` were drawn, cannot give `wanted [S]` more.
+
+    All are ids of whole documents.
+    """
     for name, size, had, want, limit in zip(names, ids, before, wanted, limits, strict=True):
         if want and had + want > limit * size:
             raise PlanError(

@@ -469,13 +469,17 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             modalities = modality_shares(sums, of_task, len(names))
         share = meet_budgets(share, modalities, kinds, phase.modality_budgets)
     limits = repetition_limits(names, phase.max_repetition)
+    left = np.ones(len(names))  # what dropout leaves of the ids of a source, on average: limits are of whole documents
+    if dropout:
+        short = per_source(corpus.unconditional(np.arange(len(lengths))), fits)
+        left = 1 - dropout * (1 - short / np.maximum(ids, 1))
     available = np.full(len(names), math.inf)
     capped = np.zeros(len(names), dtype=np.bool_)
     if phase.limit == "raise":
-        check_repetition(names, ids, had, share * (num_packs * seq_len), limits)
+        check_repetition(names, ids, had, share * (num_packs * seq_len) / left, limits)
     else:
         available = np.maximum(limits * np.maximum(ids, 1) - had, 0)
-        wanted, share = share, cap_shares(share, available, num_packs * seq_len)
+        wanted, share = share, cap_shares(share, available * left, num_packs * seq_len)
         capped = share < wanted - 1e-12
         if phase.modality_budgets is not None and capped.any():
             check_budgets(share, modalities, kinds, phase.modality_budgets)
