@@ -108,8 +108,8 @@ class StageData(TokenDataModule):
             )
         if phases and condition_dropout:
             raise ManifestError(
-                f"data.condition_dropout is {condition_dropout} with data.phases, which have their own; give every phase "
-                "its condition_dropout, and set data.condition_dropout to 0"
+                f"data.condition_dropout is {condition_dropout} with data.phases, which have their own; give every "
+                "phase its condition_dropout, and set data.condition_dropout to 0"
             )
         least = {"batch_size": batch_size, "adapt_rounds": adapt_rounds, "val_packs": val_packs, "val_every": val_every}
         least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
