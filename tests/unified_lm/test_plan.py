@@ -185,6 +185,29 @@ def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:
         Plan.load(tmp_path / "y" / "plan")
 
 
+def test_a_plan_is_told_where_its_shards_lie_now(tmp_path: Path) -> None:
+    first = write(tmp_path / "x" / "shards", [("t", 10)] * 5)
+    plan = build_plan([first], seq_len=32, num_packs=3, path=tmp_path / "plan")
+    shutil.move(tmp_path / "x", tmp_path / "y")
+    moved = build_plan([tmp_path / "y" / "shards"], seq_len=32, num_packs=3, path=tmp_path / "plan")
+    assert moved.fingerprint == plan.fingerprint == Plan.load(tmp_path / "plan").fingerprint
+    assert moved.shards[0].path == tmp_path / "y" / "shards"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("docs.npy", "cut"), ("docs.npy", "changed"), ("pack_offsets.npy", "changed"), ("plan.json", "cut")],
+)
+def test_a_damaged_plan_is_built_again(shards: list[Path], tmp_path: Path, name: str, harm: str) -> None:
+    plan = build_plan(shards, seq_len=64, num_packs=50, path=tmp_path / "plan")
+    whole, known = (tmp_path / "plan" / name).read_bytes(), contents(plan)
+    (tmp_path / "plan" / name).write_bytes(b"" if harm == "cut" else whole[:-9] + whole[-9:][::-1])
+    with pytest.raises((FingerprintError, ManifestError), match=r"build the plan again|write it again"):
+        Plan.load(tmp_path / "plan")
+    again = build_plan(shards, seq_len=64, num_packs=50, path=tmp_path / "plan")
+    assert again.fingerprint == plan.fingerprint and contents(Plan.load(tmp_path / "plan")) == known
+
+
 def test_pickle(shards: list[Path], tmp_path: Path) -> None:
     plan = build_plan(shards, seq_len=64, num_packs=50)
     assert contents(pickle.loads(pickle.dumps(plan))) == contents(plan)

@@ -55,7 +55,7 @@ from anyglot_lm.plan_view import describe_plan
 from anyglot_lm.segments import Sample, Template
 from anyglot_lm.shards import PROMPT, ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import FingerprintError, ManifestError
+from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
 
 __all__ = ["Phase", "Plan", "PlanError", "PlannedPhase", "Source", "build_plan", "extend_plan"]
 FORMAT = "anyglot-plan"
@@ -185,16 +185,23 @@ class Plan:
     def save(self, path: str | Path) -> Plan:
         """Writes the plan's folder, atomically, and returns the plan that is mapped from it.
 
-        A folder that holds this very plan is left alone, so that several processes may save the same plan. An
-        extended plan is best saved to a folder of its own while other processes read the shorter one.
+        A folder that holds this very plan is left alone, so that several processes may save the same plan; but where
+        its shards lie now is written down. A plan that is damaged is written anew. An extended plan is best saved to a
+        folder of its own while other processes read the shorter one.
         """
         path = Path(path)
 
         def is_this(place: Path) -> bool:
-            file = place / "plan.json"
-            return file.exists() and read_json(file).get("fingerprint") == self.fingerprint
+            try:
+                found = read_json(place / "plan.json").get("fingerprint")
+                return found == self.fingerprint and bool(Plan.load(place, [s.path for s in self.shards]))
+            except AnyglotError:
+                return False
 
         if is_this(path):
+            content, shards = read_json(path / "plan.json"), self._to_dict(path)["shards"]
+            if content["shards"] != shards:
+                write_json(path / "plan.json", {**content, "shards": shards})
             return Plan.load(path)
         with new_folder(path, overwrite=(path / "plan.json").exists(), keep=is_this) as folder:
             np.save(folder / "pack_offsets.npy", self.pack_offsets)
@@ -245,7 +252,7 @@ class Plan:
         try:
             pack_offsets = np.load(path / "pack_offsets.npy", mmap_mode="r")
             docs = np.load(path / "docs.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ManifestError(f"{path}: {error}; build the plan again") from error
         phases = tuple(
             PlannedPhase(p["num_packs"], p["fingerprint"], p["parameters"], tuple(Source(**s) for s in p["sources"]))
