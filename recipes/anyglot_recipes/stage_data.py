@@ -17,6 +17,7 @@ import lightning as L
 import numpy as np
 
 from anyglot_lm.data import TokenDataModule
+from anyglot_lm.files import read_json
 from anyglot_lm.mixture import lagging_weights
 from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
 from anyglot_lm.remap import remap_shards
@@ -172,8 +173,15 @@ class StageData(TokenDataModule):
 
     def _check_round(self, own: list[Path], replay: list[Path]) -> None:
         """Raises ManifestError: the plan of this round, which is there, was made with other settings than these."""
-        path = self._path(self.round)
-        plan = Plan.load(path)
+        path, readers = self._path(self.round), open_shards([*own, *replay])
+        fingerprints = [r.fingerprint for r in readers]
+        recorded = [s["fingerprint"] for s in read_json(path / "plan.json")["shards"]]
+        if fingerprints != recorded:
+            raise ManifestError(
+                f"{path}: made with the shards {', '.join(f[:12] for f in recorded)}, not "
+                f"{', '.join(f[:12] for f in fingerprints)}; give the old shards back, or choose another run_dir"
+            )
+        plan = Plan.load(path, [r.path for r in readers])
         known = plan.phases[-1].parameters
         settings: dict[str, tuple[Any, Any]] = {
             name: (known[name], getattr(self, name))
@@ -184,16 +192,13 @@ class StageData(TokenDataModule):
         settings["weights (replay_share is in them)"] = shares[0], shares[1]
         packs = round_end(self.max_steps, self.adapt_rounds, self.round) * self._per_step
         settings["packs of all rounds so far"] = len(plan), packs
-        settings["shards"] = (
-            [s.fingerprint[:12] for s in plan.shards],
-            [s.fingerprint[:12] for s in open_shards([*own, *replay])],
-        )
         changed = [f"{name} {there}, not {here}" for name, (there, here) in settings.items() if there != here]
         if changed:
             raise ManifestError(
                 f"{path}: made with {'; '.join(changed)} (steps, rounds, packs_per_step and devices give the packs); "
                 "give the old settings back, or choose another run_dir"
             )
+        plan.save(path)  # its shards may have been moved
 
     def setup(self, stage: str) -> None:
         """Open the plans that the first rank wrote."""

@@ -474,6 +474,19 @@ def test_a_later_round_keeps_to_its_mixture(
         rounds(1, **changed).prepare_data()
 
 
+def test_a_run_goes_on_with_shards_that_were_moved(
+    rounds: Callable[..., StageData], world: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(world["pairs"], tmp_path / "moved")
+    for round in (0, 1):
+        before = Plan.load(tmp_path / "run" / f"plan-{round}")
+        rounds(round, shards=str(tmp_path / "moved")).prepare_data()
+        plan = Plan.load(tmp_path / "run" / f"plan-{round}")
+        assert plan.fingerprint == before.fingerprint and plan.shards[0].path == tmp_path / "moved"
+    with pytest.raises(AnyglotError, match="plan-1: made with the shards .*give the old shards back"):
+        rounds(1, shards=world["text"]).prepare_data()
+
+
 def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:
     drops = "--model.lora={r: 2, dropout: 0.5}"
     whole = run("--model.preset=lora", drops, name="whole")
