@@ -24,7 +24,7 @@ from anyglot_lm.remap import remap_shards
 from anyglot_lm.segments import Template
 from anyglot_lm.shards import ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
 
 @dataclass
@@ -208,8 +208,11 @@ class StageData(TokenDataModule):
         super().setup(stage)
 
     def _build(self, shards: list[Path], phases: list[Phase], path: Path) -> None:
+        readers = open_shards(shards, self.vocabulary, self.template)
+        if self._keeps(readers, phases, path):
+            return
         build_plan(
-            shards,
+            readers,
             seq_len=self.seq_len,
             seed=self.seed,
             phases=phases,
@@ -218,6 +221,20 @@ class StageData(TokenDataModule):
             vocabulary=self.vocabulary,
             template=self.template,
         )
+
+    def _keeps(self, readers: list[ShardReader], phases: list[Phase], path: Path) -> bool:
+        """Whether the plan at `path` is of these shards and settings. A run keeps the plan that it began with, also
+        where this version of Anyglot would draw other documents.
+        """
+        try:
+            plan = Plan.load(path, [r.path for r in readers])
+        except AnyglotError:  # there is none, or it is damaged or of other shards
+            return False
+        wanted = [phase.parameters(self.seq_len, self.seed, self.together) for phase in phases]
+        if [phase.parameters for phase in plan.phases] != wanted:
+            return False
+        plan.save(path)  # its shards may have been moved
+        return True
 
     def _phases(self, own: list[Path], replay: list[Path]) -> list[Phase]:
         """Of the whole run, or of the first round."""

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from anyglot_lm.files import fingerprint_of, sha256_file
 from anyglot_lm.plan import Plan
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
@@ -472,6 +473,22 @@ def test_a_later_round_keeps_to_its_mixture(
     rounds(1).prepare_data()
     with pytest.raises(AnyglotError, match=f"plan-1: made with {message}"):
         rounds(1, **changed).prepare_data()
+
+
+def test_a_run_keeps_the_plan_that_it_began_with(rounds: Callable[..., StageData], tmp_path: Path) -> None:
+    """Plans of before are of other documents, where limits met dropped prompts; their runs go on all the same."""
+    path = tmp_path / "run" / "plan-0"
+    content = json.loads((path / "plan.json").read_text())
+    (phase,), docs = content["phases"], np.load(path / "docs.npy")[::-1]
+    np.save(path / "docs.npy", docs)
+    known = [s["fingerprint"] for s in content["shards"]]
+    arrays = {name: sha256_file(path / f"{name}.npy") for name in ("pack_offsets", "docs")}
+    phase["fingerprint"] = fingerprint_of({"parameters": phase["parameters"], "shards": known, "arrays": arrays})
+    (path / "plan.json").write_text(json.dumps(content | {"fingerprint": phase["fingerprint"]}))
+    rounds(0).prepare_data()
+    assert Plan.load(path).fingerprint == phase["fingerprint"]
+    rounds(0, max_repetition=99.0).prepare_data()
+    assert Plan.load(path).fingerprint != phase["fingerprint"], "other settings are another plan"
 
 
 def test_a_run_goes_on_with_shards_that_were_moved(

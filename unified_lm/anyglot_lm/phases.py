@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from anyglot_lm.packing import PlanError
 
 Limit = Literal["raise", "cap"]
+ALGORITHM = "best-fit-decreasing/2"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Phase:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, {str(key): float(number) for key, number in value.items()})
+
+    def parameters(self, seq_len: int, seed: int, together: int) -> dict[str, Any]:
+        """What a plan records of it, and the plan's fingerprint covers."""
+        content = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": seed, **asdict(self)}
+        del content["share"]
+        return content | ({"together": together} if together > 1 else {})
 
 
 @dataclass(frozen=True)

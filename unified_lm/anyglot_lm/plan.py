@@ -60,7 +60,6 @@ from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestEr
 __all__ = ["Phase", "Plan", "PlanError", "PlannedPhase", "Source", "build_plan", "extend_plan"]
 FORMAT = "anyglot-plan"
 VERSION = 2
-ALGORITHM = "best-fit-decreasing/2"
 _log = logging.getLogger(__name__)
 
 
@@ -540,10 +539,8 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             )  # fmt: skip
         if source.capped:
             _log.info("%s: its share is held at %.1f%% by max_repetition", source.name, 100 * source.weight)
-    parameters = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": corpus.seed, **asdict(phase)}
-    del parameters["share"]
+    parameters = phase.parameters(seq_len, corpus.seed, together)
     if together > 1:
-        parameters["together"] = together
         offsets, units = offsets * together, (units[:, None] * together + np.arange(together)).ravel()
     docs = units.astype(np.int32 if len(lengths) * together <= 1 << 31 else np.int64)
     if plan:
