@@ -171,6 +171,27 @@ def test_what_comes_between_two_looks_is_kept(tmp_path: Path) -> None:
         pytest.fail("another folder is in the way")
 
 
+def test_what_came_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    def meanwhile(place: Path) -> None:
+        place.mkdir()
+        (place / "theirs").write_text("whole")
+
+    with pytest.raises(ManifestError, match="folder: exists already"), new_folder(tmp_path / "folder") as folder:
+        (folder / "ours").write_text("whole")
+        meanwhile(tmp_path / "folder")
+    ids = np.asarray([CONTROLS["bos"], CONTROLS["user"], CONTROLS["eos"]])
+    with (
+        pytest.raises(ManifestError, match="shards: exists already"),
+        ShardWriter(tmp_path / "shards", VOCABULARY) as writer,
+    ):
+        writer.add(ids, np.asarray([False, False, True]), "t")
+        meanwhile(tmp_path / "shards")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["folder", "theirs", "shards", "theirs"]
+    with new_folder(tmp_path / "folder", overwrite=True) as folder:
+        (folder / "ours").write_text("whole")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["ours"]
+
+
 def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:
     first = write(tmp_path / "x" / "shards", [("t", 10)] * 5)
     build_plan([first], seq_len=32, num_packs=3, path=tmp_path / "x" / "plan")

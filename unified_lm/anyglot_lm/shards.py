@@ -74,6 +74,7 @@ class ShardWriter:
         self.vocabulary = vocabulary
         self.template = template
         self.text = text
+        self.overwrite = overwrite
         check_free(self.path, overwrite=overwrite)
         self.dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,7 @@ class ShardWriter:
         Raises:
             ShardError: no documents, or a document that does not decode to what went in. Nothing is left
             behind then.
+            ManifestError: the folder came to be there meanwhile, without `overwrite`.
         """
         if not self._open:
             return
@@ -188,6 +190,7 @@ class ShardWriter:
             self.vocabulary.save(self._folder / "vocabulary.json")
             write_json(self._folder / "meta.json", self._meta())
             self._check()
+            check_free(self.path, overwrite=self.overwrite)
             replace_folder(self._folder, self.path)
             self._open = False
         finally:
