@@ -231,7 +231,7 @@ def lagging_weights(
         uniforms: loss of a uniform guess per modality, nats per id.
         modalities_of_task: the modality that a task's targets are in.
         strength: 0 changes nothing, 1 in proportion to the lag.
-        bound: the most that a weight is multiplied or divided by in one round.
+        bound: the most that a weight is multiplied or divided by in one round, before the division by their sum.
 
     Raises:
         PlanError: a task without modality, a modality without baseline, or numbers that make no sense.
