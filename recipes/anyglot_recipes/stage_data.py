@@ -115,10 +115,10 @@ class StageData(TokenDataModule):
         least = {"batch_size": batch_size, "adapt_rounds": adapt_rounds, "val_packs": val_packs, "val_every": val_every}
         least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
         low = [f"data.{name} {value}" for name, value in least.items() if value < 1]
-        if low or num_workers < 0:
-            raise ManifestError(
-                f"{', '.join(low) or f'data.num_workers {num_workers}'}: too low; give 1 or more (num_workers: 0)"
-            )
+        none = {"num_workers": num_workers, "seed": seed, "adapt_strength": adapt_strength}
+        low += [f"data.{name} {value}" for name, value in none.items() if value < 0]
+        if low:
+            raise ManifestError(f"{', '.join(low)}: too low; give 1 or more ({', '.join(none)}: 0 or more)")
         self.shards, self.replay, self.replay_share = shards, replay or [], replay_share
         self.weights, self.phases, self.modality_budgets = weights, phases, modality_budgets
         self.max_repetition, self.condition_dropout = max_repetition, condition_dropout

@@ -401,6 +401,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--data.batch_size=0"], "data.batch_size 0: too low"),
         (["--data.adapt_rounds=0", "--data.val_every=0"], "data.adapt_rounds 0, data.val_every 0: too low"),
         (["--data.num_workers=-1"], "data.num_workers -1: too low"),
+        (["--data.seed=-1", "--data.adapt_strength=-1"], r"data.seed -1, data.adapt_strength -1\.0: too low"),
         (
             ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--model.preset=lora", "--model.keep_text=1"],
             "FSDP2 does not",

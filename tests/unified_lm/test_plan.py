@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from anyglot_lm.files import new_folder
 from anyglot_lm.packing import assign, count_packs
-from anyglot_lm.plan import Plan, PlanError, build_plan, extend_plan
+from anyglot_lm.plan import Phase, Plan, PlanError, build_plan, extend_plan
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import FingerprintError, ManifestError
@@ -117,6 +117,17 @@ def test_bad_sizes(shards: list[Path]) -> None:
         build_plan(shards, seq_len=64)
     with pytest.raises(PlanError, match="at least one pack"):
         build_plan(shards, seq_len=64, num_packs=0)
+    for wrong, message in (
+        ({"seed": -1}, "seed=-1; give 0 or more"),
+        ({"max_repetition": float("inf")}, "leave out what has no limit"),
+        ({"max_repetition": {"text": float("inf")}}, "leave out what has no limit"),
+        ({"num_packs": None, "epochs": float("inf")}, "epochs=inf; give a finite number"),
+        ({"weights": ["text"]}, r"weights=\['text'\]; give a number for every name"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            build_plan(shards, **{"seq_len": 64, "num_packs": 3, **wrong})  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"num_packs=3\.5; .*whole ones"):
+        Phase(num_packs=3.5)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="larger seq_len"):
         build_plan(shards, seq_len=2, num_packs=1)
     with pytest.raises(PlanError, match="source 'image' has weight 1 but no document that fits"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -43,14 +44,19 @@ class Phase:
             raise PlanError(f"condition_dropout={self.condition_dropout}; it is a probability")
         if self.limit not in ("raise", "cap"):
             raise PlanError(f"limit={self.limit!r}; use 'raise' or 'cap'")
-        if self.num_packs is not None and self.num_packs < 1:
-            raise PlanError(f"num_packs={self.num_packs}; a plan needs at least one pack")
+        if self.num_packs is not None and (not isinstance(self.num_packs, int) or self.num_packs < 1):
+            raise PlanError(f"num_packs={self.num_packs}; a plan needs at least one pack, and whole ones")
         if self.share is not None and not (self.share > 0 and self.num_packs is None):
             raise PlanError(f"a phase of share={self.share}, num_packs={self.num_packs}; give one of them, above 0")
         for name in ("weights", "max_repetition", "modality_budgets"):  # as JSON keeps them
             value = getattr(self, name)
+            if name != "max_repetition" and not isinstance(value, Mapping | None):
+                raise PlanError(f"{name}={value!r}; give a number for every name")
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, {str(key): float(number) for key, number in value.items()})
+        limits = self.max_repetition.values() if isinstance(self.max_repetition, Mapping) else [self.max_repetition]
+        if math.inf in limits:
+            raise PlanError(f"max_repetition={self.max_repetition}; leave out what has no limit")
 
     def parameters(self, seq_len: int, seed: int, together: int) -> dict[str, Any]:
         """What a plan records of it, and the plan's fingerprint covers."""

@@ -323,6 +323,8 @@ def build_plan(
     """
     if seq_len < 2:
         raise PlanError(f"seq_len={seq_len}; a row needs at least 2 ids")
+    if seed < 0:
+        raise PlanError(f"seed={seed}; give 0 or more")
     if phases is None:
         phases = [Phase(weights, None, 1.0, condition_dropout, max_repetition, limit, modality_budgets)]
     elif weights or condition_dropout or max_repetition or limit != "raise" or modality_budgets or not phases:
@@ -393,8 +395,8 @@ class _Corpus:
 
     def packs_of_epochs(self, phases: Sequence[Phase], epochs: float) -> int:
         """Packs that hold every unit of any phase `epochs` times."""
-        if not epochs > 0:
-            raise PlanError(f"epochs={epochs}; give a number above 0")
+        if not 0 < epochs < math.inf:
+            raise PlanError(f"epochs={epochs}; give a finite number above 0")
         drawn = np.zeros(len(self.lengths), dtype=np.bool_)
         for phase in phases:
             names, of_task = find_sources(self.readers, phase.weights)
