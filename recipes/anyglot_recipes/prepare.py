@@ -171,8 +171,9 @@ def prepare(
     }
     with atomic_write(out_dir / INDEX) as path:
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    kept = set(shards)
     for stale in (out_dir / SHARDS).glob("*.safetensors"):
-        if f"{SHARDS}/{stale.name}" not in shards:
+        if f"{SHARDS}/{stale.name}" not in kept:
             stale.unlink()
     if first_error is not None and (strict or num_good == 0):
         row = f"{first_error.source}, row {first_error.row}: " if first_error.row else ""

@@ -17,13 +17,14 @@ import lightning as L
 import numpy as np
 
 from anyglot_lm.data import TokenDataModule
+from anyglot_lm.files import read_json
 from anyglot_lm.mixture import lagging_weights
 from anyglot_lm.plan import Phase, Plan, build_plan, extend_plan
 from anyglot_lm.remap import remap_shards
 from anyglot_lm.segments import Template
 from anyglot_lm.shards import ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import ManifestError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 
 
 @dataclass
@@ -106,13 +107,18 @@ class StageData(TokenDataModule):
                 "data.phases excludes weights, replay and adapt_rounds, and data.weights excludes replay: give the "
                 "shares of replay shards among the weights"
             )
+        if phases and condition_dropout:
+            raise ManifestError(
+                f"data.condition_dropout is {condition_dropout} with data.phases, which have their own; give every "
+                "phase its condition_dropout, and set data.condition_dropout to 0"
+            )
         least = {"batch_size": batch_size, "adapt_rounds": adapt_rounds, "val_packs": val_packs, "val_every": val_every}
         least |= {"seq_len": seq_len, "packs_per_step": 1 if packs_per_step is None else packs_per_step}
         low = [f"data.{name} {value}" for name, value in least.items() if value < 1]
-        if low or num_workers < 0:
-            raise ManifestError(
-                f"{', '.join(low) or f'data.num_workers {num_workers}'}: too low; give 1 or more (num_workers: 0)"
-            )
+        none = {"num_workers": num_workers, "seed": seed, "adapt_strength": adapt_strength}
+        low += [f"data.{name} {value}" for name, value in none.items() if value < 0]
+        if low:
+            raise ManifestError(f"{', '.join(low)}: too low; give 1 or more ({', '.join(none)}: 0 or more)")
         self.shards, self.replay, self.replay_share = shards, replay or [], replay_share
         self.weights, self.phases, self.modality_budgets = weights, phases, modality_budgets
         self.max_repetition, self.condition_dropout = max_repetition, condition_dropout
@@ -160,31 +166,39 @@ class StageData(TokenDataModule):
         if not self.round:
             self._build([*own, *replay], self._phases(own, replay), self._path(0))
         else:
-            self._check_round([*own, *replay])
+            self._check_round(own, replay)
         if self.val_shards:
             phases = [Phase(num_packs=self.val_packs)]
             self._build([shards_at(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
 
-    def _check_round(self, shards: list[Path]) -> None:
+    def _check_round(self, own: list[Path], replay: list[Path]) -> None:
         """Raises ManifestError: the plan of this round, which is there, was made with other settings than these."""
-        path = self._path(self.round)
-        plan = Plan.load(path)
+        path, readers = self._path(self.round), open_shards([*own, *replay])
+        fingerprints = [r.fingerprint for r in readers]
+        recorded = [s["fingerprint"] for s in read_json(path / "plan.json")["shards"]]
+        if fingerprints != recorded:
+            raise ManifestError(
+                f"{path}: made with the shards {', '.join(f[:12] for f in recorded)}, not "
+                f"{', '.join(f[:12] for f in fingerprints)}; give the old shards back, or choose another run_dir"
+            )
+        plan = Plan.load(path, [r.path for r in readers])
+        known = plan.phases[-1].parameters
         settings: dict[str, tuple[Any, Any]] = {
-            name: (plan.phases[-1].parameters[name], getattr(self, name))
-            for name in ("seq_len", "seed", "condition_dropout")
+            name: (known[name], getattr(self, name))
+            for name in ("seq_len", "seed", "condition_dropout", "max_repetition", "modality_budgets")
         }
+        weights = plan.phases[0].parameters["weights"] or {}, self._weights(own, replay) or {}
+        shares = [{name: round(w / (sum(x.values()) or 1), 6) for name, w in x.items()} for x in weights]
+        settings["weights (replay_share is in them)"] = shares[0], shares[1]
         packs = round_end(self.max_steps, self.adapt_rounds, self.round) * self._per_step
         settings["packs of all rounds so far"] = len(plan), packs
-        settings["shards"] = (
-            [s.fingerprint[:12] for s in plan.shards],
-            [s.fingerprint[:12] for s in open_shards(shards)],
-        )
         changed = [f"{name} {there}, not {here}" for name, (there, here) in settings.items() if there != here]
         if changed:
             raise ManifestError(
                 f"{path}: made with {'; '.join(changed)} (steps, rounds, packs_per_step and devices give the packs); "
                 "give the old settings back, or choose another run_dir"
             )
+        plan.save(path)  # its shards may have been moved
 
     def setup(self, stage: str) -> None:
         """Open the plans that the first rank wrote."""
@@ -194,8 +208,11 @@ class StageData(TokenDataModule):
         super().setup(stage)
 
     def _build(self, shards: list[Path], phases: list[Phase], path: Path) -> None:
+        readers = open_shards(shards, self.vocabulary, self.template)
+        if self._keeps(readers, phases, path):
+            return
         build_plan(
-            shards,
+            readers,
             seq_len=self.seq_len,
             seed=self.seed,
             phases=phases,
@@ -204,6 +221,20 @@ class StageData(TokenDataModule):
             vocabulary=self.vocabulary,
             template=self.template,
         )
+
+    def _keeps(self, readers: list[ShardReader], phases: list[Phase], path: Path) -> bool:
+        """Whether the plan at `path` is of these shards and settings. A run keeps the plan that it began with, also
+        where this version of Anyglot would draw other documents.
+        """
+        try:
+            plan = Plan.load(path, [r.path for r in readers])
+        except AnyglotError:  # there is none, or it is damaged or of other shards
+            return False
+        wanted = [phase.parameters(self.seq_len, self.seed, self.together) for phase in phases]
+        if [phase.parameters for phase in plan.phases] != wanted:
+            return False
+        plan.save(path)  # its shards may have been moved
+        return True
 
     def _phases(self, own: list[Path], replay: list[Path]) -> list[Phase]:
         """Of the whole run, or of the first round."""

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from anyglot_lm.files import fingerprint_of, sha256_file
 from anyglot_lm.plan import Plan
 from anyglot_lm.segments import Sample, Segment, Template
 from anyglot_lm.shards import ShardWriter
@@ -388,6 +389,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
     [
         (["--data.shards=[]"], "data.shards is empty"),
         (["--data.replay_share=0.5"], "give both or neither"),
+        (["--data.phases=[{share: 1}]", "--data.condition_dropout=0.5"], "condition_dropout is 0.5 with data.phases"),
         (["--data.packs_per_step=3", "--data.batch_size=2"], "no multiple of data.batch_size 2 x 1 devices"),
         (["--checkpoint_every=3", "--model.log_every=2"], "no multiple of log_every"),
         (["--model.start=nowhere"], "model.start 'nowhere' is no model folder"),
@@ -399,6 +401,7 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--data.batch_size=0"], "data.batch_size 0: too low"),
         (["--data.adapt_rounds=0", "--data.val_every=0"], "data.adapt_rounds 0, data.val_every 0: too low"),
         (["--data.num_workers=-1"], "data.num_workers -1: too low"),
+        (["--data.seed=-1", "--data.adapt_strength=-1"], r"data.seed -1, data.adapt_strength -1\.0: too low"),
         (
             ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--model.preset=lora", "--model.keep_text=1"],
             "FSDP2 does not",
@@ -437,6 +440,70 @@ def test_a_later_round_keeps_to_the_settings_of_its_plan(
         with pytest.raises(AnyglotError, match=f"plan-1: made with {message}"):
             run(*settings, changed)
     assert len(Plan.load(Path(run(*settings)["run_dir"]) / "plan-1")) == 16
+
+
+@pytest.fixture
+def rounds(world: dict[str, str], tiny_model: UnifiedModel, tmp_path: Path) -> Callable[..., StageData]:
+    """`rounds(round, **settings)`: the data of a run of two rounds, the first of which is over."""
+
+    def data(round: int, shards: str = world["pairs"], **settings: Any) -> StageData:
+        budgets = {"modality_budgets": {"image": 0.7}, "max_repetition": 100.0, **settings}
+        made = StageData([shards], adapt_rounds=2, seq_len=64, **budgets)
+        made.attach(tmp_path / "run", tiny_model.vocabulary, tiny_model.template, 8, round)
+        made.accumulation(1)
+        return made
+
+    first = data(0)
+    first.prepare_data()
+    first.plan = Plan.load(tmp_path / "run" / "plan-0")
+    first.next_round({"loss/text": 2.0, "loss/image": 3.0, "uniform/text": 5.0, "uniform/image": 4.0})
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_repetition": 99.0}, "max_repetition 100.0, not 99.0"),
+        ({"modality_budgets": {"image": 0.6}}, r"modality_budgets .*0\.7}, not .*0\.6}"),
+        ({"modality_budgets": None}, r"modality_budgets .*0\.7}, not None"),
+        ({"weights": {"image->text": 1.0, "text->image": 3.0}}, r"weights .*, not .*'text->image': 0\.75}"),
+    ],
+)
+def test_a_later_round_keeps_to_its_mixture(
+    rounds: Callable[..., StageData], changed: dict[str, Any], message: str
+) -> None:
+    rounds(1).prepare_data()
+    with pytest.raises(AnyglotError, match=f"plan-1: made with {message}"):
+        rounds(1, **changed).prepare_data()
+
+
+def test_a_run_keeps_the_plan_that_it_began_with(rounds: Callable[..., StageData], tmp_path: Path) -> None:
+    """Plans of before are of other documents, where limits met dropped prompts; their runs go on all the same."""
+    path = tmp_path / "run" / "plan-0"
+    content = json.loads((path / "plan.json").read_text())
+    (phase,), docs = content["phases"], np.load(path / "docs.npy")[::-1]
+    np.save(path / "docs.npy", docs)
+    known = [s["fingerprint"] for s in content["shards"]]
+    arrays = {name: sha256_file(path / f"{name}.npy") for name in ("pack_offsets", "docs")}
+    phase["fingerprint"] = fingerprint_of({"parameters": phase["parameters"], "shards": known, "arrays": arrays})
+    (path / "plan.json").write_text(json.dumps(content | {"fingerprint": phase["fingerprint"]}))
+    rounds(0).prepare_data()
+    assert Plan.load(path).fingerprint == phase["fingerprint"]
+    rounds(0, max_repetition=99.0).prepare_data()
+    assert Plan.load(path).fingerprint != phase["fingerprint"], "other settings are another plan"
+
+
+def test_a_run_goes_on_with_shards_that_were_moved(
+    rounds: Callable[..., StageData], world: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(world["pairs"], tmp_path / "moved")
+    for round in (0, 1):
+        before = Plan.load(tmp_path / "run" / f"plan-{round}")
+        rounds(round, shards=str(tmp_path / "moved")).prepare_data()
+        plan = Plan.load(tmp_path / "run" / f"plan-{round}")
+        assert plan.fingerprint == before.fingerprint and plan.shards[0].path == tmp_path / "moved"
+    with pytest.raises(AnyglotError, match="plan-1: made with the shards .*give the old shards back"):
+        rounds(1, shards=world["text"]).prepare_data()
 
 
 def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:

@@ -192,6 +192,8 @@ def test_labels_of_no_slice_are_ignored() -> None:
     hidden, weight, labels = batch()
     unused = labels.clone()
     unused[labels == IGNORE] = VOCABULARY.size - 1
+    unused[0] = -1
+    assert labels[0] == IGNORE, "any negative label is none"
     a, b = (span_nll(hidden, weight, y, table()) for y in (labels, unused))
     assert torch.equal(a.nll, b.nll) and torch.equal(a.slice_class, b.slice_class)
 

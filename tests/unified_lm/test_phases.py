@@ -15,6 +15,7 @@ from anyglot_lm.data import IGNORED, PackedDataset, TokenDataModule, collate
 from anyglot_lm.files import fingerprint_of, sha256_file
 from anyglot_lm.packing import numbers_of
 from anyglot_lm.plan import Phase, Plan, PlanError, build_plan, extend_plan
+from anyglot_lm.plan_view import plan_to_dict
 from anyglot_lm.segments import CHAT, Sample, Segment
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
@@ -175,6 +176,28 @@ def test_capped_sources_leave_the_rest_to_the_others(shards: list[Path]) -> None
         build_plan(shards, seq_len=64, num_packs=6, max_repetition={"nobody": 2})
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+def test_limits_are_of_documents_whether_or_not_they_keep_their_prompts(shards: list[Path], dropout: float) -> None:
+    only, capped = {"to image": 1, "to text": 0, "text": 0}, {"to image": 8, "to text": 1, "text": 1}
+    plan = build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout)
+    times = plan.sources[0].repetition
+    build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout, max_repetition=1.1 * times)
+    with pytest.raises(PlanError, match="source 'to image' would be gone through"):
+        build_plan(shards, only, seq_len=64, num_packs=60, condition_dropout=dropout, max_repetition=0.9 * times)
+    plan = build_plan(
+        shards,
+        capped,
+        seq_len=64,
+        num_packs=200,
+        condition_dropout=dropout,
+        max_repetition={"to image": 2},
+        limit="cap",
+    )
+    image = plan.sources[0]
+    assert image.capped and 1.8 < image.repetition <= 2
+    assert image.drawn_ids / plan.used_ids == pytest.approx(image.weight, abs=0.01)
+
+
 def test_limits_count_the_phases_before(shards: list[Path]) -> None:
     only = {"to image": 1, "to text": 0, "text": 0}
     first = build_plan(shards, only, seq_len=64, num_packs=20)
@@ -183,13 +206,15 @@ def test_limits_count_the_phases_before(shards: list[Path]) -> None:
         extend_plan(first, only, num_packs=70, max_repetition=2)
 
 
-def test_modality_budgets(shards: list[Path]) -> None:
-    def image_share(plan: Plan) -> float:
-        rows = PackedDataset(plan).__getitems__(range(len(plan))).batch["input_ids"].numpy()
-        block = VOCABULARY.block("image")
-        inside = (rows == block.start_id) | ((rows >= block.end_id) & (rows < block.stop_id))
-        return float(inside.sum() / (rows != CONTROLS["pad"]).sum())
+def image_share(plan: Plan) -> float:
+    """Share of the images in the ids of a plan, counted in its rows."""
+    rows = PackedDataset(plan).__getitems__(range(len(plan))).batch["input_ids"].numpy()
+    block = VOCABULARY.block("image")
+    inside = (rows == block.start_id) | ((rows >= block.end_id) & (rows < block.stop_id))
+    return float(inside.sum() / (rows != CONTROLS["pad"]).sum())
 
+
+def test_modality_budgets(shards: list[Path]) -> None:
     natural = image_share(build_plan(shards, seq_len=64, num_packs=300))
     for wanted in (0.1, 0.25):
         assert abs(natural - wanted) > 0.03
@@ -200,6 +225,37 @@ def test_modality_budgets(shards: list[Path]) -> None:
         build_plan(shards, seq_len=64, num_packs=30, modality_budgets={"image": 0.9})
     with pytest.raises(PlanError, match="modality_budgets for music; the modalities are text, image"):
         build_plan(shards, seq_len=64, num_packs=30, modality_budgets={"music": 0.1})
+
+
+@pytest.mark.parametrize(("dropout", "long"), [(0.0, True), (0.5, False), (0.9, False), (0.9, True)])
+def test_budgets_are_of_what_is_drawn(tmp_path: Path, dropout: float, long: bool) -> None:
+    """Prompts that are dropped and documents longer than a row count for nothing, and the tree says what is there."""
+    with ShardWriter(tmp_path / "a", VOCABULARY, text=Bytes()) as writer:
+        for i in range(200):
+            images, text = (
+                [Segment("image", np.full((1, 2, 2), i % 16), "user")] * 3,
+                "x" * (200 if i % 2 and long else 12),
+            )
+            writer.add_sample(Sample([*images, Segment("text", text, "assistant")]), "to text")
+            image = Segment("image", np.full((1, 2, 2), i % 16), "assistant")
+            writer.add_sample(Sample([Segment("text", text, "user"), image]), "to image")
+            writer.add_sample(Sample([Segment("text", text, "assistant")]), "text")
+    budgets = {"image": 0.3}
+    plan = build_plan([tmp_path / "a"], seq_len=96, num_packs=400, condition_dropout=dropout, modality_budgets=budgets)
+    assert image_share(plan) == pytest.approx(0.3, abs=0.02)
+    assert f"image {image_share(plan):.1%} (wanted image 30.0%)" in plan.describe()
+    longer = extend_plan(plan, A, num_packs=50, path=tmp_path / "longer")
+    counted = plan_to_dict(Plan.load(tmp_path / "longer"))["ids_by_modality"]["image"] / longer.used_ids
+    assert counted == pytest.approx(image_share(longer), abs=1e-4 if long else 0.01)
+
+
+def test_budgets_that_caps_would_break_are_refused(shards: list[Path]) -> None:
+    budgets, limits = {"image": 0.25}, {"to image": 1, "to text": 1}
+    with pytest.raises(PlanError, match=r"leaves too little for the modality_budgets: image \d+\.\d%, not 25\.0%"):
+        build_plan(shards, seq_len=64, num_packs=200, modality_budgets=budgets, max_repetition=limits, limit="cap")
+    free = build_plan(shards, seq_len=64, num_packs=200, modality_budgets=budgets)
+    roomy = build_plan(shards, seq_len=64, num_packs=200, modality_budgets=budgets, max_repetition=90, limit="cap")
+    assert roomy.sources == free.sources
 
 
 @given(st.floats(0.05, 1.0), st.integers(0, 3))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from anyglot_lm.files import new_folder
 from anyglot_lm.packing import assign, count_packs
-from anyglot_lm.plan import Plan, PlanError, build_plan, extend_plan
+from anyglot_lm.plan import Phase, Plan, PlanError, build_plan, extend_plan
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.vocabulary import Vocabulary
 from anyglot_tokenizers.errors import FingerprintError, ManifestError
@@ -117,6 +117,17 @@ def test_bad_sizes(shards: list[Path]) -> None:
         build_plan(shards, seq_len=64)
     with pytest.raises(PlanError, match="at least one pack"):
         build_plan(shards, seq_len=64, num_packs=0)
+    for wrong, message in (
+        ({"seed": -1}, "seed=-1; give 0 or more"),
+        ({"max_repetition": float("inf")}, "leave out what has no limit"),
+        ({"max_repetition": {"text": float("inf")}}, "leave out what has no limit"),
+        ({"num_packs": None, "epochs": float("inf")}, "epochs=inf; give a finite number"),
+        ({"weights": ["text"]}, r"weights=\['text'\]; give a number for every name"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            build_plan(shards, **{"seq_len": 64, "num_packs": 3, **wrong})  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"num_packs=3\.5; .*whole ones"):
+        Phase(num_packs=3.5)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="larger seq_len"):
         build_plan(shards, seq_len=2, num_packs=1)
     with pytest.raises(PlanError, match="source 'image' has weight 1 but no document that fits"):
@@ -171,6 +182,27 @@ def test_what_comes_between_two_looks_is_kept(tmp_path: Path) -> None:
         pytest.fail("another folder is in the way")
 
 
+def test_what_came_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    def meanwhile(place: Path) -> None:
+        place.mkdir()
+        (place / "theirs").write_text("whole")
+
+    with pytest.raises(ManifestError, match="folder: exists already"), new_folder(tmp_path / "folder") as folder:
+        (folder / "ours").write_text("whole")
+        meanwhile(tmp_path / "folder")
+    ids = np.asarray([CONTROLS["bos"], CONTROLS["user"], CONTROLS["eos"]])
+    with (
+        pytest.raises(ManifestError, match="shards: exists already"),
+        ShardWriter(tmp_path / "shards", VOCABULARY) as writer,
+    ):
+        writer.add(ids, np.asarray([False, False, True]), "t")
+        meanwhile(tmp_path / "shards")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["folder", "theirs", "shards", "theirs"]
+    with new_folder(tmp_path / "folder", overwrite=True) as folder:
+        (folder / "ours").write_text("whole")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["ours"]
+
+
 def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:
     first = write(tmp_path / "x" / "shards", [("t", 10)] * 5)
     build_plan([first], seq_len=32, num_packs=3, path=tmp_path / "x" / "plan")
@@ -183,6 +215,29 @@ def test_plan_finds_moved_shards_and_refuses_others(tmp_path: Path) -> None:
     np.save(tmp_path / "y" / "plan" / "docs.npy", docs[::-1])
     with pytest.raises(FingerprintError, match="its arrays are not those"):
         Plan.load(tmp_path / "y" / "plan")
+
+
+def test_a_plan_is_told_where_its_shards_lie_now(tmp_path: Path) -> None:
+    first = write(tmp_path / "x" / "shards", [("t", 10)] * 5)
+    plan = build_plan([first], seq_len=32, num_packs=3, path=tmp_path / "plan")
+    shutil.move(tmp_path / "x", tmp_path / "y")
+    moved = build_plan([tmp_path / "y" / "shards"], seq_len=32, num_packs=3, path=tmp_path / "plan")
+    assert moved.fingerprint == plan.fingerprint == Plan.load(tmp_path / "plan").fingerprint
+    assert moved.shards[0].path == tmp_path / "y" / "shards"
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("docs.npy", "cut"), ("docs.npy", "changed"), ("pack_offsets.npy", "changed"), ("plan.json", "cut")],
+)
+def test_a_damaged_plan_is_built_again(shards: list[Path], tmp_path: Path, name: str, harm: str) -> None:
+    plan = build_plan(shards, seq_len=64, num_packs=50, path=tmp_path / "plan")
+    whole, known = (tmp_path / "plan" / name).read_bytes(), contents(plan)
+    (tmp_path / "plan" / name).write_bytes(b"" if harm == "cut" else whole[:-9] + whole[-9:][::-1])
+    with pytest.raises((FingerprintError, ManifestError), match=r"build the plan again|write it again"):
+        Plan.load(tmp_path / "plan")
+    again = build_plan(shards, seq_len=64, num_packs=50, path=tmp_path / "plan")
+    assert again.fingerprint == plan.fingerprint and contents(Plan.load(tmp_path / "plan")) == known
 
 
 def test_pickle(shards: list[Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anyglot_lm.grammar import Request, SpanGrammar
 from anyglot_lm.segments import CHAT, Sample, Segment, Template, with_examples
 from anyglot_lm.text import TextTokenizer
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
@@ -43,6 +44,23 @@ def test_speech_out_has_all_codebooks() -> None:
     block = VOCABULARY.block("speech")
     assert (ids[3:9] - block.first_id).tolist() == [1, 8 + 4, 2, 8 + 5, 3, 8 + 6]
     assert ids[-2:].tolist() == [block.end_id, VOCABULARY.controls["eos"]]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_filler_that_the_grammar_forces_is_no_target(fixed: bool) -> None:
+    """All other ids of the answer are, and no id with a choice is left out."""
+    v = Vocabulary.build(20, BlockSpec("speech", "s", 8, 3, "delay", "first", grid=(4,) if fixed else None))
+    codes = np.arange(12).reshape(3, 4) % 8
+    ids, loss = CHAT.render(Sample([Segment("speech", codes, "assistant")]), v, None)
+    grammar, forced = SpanGrammar(v), []
+    state = grammar.start(Request(max_ids=60, order=("speech",)))
+    for token in ids[2:-1].tolist():  # start, codes, end
+        ((low, high),) = grammar.allowed(state)
+        forced.append(v.block("speech").first_id <= token and high - low == 1)
+        state = grammar.advance(state, token)
+    assert (~loss[2:-1]).tolist() == forced and sum(forced) == (6 if fixed else 3)
+    assert loss[-1] and not loss[:2].any()
+    assert CHAT.parse(ids, v, None, loss) == Sample([Segment("speech", codes, "assistant")])
 
 
 def test_turns_and_flags() -> None:

@@ -54,7 +54,7 @@ def new_folder(
     If `path` has come to exist meanwhile and `keep(path)` is true, it stays and the new folder vanishes.
 
     Raises:
-        ManifestError: `path` exists and is not an empty folder, without `overwrite`.
+        ManifestError: `path` exists and is not an empty folder, without `overwrite`; also if it came meanwhile.
     """
     path = Path(path)
     if keep is None or not keep(path):
@@ -74,6 +74,7 @@ def new_folder(
             if keep is not None and keep(path):
                 shutil.rmtree(temporary)
             else:
+                check_free(path, overwrite=overwrite)
                 replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -78,7 +78,7 @@ def span_nll(
         hidden_ND: final hidden states, any float dtype.
         rows: the output matrix [V, D] (the tied embedding or the LM head), or its parts stacked by rows, such as
             (old rows, new rows). A part that needs no gradient gets none and costs none.
-        labels_N: int64 labels, already shifted; -100, and ids that are in no slice, are ignored.
+        labels_N: int64 labels, already shifted; negative ones, such as -100, and ids that are in no slice are ignored.
         table: the vocabulary's slices.
         sliced: compete inside the label's slice (True) or over the whole vocabulary (False).
         chunk: bytes of float32 logits held at once; default 16 MiB on a CPU, 256 MiB on an accelerator.
@@ -187,7 +187,7 @@ def _order(
             f"the output matrix has {bounds[-1]} rows but the vocabulary's slices need {max(table.hi)}; "
             "expand the model to this vocabulary, or use the vocabulary it was made with"
         )
-    class_N = torch.where(labels_N != IGNORE, table.class_of_id[labels_N.clamp_min(0)], -1)
+    class_N = torch.where(labels_N >= 0, table.class_of_id[labels_N.clamp_min(0)], -1)
     counts = torch.bincount(class_N + 1, minlength=len(table.lo) + 1).tolist()  # the one wait for the device
     stops = list(accumulate(counts[1:], initial=0))
     if sliced:

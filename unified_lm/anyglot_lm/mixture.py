@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,10 @@ def repetition_limits(names: Sequence[str], limit: float | Mapping[str, float] |
 
 
 def check_repetition(names: Sequence[str], ids: Int64, before: Int64, wanted: Float64, limits: Float64) -> None:
-    """Raises `PlanError` if a source of `ids [S]`, of which `before [S]` were drawn, cannot give `wanted [S]` more."""
+    """Raises `PlanError` if a source of `ids [S]`, of which `before [S]` were drawn, cannot give `wanted [S]` more.
+
+    All are ids of whole documents.
+    """
     for name, size, had, want, limit in zip(names, ids, before, wanted, limits, strict=True):
         if want and had + want > limit * size:
             raise PlanError(
@@ -127,14 +131,14 @@ def cap_shares(share: Float64, available: Float64, budget: int) -> Float64:
     return result
 
 
-def modality_shares(readers: Sequence[ShardReader], of_task: Sequence[Int64], num_sources: int) -> Float64:
+def modality_shares(ids: Sequence[NDArray[Any]], of_task: Sequence[Int64], num_sources: int) -> Float64:
     """Share of every modality in the ids of every source: float64 `[S, 1 + blocks]`, text (with controls) first.
 
-    Over all documents of a source, those too long for a row included.
+    `ids` are those of every shard folder, `[tasks, 1 + blocks]`: `ShardReader.modality_ids` or `modality_sums`.
     """
-    counts = np.zeros((num_sources, len(readers[0].vocabulary.blocks) + 1), dtype=np.int64)
-    for reader, sources in zip(readers, of_task, strict=True):
-        np.add.at(counts, sources, reader.modality_ids())
+    counts = np.zeros((num_sources, ids[0].shape[1]))
+    for values, sources in zip(ids, of_task, strict=True):
+        np.add.at(counts, sources, values)
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -189,6 +193,23 @@ def meet_budgets(
     return result
 
 
+def check_budgets(
+    share: Float64, modality_shares_SM: Float64, modalities: Sequence[str], budgets: Mapping[str, float]
+) -> None:
+    """Raises `PlanError` if shares `[S]` that `cap_shares` has changed leave the budgets of `meet_budgets`."""
+    got = dict(zip(modalities, share @ modality_shares_SM, strict=True))
+    missed = [
+        f"{name} {got[name]:.1%}, not {wanted:.1%}"
+        for name, wanted in budgets.items()
+        if abs(got[name] - wanted) > BUDGET_TOLERANCE
+    ]
+    if missed:
+        raise PlanError(
+            f"max_repetition leaves too little for the modality_budgets: {', '.join(missed)}; raise max_repetition, "
+            "lower num_packs, add data, or change the budgets"
+        )
+
+
 def lagging_weights(
     weights: Mapping[str, float],
     losses: Mapping[str, float],
@@ -210,7 +231,7 @@ def lagging_weights(
         uniforms: loss of a uniform guess per modality, nats per id.
         modalities_of_task: the modality that a task's targets are in.
         strength: 0 changes nothing, 1 in proportion to the lag.
-        bound: the most that a weight is multiplied or divided by in one round.
+        bound: the most that a weight is multiplied or divided by in one round, before the division by their sum.
 
     Raises:
         PlanError: a task without modality, a modality without baseline, or numbers that make no sense.

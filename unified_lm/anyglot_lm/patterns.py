@@ -203,7 +203,7 @@ class _Delay(_Base):
     `T` frames become `T + K - 1` steps of `K` codes. A slot before the start or after the end of its
     codebook holds *filler*: code 0 of the slot's own codebook, so that every position keeps exactly one
     legal codebook (`position % K`) and a grammar needs no extra ids. `unflatten` drops the slots whatever
-    they hold, so that whatever a model writes there decodes; `flatten` always writes 0, and `is_filler` tells a
+    they hold, so that whatever a model writes there decodes; `flatten` always writes 0, and `is_forced` tells a
     loss which labels to leave out.
     """
 
@@ -225,6 +225,15 @@ class _Delay(_Base):
         steps, codebooks = np.divmod(np.arange(num_flat), num_quantizers)
         frames = steps - codebooks
         return (frames < 0) | (frames >= num_frames)
+
+    def is_forced(self, num_flat: int, num_quantizers: int, *, fixed: bool) -> NDArray[np.bool_]:
+        """Which filler no decoder chooses, bool `[num_flat]`: all of it in a span of fixed length.
+
+        Else only that before a codebook starts: after its end the span might as well go on.
+        """
+        filler = self.is_filler(num_flat, num_quantizers)
+        steps, codebooks = np.divmod(np.arange(num_flat), num_quantizers)
+        return filler & (fixed | (steps < codebooks))
 
     def flatten(self, codes: Int64) -> Int64:
         codes_KT = self._frames(codes)

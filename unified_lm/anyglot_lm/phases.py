@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from anyglot_lm.packing import PlanError
 
 Limit = Literal["raise", "cap"]
+ALGORITHM = "best-fit-decreasing/2"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Phase:
             one per source. None for no limit.
         limit: what happens there: "raise" an error, or "cap" the source and give the rest to the others.
         modality_budgets: share of all ids per modality ("text" with the controls, or a block). The shares nearest to
-            `weights` that meet them are taken.
+            `weights` that meet them are taken; an error if "cap" leaves too little of a modality.
     """
 
     weights: Mapping[str, float] | None = None
@@ -42,14 +44,25 @@ class Phase:
             raise PlanError(f"condition_dropout={self.condition_dropout}; it is a probability")
         if self.limit not in ("raise", "cap"):
             raise PlanError(f"limit={self.limit!r}; use 'raise' or 'cap'")
-        if self.num_packs is not None and self.num_packs < 1:
-            raise PlanError(f"num_packs={self.num_packs}; a plan needs at least one pack")
+        if self.num_packs is not None and (not isinstance(self.num_packs, int) or self.num_packs < 1):
+            raise PlanError(f"num_packs={self.num_packs}; a plan needs at least one pack, and whole ones")
         if self.share is not None and not (self.share > 0 and self.num_packs is None):
             raise PlanError(f"a phase of share={self.share}, num_packs={self.num_packs}; give one of them, above 0")
         for name in ("weights", "max_repetition", "modality_budgets"):  # as JSON keeps them
             value = getattr(self, name)
+            if name != "max_repetition" and not isinstance(value, Mapping | None):
+                raise PlanError(f"{name}={value!r}; give a number for every name")
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, {str(key): float(number) for key, number in value.items()})
+        limits = self.max_repetition.values() if isinstance(self.max_repetition, Mapping) else [self.max_repetition]
+        if math.inf in limits:
+            raise PlanError(f"max_repetition={self.max_repetition}; leave out what has no limit")
+
+    def parameters(self, seq_len: int, seed: int, together: int) -> dict[str, Any]:
+        """What a plan records of it, and the plan's fingerprint covers."""
+        content = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": seed, **asdict(self)}
+        del content["share"]
+        return content | ({"together": together} if together > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,8 @@ class Source:
         drawn_documents, drawn_ids: what the plan takes, repetitions included.
         unconditional: how many of these documents lost their prompt.
         capped: whether its limit of repetition lowered its share.
-        modalities: share of every modality in its ids, prompts included.
+        modalities: share of every modality in the ids drawn from it; in all its ids, prompts included, where a phase
+            has no budgets and nothing is too long or loses its prompt.
     """
 
     name: str

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from anyglot_lm.files import fingerprint_of, new_folder, read_json, write_json
 from anyglot_lm.mixture import (
     cap_shares,
+    check_budgets,
     check_repetition,
     find_sources,
     meet_budgets,
@@ -52,16 +53,13 @@ from anyglot_lm.patterns import Int64
 from anyglot_lm.phases import Limit, Phase, PlannedPhase, Source
 from anyglot_lm.plan_view import describe_plan
 from anyglot_lm.segments import Sample, Template
-from anyglot_lm.shards import ShardReader, open_shards
+from anyglot_lm.shards import PROMPT, ShardReader, open_shards
 from anyglot_lm.vocabulary import Vocabulary
-from anyglot_tokenizers.errors import FingerprintError, ManifestError
+from anyglot_tokenizers.errors import AnyglotError, FingerprintError, ManifestError
 
 __all__ = ["Phase", "Plan", "PlanError", "PlannedPhase", "Source", "build_plan", "extend_plan"]
 FORMAT = "anyglot-plan"
 VERSION = 2
-ALGORITHM = "best-fit-decreasing/2"
-PROMPT = 3
-"""Ids of the prompt of an unconditional document: bos, user, assistant."""
 _log = logging.getLogger(__name__)
 
 
@@ -156,6 +154,11 @@ class Plan:
                     continue
                 merged[s.name] = replace(
                     old,
+                    modalities={
+                        name: (part * old.drawn_ids + s.modalities.get(name, 0.0) * s.drawn_ids)
+                        / max(1, old.drawn_ids + s.drawn_ids)
+                        for name, part in old.modalities.items()
+                    },
                     weight=old.weight + weight,
                     drawn_documents=old.drawn_documents + s.drawn_documents,
                     drawn_ids=old.drawn_ids + s.drawn_ids,
@@ -181,16 +184,23 @@ class Plan:
     def save(self, path: str | Path) -> Plan:
         """Writes the plan's folder, atomically, and returns the plan that is mapped from it.
 
-        A folder that holds this very plan is left alone, so that several processes may save the same plan. An
-        extended plan is best saved to a folder of its own while other processes read the shorter one.
+        A folder that holds this very plan is left alone, so that several processes may save the same plan; but where
+        its shards lie now is written down. A plan that is damaged is written anew. An extended plan is best saved to a
+        folder of its own while other processes read the shorter one.
         """
         path = Path(path)
 
         def is_this(place: Path) -> bool:
-            file = place / "plan.json"
-            return file.exists() and read_json(file).get("fingerprint") == self.fingerprint
+            try:
+                found = read_json(place / "plan.json").get("fingerprint")
+                return found == self.fingerprint and bool(Plan.load(place, [s.path for s in self.shards]))
+            except AnyglotError:
+                return False
 
         if is_this(path):
+            content, shards = read_json(path / "plan.json"), self._to_dict(path)["shards"]
+            if content["shards"] != shards:
+                write_json(path / "plan.json", {**content, "shards": shards})
             return Plan.load(path)
         with new_folder(path, overwrite=(path / "plan.json").exists(), keep=is_this) as folder:
             np.save(folder / "pack_offsets.npy", self.pack_offsets)
@@ -241,7 +251,7 @@ class Plan:
         try:
             pack_offsets = np.load(path / "pack_offsets.npy", mmap_mode="r")
             docs = np.load(path / "docs.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ManifestError(f"{path}: {error}; build the plan again") from error
         phases = tuple(
             PlannedPhase(p["num_packs"], p["fingerprint"], p["parameters"], tuple(Source(**s) for s in p["sources"]))
@@ -313,6 +323,8 @@ def build_plan(
     """
     if seq_len < 2:
         raise PlanError(f"seq_len={seq_len}; a row needs at least 2 ids")
+    if seed < 0:
+        raise PlanError(f"seed={seed}; give 0 or more")
     if phases is None:
         phases = [Phase(weights, None, 1.0, condition_dropout, max_repetition, limit, modality_budgets)]
     elif weights or condition_dropout or max_repetition or limit != "raise" or modality_budgets or not phases:
@@ -383,8 +395,8 @@ class _Corpus:
 
     def packs_of_epochs(self, phases: Sequence[Phase], epochs: float) -> int:
         """Packs that hold every unit of any phase `epochs` times."""
-        if not epochs > 0:
-            raise PlanError(f"epochs={epochs}; give a number above 0")
+        if not 0 < epochs < math.inf:
+            raise PlanError(f"epochs={epochs}; give a finite number above 0")
         drawn = np.zeros(len(self.lengths), dtype=np.bool_)
         for phase in phases:
             names, of_task = find_sources(self.readers, phase.weights)
@@ -392,6 +404,12 @@ class _Corpus:
             drawn |= wanted[self.source_of_unit(of_task)]
         counts = np.bincount(self.lengths[drawn & (self.lengths <= self.seq_len)])
         return max(1, round(max(1, count_packs(counts, self.seq_len)) * epochs))
+
+    def modality_sums(self, whole: NDArray[Any], bare: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """`ShardReader.modality_sums` of every folder, of units that count `whole` and `bare` times, `[U]` each."""
+        ends = np.cumsum([len(r) for r in self.readers])[:-1]
+        parts = [np.split(np.repeat(times, self.together), ends) for times in (whole, bare)]
+        return [r.modality_sums(w, b) for r, w, b in zip(self.readers, *parts, strict=True)]
 
     def unconditional(self, docs: Int64) -> Int64:
         """Lengths of documents `[N]` without their prompt; those that have none to drop keep theirs. No units."""
@@ -450,18 +468,29 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     had = per_source(before * lengths, fits)
     share = shares_of(names, ids, phase.weights)
     kinds = ("text", *corpus.readers[0].vocabulary.modalities)
-    modalities = modality_shares(corpus.readers, of_task, len(names))
+    dropout = phase.condition_dropout
+    natural = not dropout and bool(fits.all())  # all documents may be drawn, and all of each: counted already
+    modalities = modality_shares([r.modality_ids() for r in corpus.readers], of_task, len(names))
     if phase.modality_budgets is not None:
+        if not natural:
+            sums = corpus.modality_sums((1 - dropout) * fits, dropout * fits)
+            modalities = modality_shares(sums, of_task, len(names))
         share = meet_budgets(share, modalities, kinds, phase.modality_budgets)
     limits = repetition_limits(names, phase.max_repetition)
+    left = np.ones(len(names))  # what dropout leaves of the ids of a source, on average: limits are of whole documents
+    if dropout:
+        short = per_source(corpus.unconditional(np.arange(len(lengths))), fits)
+        left = 1 - dropout * (1 - short / np.maximum(ids, 1))
     available = np.full(len(names), math.inf)
     capped = np.zeros(len(names), dtype=np.bool_)
     if phase.limit == "raise":
-        check_repetition(names, ids, had, share * (num_packs * seq_len), limits)
+        check_repetition(names, ids, had, share * (num_packs * seq_len) / left, limits)
     else:
         available = np.maximum(limits * np.maximum(ids, 1) - had, 0)
-        wanted, share = share, cap_shares(share, available, num_packs * seq_len)
+        wanted, share = share, cap_shares(share, available * left, num_packs * seq_len)
         capped = share < wanted - 1e-12
+        if phase.modality_budgets is not None and capped.any():
+            check_budgets(share, modalities, kinds, phase.modality_budgets)
     number = len(plan.phases) if plan else 0
     drawn, sizes = draw(
         Draw(
@@ -473,7 +502,7 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             budget=num_packs * seq_len,
             seq_len=seq_len,
             seed=(corpus.seed, number),
-            dropout=phase.condition_dropout,
+            dropout=dropout,
             unconditional=corpus.unconditional,
         )
     )
@@ -485,6 +514,9 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
     drawn_ids = np.bincount(source_of_unit[units_of], used, minlength=len(names)).astype(np.int64)
     counts, bare = per_source(None, units_of), per_source(None, units_of[dropped])
     total = np.bincount(source_of_unit, minlength=len(names))
+    if phase.modality_budgets is not None or not natural:  # what was drawn, not what was to be expected
+        times = [np.bincount(units_of[chosen], minlength=len(lengths)) for chosen in (~dropped, dropped)]
+        modalities = modality_shares(corpus.modality_sums(times[0], times[1]), of_task, len(names))
     sources = tuple(
         Source(
             name=name,
@@ -509,10 +541,8 @@ def _extended(corpus: _Corpus, plan: Plan | None, phase: Phase) -> Plan:
             )  # fmt: skip
         if source.capped:
             _log.info("%s: its share is held at %.1f%% by max_repetition", source.name, 100 * source.weight)
-    parameters = {"algorithm": ALGORITHM, "seq_len": seq_len, "seed": corpus.seed, **asdict(phase)}
-    del parameters["share"]
+    parameters = phase.parameters(seq_len, corpus.seed, together)
     if together > 1:
-        parameters["together"] = together
         offsets, units = offsets * together, (units[:, None] * together + np.arange(together)).ravel()
     docs = units.astype(np.int32 if len(lengths) * together <= 1 << 31 else np.int64)
     if plan:

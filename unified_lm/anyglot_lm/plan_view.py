@@ -1,7 +1,7 @@
 """Plans and shard folders for the reader: trees with counts and fingerprints, and the same as JSON.
 
-Reads what plans and shards already know; builds nothing. Ids by modality are each source's mean shares (prompts
-included) times the ids drawn from it.
+Reads what plans and shards already know; builds nothing. Ids by modality are each source's shares (counted when the
+plan was built, see `Source`) times the ids drawn from it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def shard_to_dict(reader: ShardReader) -> dict[str, Any]:
 
 
 def ids_by_modality(sources: Sequence[Source]) -> dict[str, int]:
-    """Drawn ids per modality, estimated from each source's mean shares."""
+    """Drawn ids per modality, from the shares of each source."""
     names = {name: None for source in sources for name in source.modalities}
     return {name: round(sum(s.drawn_ids * s.modalities.get(name, 0.0) for s in sources)) for name in names}
 

@@ -9,7 +9,8 @@ Label masks come from the segments, never from a search in strings. Layout of `a
   the very end. So a turn of the assistant ends with eos or with the next `user` marker: a decoder stops at
   either (`sampling.join_ends`).
 - Media of the user are written in the block's input pattern, media of the assistant in its output pattern.
-- Targets are the ids of segments with `loss` (start and end ids included), and what follows such a segment
+- Targets are the ids of segments with `loss` (start and end ids included; not the filler of the delay pattern that the
+  grammar forces, see `patterns`), and what follows such a segment
   at the end of its turn: eos, or the marker of the next role. So with the default flags the first
   `assistant` marker is no target.
 
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anyglot_lm.files import read_json, write_json
-from anyglot_lm.patterns import Int64
+from anyglot_lm.patterns import DELAY, Int64
 from anyglot_lm.vocabulary import Direction, Vocabulary
 from anyglot_tokenizers.errors import CodesError, ManifestError
 
@@ -173,7 +174,7 @@ class Template:
             if len(piece):
                 after_text = segment.modality == "text"
             ids.append(piece)
-            loss.append(np.full(len(piece), bool(segment.loss)))
+            loss.append(_targets(segment, len(piece), vocabulary))
             before = bool(segment.loss)
         return ids, loss
 
@@ -248,6 +249,16 @@ class Template:
     def load(cls, path: str | Path) -> Template:
         """Reads `template.json`."""
         return cls.from_dict(read_json(path))
+
+
+def _targets(segment: Segment, length: int, vocabulary: Vocabulary) -> NDArray[np.bool_]:
+    """Which of the `length` ids of a segment are prediction targets."""
+    targets = np.full(length, bool(segment.loss))
+    if segment.modality != "text" and segment.role == "assistant":
+        block = vocabulary.block(segment.modality)
+        if block.pattern_of("output") is DELAY:
+            targets[1:-1] &= ~DELAY.is_forced(length - 2, block.num_quantizers, fixed=block.length is not None)
+    return targets
 
 
 CHAT = Template()

@@ -38,6 +38,8 @@ VERSION = 1
 CHECKED_SHARE = 0.01
 SCANNED = 1 << 24
 """Ids that `ShardReader.modality_ids` reads at once."""
+PROMPT = 3
+"""Ids of the prompt of an unconditional document: bos, user, assistant."""
 _ARRAYS = ("ids.bin", "offsets.npy", "tasks.npy", "loss_runs.npy", "loss_offsets.npy")
 
 
@@ -72,6 +74,7 @@ class ShardWriter:
         self.vocabulary = vocabulary
         self.template = template
         self.text = text
+        self.overwrite = overwrite
         check_free(self.path, overwrite=overwrite)
         self.dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +175,7 @@ class ShardWriter:
         Raises:
             ShardError: no documents, or a document that does not decode to what went in. Nothing is left
             behind then.
+            ManifestError: the folder came to be there meanwhile, without `overwrite`.
         """
         if not self._open:
             return
@@ -186,6 +190,7 @@ class ShardWriter:
             self.vocabulary.save(self._folder / "vocabulary.json")
             write_json(self._folder / "meta.json", self._meta())
             self._check()
+            check_free(self.path, overwrite=self.overwrite)
             replace_folder(self._folder, self.path)
             self._open = False
         finally:
@@ -363,7 +368,7 @@ class ShardReader:
         template, and be shorter than before.
         """
         cuts = self.runs[self.run_offsets[docs], 0].astype(np.int64)
-        droppable = cuts > 3
+        droppable = cuts > PROMPT
         before = self.ids[self.offsets[docs[droppable]] + cuts[droppable] - 1]
         droppable[droppable] = before == self.vocabulary.controls["assistant"]
         return cuts, droppable
@@ -376,15 +381,29 @@ class ShardReader:
         names = ("text", *self.vocabulary.modalities)
         if all("modalities" in task for task in self.meta["tasks"]):
             return np.asarray([[task["modalities"][n] for n in names] for task in self.meta["tasks"]], dtype=np.int64)
-        table, counts = modality_of_id(self.vocabulary), np.zeros(len(self.task_names) * len(names), dtype=np.int64)
+        return self.modality_sums(np.ones(len(self)), np.zeros(len(self))).astype(np.int64)
+
+    def modality_sums(self, whole: NDArray[Any], bare: NDArray[Any]) -> NDArray[np.float64]:
+        """Ids per task and modality as `modality_ids`, of documents that count `whole` times and, without their prompt
+        (see `unconditional`), `bare` times, `[D]` each: float64 `[tasks, 1 + blocks]`. Reads the ids that count.
+        """
+        width, cuts = len(self.vocabulary.blocks) + 1, np.zeros(len(self), dtype=np.int64)
+        if bare.any():
+            found, droppable = self.unconditional(np.arange(len(self)))
+            cuts = np.where(droppable, found, 0)
+        parts = np.stack([cuts, self.lengths - cuts], axis=1)  # prompt and answer
+        times = np.stack([whole, whole + bare], axis=1)
+        table, sums = modality_of_id(self.vocabulary), np.zeros(len(self.task_names) * width)
         starts = np.arange(0, int(self.offsets[-1]), SCANNED)
-        edges = [*np.searchsorted(self.offsets, starts), len(self)]
-        for low, high in pairwise(edges):
-            of_doc = self._tasks[low:high].astype(np.int64) * len(names)
-            bins = np.repeat(of_doc, np.diff(self.offsets[low : high + 1]))
-            bins += table[self.ids[self.offsets[low] : self.offsets[high]]]
-            counts += np.bincount(bins, minlength=len(counts))
-        return counts.reshape(-1, len(names))
+        for low, high in pairwise([*np.searchsorted(self.offsets, starts), len(self)]):
+            if times[low:high].any():
+                bins = np.repeat(self._tasks[low:high].astype(np.int64) * width, self.lengths[low:high])
+                bins += table[self.ids[self.offsets[low] : self.offsets[high]]]
+                weights = np.repeat(times[low:high].ravel(), parts[low:high].ravel())
+                sums += np.bincount(bins, weights, len(sums))
+        sums_TM = sums.reshape(-1, width)
+        np.add.at(sums_TM[:, 0], self._tasks, PROMPT * bare * (cuts > 0))
+        return sums_TM
 
     def doc(self, index: int) -> tuple[Int64, NDArray[np.bool_]]:
         """Document `index` as `(ids int64 [N], loss bool [N])`."""

@@ -109,12 +109,12 @@ def choose_trained(
         model: plain, with all its rows.
         preset: see the module docstring.
         first_new: rows from here on are new: the vocabulary's `text_size`.
-        lora: adapters of preset "lora".
+        lora: adapters of preset "lora"; the others do not read it, so one configuration serves all.
         freeze: regular expressions; parameters whose name one of them finds anywhere do not train.
         train_old_rows: preset "full" only: the rows below `first_new` train too.
 
     Raises:
-        ManifestError: an unknown preset, a setting that the preset does not read, factored rows where old ones must
+        ManifestError: an unknown preset, `train_old_rows` with another than "full", factored rows where old ones must
             stay, a pattern that fits no parameter, a layer that the model lacks, or nothing left to train.
     """
     if preset not in ("rows", "lora", "full"):
