@@ -180,8 +180,9 @@ class Run:
             self.say(f"{name}: done before")
             return final
         temporary = final.with_name(final.name + ".tmp")
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        for left in (temporary, *final.parent.glob(f".{temporary.name}.*")):  # of a run that was killed
+            if left.exists():
+                shutil.rmtree(left)
         temporary.mkdir(parents=True)
         before = time.perf_counter()
         make(temporary)

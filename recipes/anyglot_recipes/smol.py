@@ -111,6 +111,8 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     check_whole_names(config.rows, "rows")
     check_whole_names(config.lora, "lora")
     config.world.check()
+    if not sum(config.tasks.values()):
+        raise ManifestError(f"tasks {config.tasks}: no task has a share; give one at least")
     backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)
     place, gguf_file = backbone.place()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "n", "held_out_text")}

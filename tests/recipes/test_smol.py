@@ -40,6 +40,12 @@ def test_smol_any_learns_only_what_there_is() -> None:
     assert sum(config.tasks.values()) == pytest.approx(1.0) and config.blocks["image"] == {"grid": [8, 8]}
 
 
+def test_no_task_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "smol.yaml").write_text(json.dumps({"program": "smol", "run_dir": str(tmp_path / "run"), "tasks": {}}))
+    assert main(["train", str(tmp_path / "smol.yaml")]) == 2
+    assert "tasks {}: no task has a share" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @needs_voices
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_from_the_backbone_to_the_adapter(

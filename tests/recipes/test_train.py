@@ -71,6 +71,19 @@ def test_unknown_key_ends_with_code_2() -> None:
     assert end.value.code == 2
 
 
+def test_what_a_kill_left_of_a_part_goes_when_it_is_made_again(tmp_path: Path) -> None:
+    def killed(folder: Path) -> None:
+        (tmp_path / "parts" / f".{folder.name}.abc123").mkdir()  # as a ShardWriter's
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        run.once("parts/1", killed)
+    (tmp_path / "parts" / ".10.tmp.abc123").mkdir()  # another part's
+    run.once("parts/1", lambda folder: None)
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [".10.tmp.abc123", "1"]
+
+
 def test_runs_from_before_history_noise_go_on(tmp_path: Path) -> None:
     settings = {"lm": LMConfig(max_steps=7)}
     Run(tmp_path, settings)

@@ -121,6 +121,10 @@ def test_manifest_roundtrip(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest))
     with pytest.raises(ManifestError, match="edited by hand"):
         Vocabulary.load(path)
+    manifest["blocks"][1]["num_quantizers"] = 0
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match="num_quantizers=0; both must be at least 1"):
+        Vocabulary.load(path)
     path.write_text("{")
     with pytest.raises(ManifestError, match="is no JSON"):
         Vocabulary.load(path)

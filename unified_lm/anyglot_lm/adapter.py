@@ -111,6 +111,8 @@ def write_adapter(
                 f"{checkpoint}: {short} is neither LoRA nor a new row; only presets rows and lora make adapters"
             )
         kept[known] = value.to(dtype).contiguous()
+    if "rows" not in kept:
+        raise CheckpointError(f"{checkpoint}: holds no new input rows; an adapter needs them, train without model.freeze")
     if "head" in kept and torch.equal(kept["head"], kept["rows"]):
         del kept["head"]  # tied
     model = _load(backbone)

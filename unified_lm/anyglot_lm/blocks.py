@@ -164,7 +164,7 @@ def spec_of(entry: Mapping[str, Any]) -> BlockSpec:
     """The request that a block of a JSON manifest was made from."""
     grid = entry["grid"]
     max_frames = None
-    if grid is None and entry["max_length"] is not None:
+    if grid is None and entry["max_length"] is not None and entry["num_quantizers"]:  # `make_block` says what 0 is
         max_frames = find_pattern(entry["pattern"]).num_frames(entry["max_length"], entry["num_quantizers"])
     return BlockSpec(
         modality=entry["modality"],
