@@ -1,20 +1,27 @@
-"""Hostile requests to the page: foreign pages, names of other files, routes that gradio has and the page needs not."""
+"""Hostile requests to the page: foreign pages, names of other files, routes that gradio has and the page needs not.
+
+And visitors who stop or begin anew at any moment.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from anyglot_lm.serve.app import Service
 from anyglot_lm.serve.gate import sweep, temporary_folder
+from anyglot_lm.serve.limits import Limits
+from anyglot_lm.unified import UnifiedModel
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="no gradio: pip install 'anyglot[web]'"
@@ -201,3 +208,41 @@ def test_no_page(serving: Callable[..., AbstractContextManager[Any]]) -> None:
     with serving() as server:
         for path in ("/", "/config", f"{API}/upload"):
             assert httpx.get(f"{server.url}{path}").status_code == 404
+
+
+HOW = (0, 0, 0)
+"""Temperature, seed, most ids."""
+
+
+@asynccontextmanager
+async def page_of(model: UnifiedModel) -> AsyncIterator[Any]:
+    """A page on this event loop, without a browser."""
+    from anyglot_lm.serve.page import Page
+
+    service = Service(model, "tiny", Limits(), 0.0)
+    service.batcher.start()
+    try:
+        yield Page(service, [])
+    finally:
+        await service.batcher.stop()
+        service.pool.shutdown()
+
+
+def seen(page: Any, look: dict[Any, Any]) -> tuple[int, bool]:
+    """Messages in the chat, and whether an answer can be stopped."""
+    return len(look[page.look["chat"]]), look[page.look["stop"]].interactive
+
+
+def test_a_new_conversation_while_an_answer_is_written(tiny_model: UnifiedModel) -> None:
+    from anyglot_lm.serve.page import Visit
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, kinds = Visit(), [names[0] for names in page.kinds.values()]
+            looks = page.say(visit, {"text": "two"}, ["image", "music"], *HOW, *kinds)
+            assert [seen(page, await anext(looks)) for _ in range(2)] == [(2, True)] * 2
+            await page.clear(visit)
+            assert [seen(page, look) async for look in looks] == [(0, False)]  # gradio shows the last one once more
+            assert page.service.batcher.open == 0 and visit.messages == []
+
+    asyncio.run(run())

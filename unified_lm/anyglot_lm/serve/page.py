@@ -296,8 +296,9 @@ class Page:
         try:
             asked, most = _asked(*how)
             async for turn in talk.answer(self.service, conversation, given, order, asked, most):
-                panel = self._panel(turn) if turn.prompt else None
-                yield self._look(visit, _messages(turn), panel=panel, running=True)
+                if visit.conversation is conversation:
+                    panel = self._panel(turn) if turn.prompt else None
+                    yield self._look(visit, _messages(turn), panel=panel, running=True)
             if turn.left_out:
                 note = "The oldest turns no longer fit; the model does not see them any more."
             if not turn.whole:
@@ -308,7 +309,8 @@ class Page:
             self.service.metrics.errors.inc()
             log.exception("a defect while answering on the page")
             note = f"{OURS.capitalize()}."
-        if visit.conversation is not conversation:  # a new one has begun in the meantime
+        if visit.conversation is not conversation:  # a new one has begun; gradio shows the last look once more
+            yield self._look(visit, [], panel=None, running=visit.conversation.ticket is not None)
             return
         if not turn.asked and text:
             turn.asked.append(("text", text))
