@@ -21,6 +21,7 @@ import pytest
 from anyglot_lm.serve.app import Service
 from anyglot_lm.serve.gate import sweep, temporary_folder
 from anyglot_lm.serve.limits import Limits
+from anyglot_lm.serve.talk import Given
 from anyglot_lm.unified import UnifiedModel
 
 pytestmark = pytest.mark.skipif(
@@ -244,5 +245,36 @@ def test_a_new_conversation_while_an_answer_is_written(tiny_model: UnifiedModel)
             await page.clear(visit)
             assert [seen(page, look) async for look in looks] == [(0, False)]  # gradio shows the last one once more
             assert page.service.batcher.open == 0 and visit.messages == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("at", ["take", "part", "turn"])
+def test_stop_before_the_answer_begins(tiny_model: UnifiedModel, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyglot_lm.serve.page import Visit
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, service = Visit(), page.service
+            real = service.theirs
+
+            async def given() -> list[Given]:
+                if at == "take":
+                    visit.conversation.stop()
+                return [Given("text", "two")]
+
+            async def theirs(function: Any, *arguments: Any) -> Any:
+                found = await real(function, *arguments)
+                if at == "part" or function == service.prepare.turn:
+                    visit.conversation.stop()
+                return found
+
+            monkeypatch.setattr(service, "theirs", theirs)
+            looks = [look async for look in page._talk(visit, given, ["image"], HOW, "two")]
+            (asked, answer), box = visit.messages, looks[-1][page.look["box"]]
+            assert asked["content"] == [("text", "two")] and "Stopped." in answer["content"][-1][1]
+            assert box.value["text"] == "two" and box.interactive  # to send once more
+            assert service.batcher.open == 0 and service.batcher._inbox.empty()
+            assert service.metrics.registry.get_sample_value("anyglot_errors_total") == 0
 
     asyncio.run(run())
