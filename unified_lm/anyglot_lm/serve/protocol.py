@@ -125,7 +125,10 @@ OWN = ("order", "reasoning_content", "audio", "audios", "images")
 
 
 def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of `answers.choice` with its spans as parts, in their order; unchanged where it cannot be one."""
+    """A message of `answers.choice` with its spans as parts, in their order; unchanged where it cannot be one.
+
+    Texts that were joined there stay so, at the place of the first.
+    """
     order, thoughts, said = (message.get(key) for key in ("order", "reasoning_content", "content"))
     sounds = message.get("audios") or [message.get("audio")]
     pictures = message.get("images") or []
@@ -143,11 +146,12 @@ def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
         sound = part.get("input_audio") if isinstance(part, Mapping) else None
         return sound.get("modality") if isinstance(sound, Mapping) else isinstance(part, Mapping) and part.get("type")
 
-    parts = []
+    parts, kinds = [], [kind(part) for part in waiting]
     for name in order:
-        wanted = ("text",) if name == "text" else (name, "image_url")
-        found = next((i for i, part in enumerate(waiting) if kind(part) in wanted), None)
+        wanted = ("text",) if name == "text" else (name, "image_url")  # a sound says its modality, a picture does not
+        found = next((kinds.index(exact) for exact in wanted if exact in kinds), None)
         if found is not None:
+            kinds.pop(found)
             parts.append(waiting.pop(found))
     return {key: value for key, value in message.items() if key not in OWN} | {"content": [*parts, *waiting]}
 
