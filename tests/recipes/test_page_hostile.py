@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from anyglot_lm.serve.app import Service
 from anyglot_lm.serve.gate import sweep, temporary_folder
@@ -276,5 +277,37 @@ def test_stop_before_the_answer_begins(tiny_model: UnifiedModel, at: str, monkey
             assert box.value["text"] == "two" and box.interactive  # to send once more
             assert service.batcher.open == 0 and service.batcher._inbox.empty()
             assert service.metrics.registry.get_sample_value("anyglot_errors_total") == 0
+
+    asyncio.run(run())
+
+
+def test_what_is_shown_of_a_visit_is_bounded(tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyglot_lm.serve import page as pages
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, refused = pages.Visit(), pages.Visit()
+
+            async def say(visit: Any, *given: Given) -> None:
+                async def take() -> list[Given]:
+                    return list(given)
+
+                async for _ in page._talk(visit, take, ["image"], HOW, ""):
+                    pass
+
+            picture = Given("image", torch.rand(3, 64, 64))
+            await say(visit, picture)
+            size = sum(len(content) for message in visit.messages for _, content in message["content"])
+            monkeypatch.setattr(pages, "MAX_SHOWN", 3 * size)
+            for i in range(4):
+                await say(visit, Given("text", str(i)), picture)
+            assert 2 <= len(visit.messages) // 2 <= 3 and visit.messages[-2]["content"][0] == ("text", "3")
+            assert [message["role"] for message in visit.messages[:2]] == ["user", "assistant"]
+            monkeypatch.setattr(pages, "MAX_SHOWN", 1)
+            await say(visit, picture)
+            assert len(visit.messages) == 2  # the last turn stays
+            await say(refused, Given("text", "two"), *[picture] * 60)
+            (asked, answer) = refused.messages
+            assert asked["content"] == [("text", "two")] and "shorten the conversation" in answer["content"][-1][1]
 
     asyncio.run(run())
