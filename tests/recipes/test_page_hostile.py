@@ -130,6 +130,14 @@ def test_events_name_no_other_file(server: Any) -> None:
     for body in (b"", b"{", b"\xff", b"[" * 100_000, json.dumps({"data": []}).encode()):
         response = ask(server, f"{API}/queue/join", "POST", content=body, headers={"Content-Type": "application/json"})
         assert 400 <= response.status_code < 500
+    for route in ("queue/join", "cancel", "reset"):
+        for body, words in (
+            (b"{", "not JSON"),
+            (b"[" * 20 + b"]" * 20, "deep"),
+            (b"[" + b"0," * 200_000 + b"0]", "values"),
+        ):
+            response = ask(server, f"{API}/{route}", "POST", content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == 400 and words in response.json()["error"]["message"]
     alive(server)
 
 

@@ -95,7 +95,7 @@ class Page:
             theme=theme,
             css=STYLE + SHEETS,
         )
-        self.app = Gate(self.host, folder, service.limits.max_kept)
+        self.app = Gate(self.host, folder, service.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""

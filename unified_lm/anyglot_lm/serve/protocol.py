@@ -7,7 +7,7 @@ An entry that this server does not know is refused, not ignored, unless its valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -237,24 +237,34 @@ T = TypeVar("T", bound=Shape)
 
 def parse_json(body: bytes, kind: type[T], limits: Limits) -> T:
     """A request of JSON. Raises `Refusal` 400 for what is none, is too deep, or does not fit."""
+    return fit(read_json(body, limits), kind)
+
+
+def read_json(body: bytes | bytearray, limits: Limits) -> Any:
+    """What JSON says. Raises `Refusal` 400 for what is none, has too many values, or is too deep."""
     if sum(body.count(mark) for mark in b",[{") > limits.max_values:
         raise Refusal(400, f"the JSON has more than {limits.max_values} values; send less")
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Refusal(400, f"the body is not JSON ({error}); send one UTF-8 object") from error
-    level, depth = [content], 0
-    while level:
-        depth += 1
+    for depth, _ in enumerate(levels(content), 1):
         if depth > limits.max_depth:
             raise Refusal(400, f"the JSON is nested more than {limits.max_depth} deep; send it flatter")
+    return content
+
+
+def levels(content: Any) -> Iterator[list[Any]]:
+    """All values of JSON, by how deep they are."""
+    level = [content]
+    while level:
+        yield level
         level = [
             inner
             for value in level
             if isinstance(value, list | dict)
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
-    return fit(content, kind)
 
 
 def fit(content: Any, kind: type[T]) -> T:
