@@ -109,9 +109,10 @@ def test_a_server_answers_in_a_chain(
         assert "".join(delta.get(name, "") for delta in deltas) == message[name]
 
 
-def test_streamed_thoughts_are_joined_as_whole_ones(chained: UnifiedModel) -> None:
-    order = ("text", "text", "text")
-    request = Request(order=order, max_ids=60, max_length={"text": 8}, min_text=2)
+@pytest.mark.parametrize("between", [(), ("text", "speech")])
+def test_streamed_thoughts_are_joined_as_whole_ones(chained: UnifiedModel, between: tuple[str, ...]) -> None:
+    order = ("text", *between, "text", "text")
+    request = Request(order=order, max_ids=100, max_length={"text": 8}, min_text=2)
     prompt = chained.prompt(Sample(ASKED))
     (ids,) = generate(chained.model, chained.vocabulary, [prompt], request, {"text": Sampling(1.0)}, seed=2)
     message = choice(chained, Work(prompt, request, {}, [0]), 0, ids, "wav")["message"]

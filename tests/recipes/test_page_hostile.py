@@ -1,20 +1,29 @@
-"""Hostile requests to the page: foreign pages, names of other files, routes that gradio has and the page needs not."""
+"""Hostile requests to the page: foreign pages, names of other files, routes that gradio has and the page needs not.
+
+And visitors who stop or begin anew at any moment.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
+from anyglot_lm.serve.app import Service
 from anyglot_lm.serve.gate import sweep, temporary_folder
+from anyglot_lm.serve.limits import Limits
+from anyglot_lm.serve.talk import Given
+from anyglot_lm.unified import UnifiedModel
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="no gradio: pip install 'anyglot[web]'"
@@ -121,6 +130,14 @@ def test_events_name_no_other_file(server: Any) -> None:
     for body in (b"", b"{", b"\xff", b"[" * 100_000, json.dumps({"data": []}).encode()):
         response = ask(server, f"{API}/queue/join", "POST", content=body, headers={"Content-Type": "application/json"})
         assert 400 <= response.status_code < 500
+    for route in ("queue/join", "cancel", "reset"):
+        for body, words in (
+            (b"{", "not JSON"),
+            (b"[" * 20 + b"]" * 20, "deep"),
+            (b"[" + b"0," * 200_000 + b"0]", "values"),
+        ):
+            response = ask(server, f"{API}/{route}", "POST", content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == 400 and words in response.json()["error"]["message"]
     alive(server)
 
 
@@ -201,3 +218,104 @@ def test_no_page(serving: Callable[..., AbstractContextManager[Any]]) -> None:
     with serving() as server:
         for path in ("/", "/config", f"{API}/upload"):
             assert httpx.get(f"{server.url}{path}").status_code == 404
+
+
+HOW = (0, 0, 0)
+"""Temperature, seed, most ids."""
+
+
+@asynccontextmanager
+async def page_of(model: UnifiedModel) -> AsyncIterator[Any]:
+    """A page on this event loop, without a browser."""
+    from anyglot_lm.serve.page import Page
+
+    service = Service(model, "tiny", Limits(), 0.0)
+    service.batcher.start()
+    try:
+        yield Page(service, [])
+    finally:
+        await service.batcher.stop()
+        service.pool.shutdown()
+
+
+def seen(page: Any, look: dict[Any, Any]) -> tuple[int, bool]:
+    """Messages in the chat, and whether an answer can be stopped."""
+    return len(look[page.look["chat"]]), look[page.look["stop"]].interactive
+
+
+def test_a_new_conversation_while_an_answer_is_written(tiny_model: UnifiedModel) -> None:
+    from anyglot_lm.serve.page import Visit
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, kinds = Visit(), [names[0] for names in page.kinds.values()]
+            looks = page.say(visit, {"text": "two"}, ["image", "music"], *HOW, *kinds)
+            assert [seen(page, await anext(looks)) for _ in range(2)] == [(2, True)] * 2
+            await page.clear(visit)
+            assert [seen(page, look) async for look in looks] == [(0, False)]  # gradio shows the last one once more
+            assert page.service.batcher.open == 0 and visit.messages == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("at", ["take", "part", "turn"])
+def test_stop_before_the_answer_begins(tiny_model: UnifiedModel, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyglot_lm.serve.page import Visit
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, service = Visit(), page.service
+            real = service.theirs
+
+            async def given() -> list[Given]:
+                if at == "take":
+                    visit.conversation.stop()
+                return [Given("text", "two")]
+
+            async def theirs(function: Any, *arguments: Any) -> Any:
+                found = await real(function, *arguments)
+                if at == "part" or function == service.prepare.turn:
+                    visit.conversation.stop()
+                return found
+
+            monkeypatch.setattr(service, "theirs", theirs)
+            looks = [look async for look in page._talk(visit, given, ["image"], HOW, "two")]
+            (asked, answer), box = visit.messages, looks[-1][page.look["box"]]
+            assert asked["content"] == [("text", "two")] and "Stopped." in answer["content"][-1][1]
+            assert box.value["text"] == "two" and box.interactive  # to send once more
+            assert service.batcher.open == 0 and service.batcher._inbox.empty()
+            assert service.metrics.registry.get_sample_value("anyglot_errors_total") == 0
+
+    asyncio.run(run())
+
+
+def test_what_is_shown_of_a_visit_is_bounded(tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyglot_lm.serve import page as pages
+
+    async def run() -> None:
+        async with page_of(tiny_model) as page:
+            visit, refused = pages.Visit(), pages.Visit()
+
+            async def say(visit: Any, *given: Given) -> None:
+                async def take() -> list[Given]:
+                    return list(given)
+
+                async for _ in page._talk(visit, take, ["image"], HOW, ""):
+                    pass
+
+            picture = Given("image", torch.rand(3, 64, 64))
+            await say(visit, picture)
+            size = sum(len(content) for message in visit.messages for _, content in message["content"])
+            monkeypatch.setattr(pages, "MAX_SHOWN", 3 * size)
+            for i in range(4):
+                await say(visit, Given("text", str(i)), picture)
+            assert 2 <= len(visit.messages) // 2 <= 3 and visit.messages[-2]["content"][0] == ("text", "3")
+            assert [message["role"] for message in visit.messages[:2]] == ["user", "assistant"]
+            monkeypatch.setattr(pages, "MAX_SHOWN", 1)
+            await say(visit, picture)
+            assert len(visit.messages) == 2  # the last turn stays
+            await say(refused, Given("text", "two"), *[picture] * 60)
+            (asked, answer) = refused.messages
+            assert asked["content"] == [("text", "two")] and "shorten the conversation" in answer["content"][-1][1]
+
+    asyncio.run(run())

@@ -26,7 +26,7 @@ from anyglot_lm.serve.answers import base64_of, pcm16, png, sound_bytes
 from anyglot_lm.serve.batcher import Work
 from anyglot_lm.serve.limits import Limits
 from anyglot_lm.serve.prepare import Preparer
-from anyglot_lm.serve.protocol import ChatRequest, fit
+from anyglot_lm.serve.protocol import ChatRequest, Sound, fit
 from anyglot_lm.unified import UnifiedModel
 from anyglot_tokenizers.media import MediaBytes, read_audio, read_image
 
@@ -221,6 +221,10 @@ def test_an_answer_goes_back_as_it_came(client: openai.OpenAI, tiny_model: Unifi
     by_hand = [speech, {"type": "text", "text": first.content}, first.images[0], music]
     same = ask([*ASKED, {"role": "assistant", "content": by_hand}, then], "text")
     assert answer.choices[0].message.content == same.choices[0].message.content and answer.usage == same.usage
+    for order in (["speech", "image"], ["music", "image", "speech", "image"], ["image", "speech"]):
+        message = ask(ASKED, *order).choices[0].message.model_dump()
+        parts = fit({"messages": [message]}, ChatRequest).messages[0].content
+        assert [p.input_audio.modality if isinstance(p, Sound) else "image" for p in parts] == order
     only = ask(ASKED, "image").choices[0].message
     assert only.content is None
     assert ask([*ASKED, only, then], "text").usage.prompt_tokens_details.image_tokens == 18

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from anyglot_lm.constrain import FREE, Legal, Masks
+from anyglot_lm.constrain import FREE, Answer, Legal, Masks
 from anyglot_lm.engine import (
     GREEDY,
     GenerationError,
@@ -65,6 +65,7 @@ REQUESTS = [
     Request(required={"image", "text"}, max_ids=50),
     Request(forbidden={"text"}, max_ids=45),
     Request(order=("text",), max_ids=20),
+    Request(max_ids=60, max_length={"text": 1}),
 ]
 
 
@@ -76,12 +77,13 @@ def reference(prompt: list[int], request: Request) -> list[int]:
     state, ids = grammar.start(request), []
     while not grammar.finished(state):
         logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
-        if state.position < 0:
+        goes_on = state.position >= 0 and grammar.allowed(state)[0][0] < VOCABULARY.text_size
+        if not goes_on:
             logits[EOS] = (logits[EOS].exp() + logits[user].exp()).log()  # either ends the turn
         mask = torch.full_like(logits, -torch.inf)
         for low, high in grammar.allowed(state):
             mask[low:high] = 0
-        if state.modality == "text" and state.position >= 0 and (mask[EOS:] == 0).any():  # what ends a text ends it all
+        if state.modality == "text" and goes_on and (mask[EOS:] == 0).any():  # what ends a text ends it all
             ends = torch.arange(len(mask)).ge(EOS) & torch.arange(len(mask)).lt(VOCABULARY.open_size)
             before, legal = logits[ends].exp().sum(), ends & (mask == 0)
             logits[legal] += (before / logits[legal].exp().sum()).log()
@@ -116,6 +118,25 @@ def test_a_text_ends_where_the_model_would_end_it_however(follows: str) -> None:
     logits = model(torch.tensor([[*prompts(1)[0], 3]])).logits[:, -1].detach()
     both = Masks(VOCABULARY).fill_([legal, FREE], logits.repeat(2, 1))
     assert both[0].argmax() == blocks["speech"] and torch.equal(both[1], logits[0])
+
+
+def test_a_full_text_ends_the_turn_where_the_user_would_go_on() -> None:
+    """No more text is legal; the user's turn is the likeliest, then a picture, then eos."""
+    model = copy.deepcopy(tiny_llama())
+    image = VOCABULARY.block("image").start_id
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    hidden_TH = model.model(torch.tensor([[*prompts(1)[0], 3]])).last_hidden_state[0]
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[3] = 9 * hidden_TH[-2]
+        for token, times in ((VOCABULARY.controls["user"], 9), (image, 5), (EOS, 1)):
+            rows[token] = times * hidden_TH[-1]
+    request = Request(max_ids=60, max_length={"text": 1})
+    assert generate(model, VOCABULARY, prompts(1), request, {"text": GREEDY}) == [[3, EOS]]
+    answer = Answer(SpanGrammar(VOCABULARY), request)
+    answer.feed([3])
+    logits = model(torch.tensor([[*prompts(1)[0], 3]])).logits[:, -1].detach()
+    assert Masks(VOCABULARY).fill_([answer.legal()], logits).argmax() == EOS
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])

@@ -119,7 +119,7 @@ def test_media_of_every_form_are_the_same_ids(processor: AnyglotProcessor, tmp_p
         {"speech": sound[0].numpy()},
         {"speech": sound[0].numpy(), "sampling_rate": 16000},
         {"speech": heard.numpy()},
-        {"path": tmp_path / "a.wav"},
+        {"path": tmp_path / "a.wav", "sampling_rate": 8000},  # a file says its own
         {"speech": (tmp_path / "a.wav").read_bytes()},
     ]
     batch = []
@@ -231,6 +231,13 @@ def test_answers_become_text_and_media(processor: AnyglotProcessor) -> None:
         ([{"type": "image", "path": "nowhere.png"}], MediaError, "nowhere.png: no such file"),
         ([{"type": "image", "image": b"x"}], MediaError, "image of 1 bytes: not a picture"),
         ([{"type": "image", "image": np.zeros((2, 3, 3), int)}], CodesError, r"grid \(3, 3\)"),
+        ([{"type": "speech", "speech": np.zeros(9, np.int16), "sampling_rate": 8000}], ConversationError, "are int16"),
+        (
+            [{"type": "speech", "speech": np.zeros(9), "sampling_rate": "8k"}],
+            ConversationError,
+            "sampling_rate is '8k'",
+        ),
+        ([{"type": "speech", "speech": np.zeros(9), "sampling_rate": 0}], ConversationError, "sampling_rate is 0"),
     ],
 )
 def test_wrong_parts(processor: AnyglotProcessor, content: Any, error: type[Exception], message: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Legal(NamedTuple):
-    """What may come next, and whether a text is under way."""
+    """What may come next, and whether that goes on with a text or ends it; of a full one only the end is open."""
 
     ranges: Ranges
     in_text: bool = False
@@ -60,7 +60,9 @@ class Answer:
         """What may come next; only pad after the end."""
         if self.done:
             return self._pad
-        return Legal(self.grammar.allowed(self.state), self.state.modality == TEXT and self.state.position >= 0)
+        ranges = self.grammar.allowed(self.state)
+        goes_on = ranges[0][0] < self.grammar.vocabulary.text_size
+        return Legal(ranges, goes_on and self.state.modality == TEXT and self.state.position >= 0)
 
     def feed(self, ids: Iterable[int]) -> None:
         """Takes what was written. After the end anything goes. Raises `GrammarError` if an id was not legal."""

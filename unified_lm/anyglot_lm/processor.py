@@ -111,8 +111,8 @@ class AnyglotProcessor(Parts):
         A conversation is a list of messages `{"role": "user" | "assistant", "content": TEXT or parts}`. A part is
         `{"type": "text", "text": ...}`, or media: its type is `"image"`, `"audio"` (if the model has one kind of sound
         only) or a modality of the model, and beside it stands, under the name of the type or as `"path"`, a file, its
-        bytes, a PIL image, floats as `encode_media` takes them (a sound also at another `"sampling_rate"`), or integer
-        codes. Files are read wherever they are: check the paths in what strangers send.
+        bytes, a PIL image, floats as `encode_media` takes them (a sound also at another `"sampling_rate"`; a file says
+        its own), or integer codes. Files are read wherever they are: check the paths in what strangers send.
 
         Args:
             conversation: one, or a list of them.
@@ -180,7 +180,7 @@ class AnyglotProcessor(Parts):
             value = MediaBytes(f"{kind} of {len(value)} bytes", value)
         elif hasattr(value, "getbands"):
             value = _file(value)
-        elif part.get("sampling_rate") is not None:
+        elif part.get("sampling_rate") is not None and not isinstance(value, str | os.PathLike):
             value = _wav(value, part["sampling_rate"])
         return self.segment(modalities[0], value, role)
 
@@ -281,13 +281,17 @@ def _file(image: Image) -> MediaBytes:
     return MediaBytes(f"PIL image of {image.width}x{image.height}", file.getvalue())
 
 
-def _wav(samples: Any, rate: int) -> MediaBytes:
+def _wav(samples: Any, rate: Any) -> MediaBytes:
     """Floats `[samples]` or `[channels, samples]` as a file, which keeps every bit; reading it resamples."""
     import soundfile
 
-    samples_CS = np.atleast_2d(np.asarray(samples, dtype=np.float32))
+    if not isinstance(rate, int | float | np.integer) or not 1 <= rate < 2**31:
+        raise ConversationError(f"sampling_rate is {rate!r}; give samples a second")
+    samples_CS = np.atleast_2d(np.asarray(samples))
+    if not np.issubdtype(samples_CS.dtype, np.floating):
+        raise ConversationError(f"samples at a sampling_rate are {samples_CS.dtype}; give floats in [-1, 1]")
     file = io.BytesIO()
-    soundfile.write(file, samples_CS.T, int(rate), format="WAV", subtype="FLOAT")
+    soundfile.write(file, samples_CS.T.astype(np.float32), int(rate), format="WAV", subtype="FLOAT")
     return MediaBytes(f"sound of {samples_CS.shape[1]} samples", file.getvalue())
 
 

@@ -232,8 +232,9 @@ class ChoiceStream:
     def _deltas(self, event: Event) -> list[dict[str, Any]]:
         if event.kind == "text":
             return [{"reasoning_content" if _leads(self.order, self.span) else "content": event.text}]
-        if event.kind == "start" and self.span and _leads(self.order, self.span - 1) and _leads(self.order, self.span):
-            return [{"reasoning_content": "\n"}]  # as `choice` joins them
+        if event.kind == "start" and _leads(self.order, self.span):
+            before = any(_leads(self.order, span) for span in range(self.span))
+            return [{"reasoning_content": "\n"}] if before else []  # as `choice` joins them
         self.span += event.kind == "end"
         if event.kind == "start" and event.modality != TEXT:
             self.audio_id, self.spoken = new_id("audio"), False

@@ -194,7 +194,7 @@ class Ticket:
     def __init__(self, batcher: Batcher, count: int) -> None:
         self.batcher, self.unused = batcher, count
         self.answers: list[Answer] = []
-        self.kept = False
+        self.kept = self.closed = False
         self.began = time.perf_counter()
 
     def start(self, work: Work, *, live: bool) -> list[Answer]:
@@ -211,7 +211,8 @@ class Ticket:
         return self.close
 
     def close(self) -> None:
-        """Frees all places. May be called again."""
+        """Frees all places; nothing can be started any more. May be called again."""
+        self.closed = True
         batcher, self.unused, unused = self.batcher, 0, self.unused
         batcher.open -= unused + len(self.answers)
         for answer in self.answers:

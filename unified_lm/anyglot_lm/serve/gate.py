@@ -8,6 +8,7 @@ browser to load anything from elsewhere, or to show the page inside another.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -18,23 +19,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from anyglot_lm.serve.limits import Limits
+from anyglot_lm.serve.protocol import levels, read_json
 from anyglot_lm.serve.refusal import Refusal
 
 PATHS = frozenset({"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"})
 PREFIXES = ("/assets/", "/static/", "/gradio_api/")
 JOIN, UPLOAD, FILE = "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/file="
-OPEN = (
-    JOIN,
-    "/gradio_api/queue/data",
-    UPLOAD,
-    "/gradio_api/upload_progress",
-    "/gradio_api/cancel",
-    "/gradio_api/reset",
-)
+EVENTS = (JOIN, "/gradio_api/cancel", "/gradio_api/reset")
+OPEN = (*EVENTS, "/gradio_api/queue/data", UPLOAD, "/gradio_api/upload_progress")
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
@@ -94,11 +90,11 @@ class Gate:
     Args:
         app: gradio.
         folder: where files of visitors are.
-        max_kept: bytes of them.
+        limits: of bytes of them, and of what events hold.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, max_kept: int) -> None:
-        self.app, self.folder, self.max_kept = app, folder, max_kept
+    def __init__(self, app: ASGIApp, folder: Path, limits: Limits) -> None:
+        self.app, self.folder, self.limits = app, folder, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request of the page. Raises `Refusal`."""
@@ -108,9 +104,9 @@ class Gate:
                 raise Refusal(404, "no such file")
         elif path.startswith("/gradio_api/") and path not in OPEN and not path.startswith("/gradio_api/heartbeat/"):
             raise Refusal(404, "Not Found")
-        if path == UPLOAD and self._kept() > self.max_kept:
+        if path == UPLOAD and self._kept() > self.limits.max_kept:
             raise Refusal(503, "too many files are kept for visitors; try again later", headers={"Retry-After": "60"})
-        if path == JOIN:
+        if path in EVENTS and scope["method"] == "POST":
             receive = await self._checked(receive)
 
         async def marked(message: Message) -> None:
@@ -124,22 +120,14 @@ class Gate:
 
     async def _checked(self, receive: Receive) -> Receive:
         """Reads the body of an event; the same body once more for gradio."""
-        body, more = b"", True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 break
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        try:
-            level = [from_json(body)]
-        except ValueError:
-            raise Refusal(400, "the event is no JSON") from None
-        while level:
-            for value in level:
-                if isinstance(value, dict) and not ("path" not in value or self._is_sent(value["path"])):
-                    raise Refusal(400, "the event names a file that was not sent to this page")
-            level = [inner for value in level for inner in _inside(value)]
+        await asyncio.to_thread(self._check, body)
         given = False
 
         async def again() -> Message:
@@ -147,9 +135,15 @@ class Gate:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         return again
+
+    def _check(self, body: bytearray) -> None:
+        for level in levels(read_json(body, self.limits)):
+            for value in level:
+                if isinstance(value, dict) and not ("path" not in value or self._is_sent(value["path"])):
+                    raise Refusal(400, "the event names a file that was not sent to this page")
 
     def _is_sent(self, path: Any) -> bool:
         """Whether a path is one below the folder, and no detour leads out of it."""
@@ -161,7 +155,3 @@ class Gate:
             with suppress(FileNotFoundError):  # too old, and deleted just now
                 total += file.stat().st_size
         return total
-
-
-def _inside(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []

@@ -35,6 +35,8 @@ KEPT_SECONDS, CLEANED_SECONDS = 900, 300
 """For which a file that was sent is kept, and between two looks for older ones."""
 VISITORS, VISIT_SECONDS = 256, 3600
 """Conversations in memory, and for how long after the last turn."""
+MAX_SHOWN = 4 * 2**20
+"""Characters of the messages of a visit, with their media, beyond its last turn; the oldest turns go."""
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -45,6 +47,14 @@ class Visit:
     def __init__(self) -> None:
         self.conversation = Conversation()
         self.messages: list[dict[str, Any]] = []
+
+    def add(self, turn: list[dict[str, Any]]) -> None:
+        """Adds the messages of a turn: the assistant's, and mostly the user's before it."""
+        self.messages = [*self.messages, *turn]
+        sizes = [sum(len(content) for _, content in message["content"]) for message in self.messages]
+        while len(self.messages) > len(turn) and sum(sizes) > MAX_SHOWN:
+            oldest = 2 if self.messages[0]["role"] == "user" else 1
+            del self.messages[:oldest], sizes[:oldest]
 
 
 class Page:
@@ -85,7 +95,7 @@ class Page:
             theme=theme,
             css=STYLE + SHEETS,
         )
-        self.app = Gate(self.host, folder, service.limits.max_kept)
+        self.app = Gate(self.host, folder, service.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -296,8 +306,9 @@ class Page:
         try:
             asked, most = _asked(*how)
             async for turn in talk.answer(self.service, conversation, given, order, asked, most):
-                panel = self._panel(turn) if turn.prompt else None
-                yield self._look(visit, _messages(turn), panel=panel, running=True)
+                if visit.conversation is conversation:
+                    panel = self._panel(turn) if turn.prompt else None
+                    yield self._look(visit, _messages(turn), panel=panel, running=True)
             if turn.left_out:
                 note = "The oldest turns no longer fit; the model does not see them any more."
             if not turn.whole:
@@ -308,13 +319,16 @@ class Page:
             self.service.metrics.errors.inc()
             log.exception("a defect while answering on the page")
             note = f"{OURS.capitalize()}."
-        if visit.conversation is not conversation:  # a new one has begun in the meantime
+        if visit.conversation is not conversation:  # a new one has begun; gradio shows the last look once more
+            yield self._look(visit, [], panel=None, running=visit.conversation.ticket is not None)
             return
+        if not turn.prompt:  # refused, or stopped before it was clear that it fits: its media are not kept
+            turn.asked = [(kind, content) for kind, content in turn.asked if kind == "text"]
         if not turn.asked and text:
             turn.asked.append(("text", text))
         elif turn.whole:
             text = ""
-        visit.messages += _messages(turn, note)
+        visit.add(_messages(turn, note))
         panel = self._panel(turn) if turn.prompt else None
         back = None if turn.prompt else {"text": text, "files": []}
         yield self._look(visit, [], panel=panel, box=back)

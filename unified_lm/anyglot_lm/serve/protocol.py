@@ -7,7 +7,7 @@ An entry that this server does not know is refused, not ignored, unless its valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -125,7 +125,10 @@ OWN = ("order", "reasoning_content", "audio", "audios", "images")
 
 
 def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of `answers.choice` with its spans as parts, in their order; unchanged where it cannot be one."""
+    """A message of `answers.choice` with its spans as parts, in their order; unchanged where it cannot be one.
+
+    Texts that were joined there stay so, at the place of the first.
+    """
     order, thoughts, said = (message.get(key) for key in ("order", "reasoning_content", "content"))
     sounds = message.get("audios") or [message.get("audio")]
     pictures = message.get("images") or []
@@ -143,11 +146,12 @@ def _said_again(message: Mapping[str, Any]) -> dict[str, Any]:
         sound = part.get("input_audio") if isinstance(part, Mapping) else None
         return sound.get("modality") if isinstance(sound, Mapping) else isinstance(part, Mapping) and part.get("type")
 
-    parts = []
+    parts, kinds = [], [kind(part) for part in waiting]
     for name in order:
-        wanted = ("text",) if name == "text" else (name, "image_url")
-        found = next((i for i, part in enumerate(waiting) if kind(part) in wanted), None)
+        wanted = ("text",) if name == "text" else (name, "image_url")  # a sound says its modality, a picture does not
+        found = next((kinds.index(exact) for exact in wanted if exact in kinds), None)
         if found is not None:
+            kinds.pop(found)
             parts.append(waiting.pop(found))
     return {key: value for key, value in message.items() if key not in OWN} | {"content": [*parts, *waiting]}
 
@@ -233,24 +237,34 @@ T = TypeVar("T", bound=Shape)
 
 def parse_json(body: bytes, kind: type[T], limits: Limits) -> T:
     """A request of JSON. Raises `Refusal` 400 for what is none, is too deep, or does not fit."""
+    return fit(read_json(body, limits), kind)
+
+
+def read_json(body: bytes | bytearray, limits: Limits) -> Any:
+    """What JSON says. Raises `Refusal` 400 for what is none, has too many values, or is too deep."""
     if sum(body.count(mark) for mark in b",[{") > limits.max_values:
         raise Refusal(400, f"the JSON has more than {limits.max_values} values; send less")
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Refusal(400, f"the body is not JSON ({error}); send one UTF-8 object") from error
-    level, depth = [content], 0
-    while level:
-        depth += 1
+    for depth, _ in enumerate(levels(content), 1):
         if depth > limits.max_depth:
             raise Refusal(400, f"the JSON is nested more than {limits.max_depth} deep; send it flatter")
+    return content
+
+
+def levels(content: Any) -> Iterator[list[Any]]:
+    """All values of JSON, by how deep they are."""
+    level = [content]
+    while level:
+        yield level
         level = [
             inner
             for value in level
             if isinstance(value, list | dict)
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
-    return fit(content, kind)
 
 
 def fit(content: Any, kind: type[T]) -> T:

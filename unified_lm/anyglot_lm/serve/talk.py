@@ -138,7 +138,7 @@ async def answer(
     how: Sampled,
     most: int | None = None,
 ) -> AsyncIterator[Turn]:
-    """Says something and answers; yields the same turn again and again while it grows.
+    """Says something and answers; yields the same turn again and again while it grows, until it is whole or stopped.
 
     Args:
         service: the model and its queue.
@@ -164,6 +164,8 @@ async def answer(
             if len(given) > service.limits.max_parts:
                 raise Refusal(400, f"{len(given)} parts; at most {service.limits.max_parts} are read: send fewer")
             for part in given:
+                if ticket.closed:
+                    return
                 segment, shown = await service.theirs(_take_in, service, part)
                 said.append(segment)
                 turn.asked.append(shown)
@@ -172,6 +174,8 @@ async def answer(
                 service.prepare.turn, [*conversation.said, *said], order, how, most
             )
             service.metrics.tokens("prompt", answers.counts(model.vocabulary, work.prompt))
+            if ticket.closed:
+                return
             turn.prompt = work.prompt
             (row,) = ticket.start(work, live=True)
             yield turn
