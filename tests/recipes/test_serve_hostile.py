@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import http.client
 import io
 import json
 import select
 import socket
 import struct
+import threading
 import time
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+
+from anyglot_lm.serve.answers import usage
+from anyglot_lm.serve.app import Service
+from anyglot_lm.serve.limits import Limits
+from anyglot_lm.serve.prepare import Preparer
+from anyglot_lm.serve.refusal import Refusal
+from anyglot_lm.unified import UnifiedModel
 
 CHAT, SPEECH, IMAGES, HEAR = (
     f"/v1/{path}" for path in ("chat/completions", "audio/speech", "images/generations", "audio/transcriptions")
@@ -160,6 +173,8 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "more text than the model reads": (CHAT, say({"type": "text", "text": "xyz" * 5000}), "ids"),
     "huge n": (CHAT, {"messages": HI, "n": 10**9}, "at most 8"),
     "n of 400 digits": (CHAT, b'{"messages": [], "n": 1' + b"0" * 400 + b"}", "n"),
+    "a number for a switch": (CHAT, {"messages": HI, "store": 0}, "store"),
+    "a switch for a number": (CHAT, {"messages": HI, "frequency_penalty": False}, "frequency_penalty"),
     "n is 0": (CHAT, {"messages": HI, "n": 0}, "n:"),
     "negative max_tokens": (CHAT, {"messages": HI, "max_tokens": -1}, "max_tokens"),
     "huge max_tokens": (CHAT, {"messages": HI, "max_tokens": 10**8}, "max_tokens"),
@@ -399,3 +414,43 @@ def test_clients_that_never_read_are_cut_off(serving: Callable[..., AbstractCont
             except ConnectionResetError:
                 pass
             assert b"200 OK" in received and b"[DONE]" not in received
+
+
+def test_what_nobody_waits_for_is_let_go_while_workers_are_busy() -> None:
+    class Body(bytearray):
+        pass
+
+    async def leave(pool: ThreadPoolExecutor) -> weakref.ref[Body]:
+        service: Any = SimpleNamespace(pool=pool)
+        body = Body(8)
+        kept = weakref.ref(body)
+        waiting = asyncio.ensure_future(Service.aside(service, len, body))
+        del body
+        await asyncio.sleep(0.01)
+        assert kept() is not None
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del waiting
+        gc.collect()
+        return kept
+
+    release = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(release.wait, 60)
+        try:
+            assert asyncio.run(leave(pool))() is None
+        finally:
+            release.set()
+
+
+def test_more_answers_than_places_can_never_be_given(tiny_model: UnifiedModel) -> None:
+    preparer = Preparer(tiny_model, Limits(rows=2, queue=1, max_n=8), 1.0)
+    preparer.check_n(3)
+    with pytest.raises(Refusal, match="n is 4; at most 3"):
+        preparer.check_n(4)
+
+
+def test_sums_of_usage_are_of_all_pictures(field_model: UnifiedModel) -> None:
+    found = usage(field_model, {"text": 2, "seen": 16, "image": 64}, {"text": 1})["prompt_tokens_details"]
+    assert (found["seen_tokens"], found["image_tokens"], found["text_tokens"]) == (16, 80, 2)

@@ -112,7 +112,9 @@ def write_adapter(
             )
         kept[known] = value.to(dtype).contiguous()
     if "rows" not in kept:
-        raise CheckpointError(f"{checkpoint}: holds no new input rows; an adapter needs them, train without model.freeze")
+        raise CheckpointError(
+            f"{checkpoint}: holds no new input rows; an adapter needs them, train without model.freeze"
+        )
     if "head" in kept and torch.equal(kept["head"], kept["rows"]):
         del kept["head"]  # tied
     model = _load(backbone)

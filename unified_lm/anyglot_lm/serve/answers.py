@@ -185,7 +185,7 @@ def usage(model: UnifiedModel, prompt: Mapping[str, int], answer: Mapping[str, i
             "audio_tokens": sum(count for m, count in found.items() if m in sounds),
             "image_tokens": sum(count for m, count in found.items() if m != TEXT and m not in sounds),
         }
-        return summed | {f"{modality}_tokens": count for modality, count in found.items()}
+        return {f"{modality}_tokens": count for modality, count in found.items()} | summed
 
     asked, written = sum(prompt.values()), sum(answer.values())
     return {

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import python_multipart as python_multipart  # what forms need; missing, it is named here
@@ -87,8 +88,12 @@ class Service:
     # what handlers share ----------------------------------------------------------------------------------------
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs a function in a pool thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+        """Runs a function in a pool thread. When nobody waits for it any more, what it was given is let go at once."""
+        call = [partial(function, *arguments)]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, lambda: call.pop()())
+        finally:
+            call.clear()  # of a call that is still in the pool's queue, which keeps it until a thread is free
 
     async def theirs(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs a method of the preparer in a pool thread. What is wrong there is the client's mistake."""

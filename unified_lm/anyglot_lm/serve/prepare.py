@@ -71,8 +71,9 @@ class Preparer:
 
     def check_n(self, n: int) -> None:
         """Raises `Refusal` for too many answers."""
-        if n > self.limits.max_n:
-            raise Refusal(400, f"n is {n}; at most {self.limits.max_n} answers a request", param="n")
+        most = min(self.limits.max_n, self.limits.rows + self.limits.queue)
+        if n > most:
+            raise Refusal(400, f"n is {n}; at most {most} answers a request", param="n")
 
     def order(self, asked: ChatRequest) -> tuple[str, ...]:
         """Modalities of the answer, one span each, in order."""

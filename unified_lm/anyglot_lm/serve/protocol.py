@@ -57,8 +57,13 @@ class Shape(BaseModel):
         return {
             key: value
             for key, value in content.items()
-            if value is not None and not (key in NOTHING_ASKED and value in NOTHING_ASKED[key])
+            if value is not None and not any(_same(value, nothing) for nothing in NOTHING_ASKED.get(key, ()))
         }
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, and both true or false or neither: `False` is no number."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
 class Text(Shape):
