@@ -6,7 +6,7 @@ codes are replaced by random ones of their codebook; what they were stays the ta
 guide than what was asked (as in word dropout: Bowman et al. 2016, arXiv 1511.06349; here ids are replaced, as their
 masks would be ids that decoding never meets). Prompts, text and what validation measures are never touched.
 
-It makes no batches and knows nothing of steps: the caller gives a seed for each batch.
+It makes no batches and knows nothing of steps: the caller gives a seed for each.
 """
 
 from __future__ import annotations
@@ -51,16 +51,22 @@ class HistoryNoise:
         return bool(self._rates)
 
     def __call__(self, batch: Mapping[str, Tensor], seed: int) -> Tensor:
-        """`input_ids` of a packed batch (`data.py`) with noise: int64 `[B, T]`, a function of batch and seed."""
+        """`input_ids` of a packed batch (`data.py`) with noise: int64 `[B, T]`.
+
+        A row's is a function of the row and the seed, so it does not matter which rows are a batch, and on which rank.
+        """
         ids_BT, labels_BT, position_BT = (batch[name] for name in ("input_ids", "labels", "position_ids"))
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-        draws_BT = torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device)
-        other_BT = torch.rand(ids_BT.shape, generator=generator).to(ids_BT.device)
+        length = ids_BT.shape[1]
+        keys = (ids_BT * torch.arange(1, length + 1, device=ids_BT.device)).sum(1).tolist()
+        drawn = [
+            torch.rand(3, length + 1, generator=torch.Generator().manual_seed((seed + key) % 2**63)) for key in keys
+        ]
+        draws_BT, other_BT, of_document_BT = torch.stack(drawn, dim=1).to(ids_BT.device)  # the same on every device
+        draws_BT, other_BT = draws_BT[:, :length], other_BT[:, :length]
         first_BT = position_BT == 0
         document_BT = first_BT.long().cumsum(1)
-        touched_BT = torch.rand((len(ids_BT), ids_BT.shape[1] + 1), generator=generator).to(ids_BT.device) < NOISY
         before_BT = torch.cat([torch.full_like(labels_BT[:, :1], -1), labels_BT[:, :-1]], dim=1)
-        own_BT = (before_BT == ids_BT) & ~first_BT & touched_BT.gather(1, document_BT)
+        own_BT = (before_BT == ids_BT) & ~first_BT & (of_document_BT.gather(1, document_BT) < NOISY)
         noisy_BT = ids_BT
         for block, rate in self._rates:
             code_BT = ids_BT - block.first_id

@@ -155,17 +155,11 @@ class LitUnified(L.LightningModule):
             assert self._seed is not None
             torch.manual_seed((self._seed + self.global_step * self.trainer.world_size + self.global_rank) % 2**63)
 
-    def _seed_of(self, batch_idx: int) -> int:
-        """Of a batch: the same in a resumed run, another on every rank and at every step."""
-        assert self._seed is not None
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        place = (self.global_step * self.trainer.accumulate_grad_batches + part) * self.trainer.world_size
-        return (self._seed + place + self.global_rank) % 2**63
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         input_ids = batch["input_ids"]
         if self.history_noise:
-            input_ids = self.history_noise(batch, self._seed_of(batch_idx))
+            assert self._seed is not None
+            input_ids = self.history_noise(batch, self._seed + self.global_step)
         out = self.lm(input_ids, batch["position_ids"], batch["labels"])
         assert self.targets_per_pack is not None
         if self._window is not None:  # None outside of a trainer
