@@ -213,7 +213,8 @@ def check_lm(config: LMConfig, *, new: bool = True) -> None:
         )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
-    check_rates(config.history_noise, list(config.blocks))
+    if config.blocks:  # a given model has its own
+        check_rates(config.history_noise, list(config.blocks))
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
         raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
 
@@ -480,6 +481,7 @@ def train_lm(
             sliced=config.sliced,
             compile=config.compile and can_compile(run),
             log_every=config.log_every,
+            seed=seed,
         )
         data = TokenDataModule(plan, batch_size=config.batch_size, num_workers=config.num_workers)
         loss = fit_lm(

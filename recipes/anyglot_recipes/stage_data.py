@@ -172,7 +172,10 @@ class StageData(TokenDataModule):
             self._build([shards_at(path) for path in self.val_shards], phases, self.run_dir / "val_plan")
 
     def _check_round(self, own: list[Path], replay: list[Path]) -> None:
-        """Raises ManifestError: the plan of this round, which is there, was made with other settings than these."""
+        """Raises ManifestError: the plan of this round, which is there, was made with other settings than these.
+
+        Budgets, limits and the strength count from the next round on: where the data runs short, they have to give.
+        """
         path, readers = self._path(self.round), open_shards([*own, *replay])
         fingerprints = [r.fingerprint for r in readers]
         recorded = [s["fingerprint"] for s in read_json(path / "plan.json")["shards"]]
@@ -184,8 +187,7 @@ class StageData(TokenDataModule):
         plan = Plan.load(path, [r.path for r in readers])
         known = plan.phases[-1].parameters
         settings: dict[str, tuple[Any, Any]] = {
-            name: (known[name], getattr(self, name))
-            for name in ("seq_len", "seed", "condition_dropout", "max_repetition", "modality_budgets")
+            name: (known[name], getattr(self, name)) for name in ("seq_len", "seed", "condition_dropout")
         }
         weights = plan.phases[0].parameters["weights"] or {}, self._weights(own, replay) or {}
         shares = [{name: round(w / (sum(x.values()) or 1), 6) for name, w in x.items()} for x in weights]

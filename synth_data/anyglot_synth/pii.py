@@ -3,7 +3,7 @@
 | kind | what counts | what does not |
 |---|---|---|
 | `email` | an address with a domain | domains that cannot be: example.com, .test, .invalid, ... (RFC 2606) |
-| `phone` | `+` and 8 to 15 digits; North American ones with separators or spaces | fictional ones, bare digits, dates |
+| `phone` | `+` and 8 to 15 digits; North American ones with separators, after "call" also spaces | fictional, dates |
 | `card` | 13 to 19 digits that a card network uses, Luhn's checksum right, also before a date or a code | others |
 | `iban` | a country's two letters, its length where it is known, and a right checksum (ISO 7064) | other codes |
 | `ip` | an address of the public internet, IPv4 or IPv6 | private, loopback and documentation addresses, versions |
@@ -25,7 +25,11 @@ _EMAIL = re.compile(
 )
 _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+\d(?:[ .()/-]{0,2}\d){7,14}+"
-    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
+    r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
+)
+_PHONE_AFTER_WORD = re.compile(  # three numbers are many things
+    r"(?i:\b(?:call|dial|phone|telephone|tel|fax|mobile|cell|text)(?: (?:me|us|him|her|them))?"
+    r"(?: (?:at|on|is|number))*[.:]? )(?P<all>(?:1 )?[2-9]\d\d ([2-9]\d\d)[ .-](\d{4}))(?!\w|[.-]\d)"
 )
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}+(?!\w|[.-]\d)")
 _CARD_AMONG_DIGITS = re.compile(  # a date or a code may come after it: as cards are printed
@@ -77,7 +81,8 @@ def _email(found: re.Match[str]) -> bool:
 
 
 def _phone(found: re.Match[str]) -> bool:
-    return not (found[1] == "555" and found[2].startswith("01"))
+    exchange, line = found.groups()[-2:]
+    return not (exchange == "555" and line.startswith("01"))
 
 
 def _card(found: re.Match[str]) -> bool:
@@ -109,7 +114,7 @@ _KINDS: dict[str, list[tuple[re.Pattern[str], Callable[[re.Match[str]], bool]]]]
     "card": [(_CARD, _card), (_CARD_AMONG_DIGITS, _card)],
     "ssn": [(_SSN, lambda _: True)],
     "ip": [(_IPV4, _ipv4), (_IPV6, _ipv6)],
-    "phone": [(_PHONE, _phone)],
+    "phone": [(_PHONE, _phone), (_PHONE_AFTER_WORD, _phone)],
 }
 KINDS = tuple(_KINDS)
 

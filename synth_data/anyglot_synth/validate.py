@@ -203,14 +203,18 @@ def _check_file(report: Report, where: str, media: MediaFile, digests: dict[str,
 
 
 def _check_origin(report: Report, where: str, media: MediaFile, found: _Found) -> None:
-    """Whether the files that an origin names (the sound before a stage, a score) are there; each is said once."""
+    """Whether the files that an origin names (the sound before a stage, a score) are there; each is said once.
+
+    Media that was given, or taken from another dataset, keeps the origin that it had, whose files stayed there.
+    """
+    taken = media.origin.get("given") or str(media.origin.get("name")).startswith(f"{OBJECTS}/")
     for file in media.origin.values():
         if not isinstance(file, str) or not file.startswith(f"{OBJECTS}/") or file in found.mentioned:
             continue
         found.mentioned.add(file)
         if not is_inside(file):
             report.add("name", where, f"{file!r:.200} leads out of the folder")
-        elif not (report.folder / file).is_file():
+        elif not taken and not (report.folder / file).is_file():
             report.add("missing", where, f"{file}, which the origin of {media.file} names, is not there")
 
 

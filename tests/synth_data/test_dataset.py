@@ -172,6 +172,9 @@ def test_files_that_nobody_names_are_listed_and_no_fault(mine: Path) -> None:
     (mine / clean).unlink()
     (problem,) = validate(mine).problems
     assert (problem.kind, problem.where) == ("missing", f"{SAMPLES}, line 1") and problem.detail.startswith(clean)
+    for taken in ({"given": True}, {"given": False, "name": "objects/cd/of-another-dataset.flac"}):
+        change(mine, SAMPLES, 0, lambda d, taken=taken: d["turns"][1]["parts"][0]["media"]["origin"].update(taken))
+        assert "missing" not in validate(mine).num_problems, "what was taken over keeps the origin that it had"
 
 
 def test_only_the_first_problems_are_kept(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def test_is_found_where_it_stands(kind: str, text: str) -> None:
         ("iban", "DE89 3704 0044 0532 0130 00", "IBAN {} It is mine"),
         ("iban", "GB82 WEST 1234 5698 7654 32", "Send to {} BIC ABCD"),
         ("phone", "212 555 1234", "Call {} now"),
+        ("phone", "1 212 555-1234", "text me at {}, please"),
     ],
 )
 def test_is_found_among_other_digits_and_capitals(kind: str, inside: str, text: str) -> None:
@@ -83,6 +84,7 @@ def test_is_found_among_other_digits_and_capitals(kind: str, inside: str, text: 
         "+3 and +12 34, 2+2=4, pi is 3.14159265358979",
         "order 12345-67-8901234, chapter 3.4.5",
         "phone me at 5551234 or dial 911",
+        "coordinates 512 768 1024 pixels, dims 768 768 3072, rooms 201 302 4000, call 212 555 0123",
         "Mr. Smith, 12 Main Street, Springfield",  # names and addresses are left alone, by design
     ],
 )

@@ -124,6 +124,7 @@ SAID = [
     ("2x faster", "two times faster."),
     ("It grew 1.5x. Then 3x", "It grew one point five times. Then three times."),
     ("so y = 3x.", "so y equals three x."),
+    ("Simplify 2x. What is 4x?", "Simplify two x. What is four x?"),
     ("1.5x + 2", "one point five x plus two."),
     # abbreviations
     ("Dr. Smith met Mrs. Jones.", "Doctor Smith met Missus Jones."),
@@ -133,6 +134,7 @@ SAID = [
     ("cats vs. dogs", "cats versus dogs."),
     ("St. Peter on Main St.", "Saint Peter on Main Street."),
     ("I live in St. Louis.", "I live in Saint Louis."),
+    ("They live in East St. Louis.", "They live in East Saint Louis."),
     ("Visit St. Louis, Mount St. Helens.", "Visit Saint Louis, Mount Saint Helens."),
     ("5 Main St. in St. Paul", "five Main Street in Saint Paul."),
     ("He lives on Main St. She left 5th St. and", "He lives on Main Street. She left fifth Street and."),

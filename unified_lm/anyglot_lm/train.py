@@ -57,6 +57,7 @@ class LitUnified(L.LightningModule):
         compile: run the decoder through torch.compile.
         param_dtype: of the arithmetic under FSDP2, where weights are gathered in it.
         log_every: steps between log lines.
+        seed: of dropout and `history_noise`, default torch's at the start; a resumed run goes on with its own.
     """
 
     lm: PackedLM
@@ -83,6 +84,7 @@ class LitUnified(L.LightningModule):
         compile: bool = False,
         param_dtype: torch.dtype = torch.float32,
         log_every: int = 50,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen weights are not in checkpoints; `on_load_checkpoint` checks the rest
@@ -101,7 +103,7 @@ class LitUnified(L.LightningModule):
         else:
             self._build = model
         self._sharded = False
-        self._seed: int | None = None
+        self._seed = seed
         self.last_loss = math.nan
         self.last: dict[str, float] = {}
         self._window: Window | None = None
@@ -280,7 +282,7 @@ class LitUnified(L.LightningModule):
                 f"the checkpoint was trained with muon: {str(not self.muon).lower()}, whose state is of no use to "
                 "the other optimizer; give that back, or use another run_dir"
             )
-        self._seed = own.get("seed")
+        self._seed = own.get("seed", self._seed)
         if not self._targets_given:
             self.targets_per_pack = own.get("targets_per_pack", self.targets_per_pack)
         self.last_loss, self.last = own.get("last_loss", math.nan), own.get("last", {})

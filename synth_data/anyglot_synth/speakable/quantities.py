@@ -297,9 +297,14 @@ def _money(sign: str, amount: str, scale: str | None) -> str:
     return f"{n.decimal(whole)} {one if _int(whole) == 1 else many} and {small}" if _int(whole) else small
 
 
+_ALGEBRA = re.compile(
+    r"[=+*^<>]|\b(?i:simplify|solve|expand|factor|evaluate|differentiate|integrate|plot|terms?|what is)\b"
+)
+
+
 def _times(m: Match) -> str:
-    """ "3x" at the end is three times, but in "y = 3x"."""
-    return " x" if re.search(r"[=+*^<>]", m.string[max(0, m.start() - 20) : m.start()]) else " times"
+    """ "3x" at the end is three times, but in "y = 3x" and "Simplify 3x"."""
+    return " x" if _ALGEBRA.search(m.string[max(0, m.start() - 20) : m.start()]) else " times"
 
 
 def _unit(m: Match) -> str:

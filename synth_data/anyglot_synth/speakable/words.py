@@ -221,7 +221,9 @@ _BEFORE_NUMBER = re.compile(rf"(?<![\w.])({'|'.join(_BEFORE_NUMBERS)})\.[ ]?(?=\
 _INITIALS = re.compile(r"(?<![\w.])(?!(?<=\d )[AaPp]\.[Mm]\.)(?:[A-Za-z]\.){2,8}(?!\w)")
 _SAINT = re.compile(r"\bSt\.(?=[ ][A-Z])")
 _STREET = re.compile(r"(?<=[a-z] )St\.(?=[ ,.]|$)")
-_BEFORE_STREET = re.compile(r"\w,? (?!(?:Mount|Mt|Port|Fort|Lake|Cape|Sault) )(?:[A-Z][\w'-]*|\d\w*) $")
+_BEFORE_STREET = re.compile(
+    r"\w,? (?!(?:Mount|Mt|Port|Fort|Lake|Cape|Sault|East|West|North|South) )(?:[A-Z][\w'-]*|\d\w*) $"
+)
 
 
 def abbreviations(text: str) -> str:
