@@ -78,8 +78,6 @@ WEIGHTS = {
     "text->music": 0.18,
 }
 """Weight in the training ids by task."""
-PATCHES = {"seen": 1, "named": 4}
-"""`SeenVQ.patch`: 16 places a picture for signs, one for what an emoji shows."""
 REPLY_VARIANTS = 4
 SEEN_VARIANTS = 16
 PLAYED_VARIANTS = 2
@@ -141,7 +139,6 @@ class FieldConfig:
         speech: speech codec, for speech that is made.
         music: music codec.
         lm: language model.
-        named: tokenizer of emoji that a second language model, SmolLM2, names (`field_captions.py`).
         practice: how the model then learns from its own answers (`field_practice.py`).
         captions: settings of SmolLM2's training, over those of configs/align.yaml, as `{"trainer.max_steps": 120}`;
             empty: only the model of the field trial names emoji.
@@ -159,7 +156,6 @@ class FieldConfig:
     music: TokenizerConfig = field(default_factory=TokenizerConfig)
     lm: LMConfig = field(default_factory=LMConfig)
     practice: PracticeConfig = field(default_factory=PracticeConfig)
-    named: ReaderConfig = field(default_factory=ReaderConfig)
     captions: dict[str, Any] = field(default_factory=dict)
     table: str = ""
 
@@ -410,11 +406,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     if config.table and Path(config.table).suffix != ".md":
         raise ManifestError(f"table {config.table} must end in .md: a folder of the same name without it holds answers")
     check_whole_names(config.captions, "captions")
-    learnt = [("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)]
     if config.captions:
         SMOLLM2.place()
-        learnt.append(("named", config.named, SeenVQ))
-    for name, reader, kind in learnt:
+    for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
         tokenizer = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.")
         options = tokenizer.config
         if reader.max_steps <= options["num_quantizers"] * options["stage_steps"]:
@@ -422,10 +416,8 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
-        if isinstance(tokenizer, SeenVQ) and tokenizer.patch != PATCHES[name]:
-            raise ManifestError(f"{name}.model.patch must be {PATCHES[name]}: {tokenizer.patch}")
-    if config.heard.phone_steps < 0 or config.seen.phone_steps or config.named.phone_steps:
-        raise ManifestError("heard.phone_steps must be 0 or more; seen and named have none")
+    if config.heard.phone_steps < 0 or config.seen.phone_steps:
+        raise ManifestError("heard.phone_steps must be 0 or more; seen has none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing
     run = Run(config.run_dir, {k: v for k, v in vars(config).items() if k not in ("run_dir", "table", "practice")})
     data = read_field_data(config.data)
@@ -437,7 +429,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     )
 
     emoji = [p for p in data.pictures if p.kind == "emoji"]
-    naming = train_namer(run, emoji, config.named, config.captions, seed) if config.captions else None
+    naming = train_namer(run, emoji, config.captions, seed) if config.captions else None
 
     def pictures() -> np.ndarray:
         rng = np.random.default_rng([seed, 3])

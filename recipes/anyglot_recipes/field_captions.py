@@ -1,12 +1,12 @@
 """Emoji named by SmolLM2, for the `field` recipe: words that no training caption has need a model that knows words.
 
 A language model from nothing never met "octopus"; SmolLM2 knows what it is. It comes in twice. What its middle layer
-and its rows make of the training captions is what the codes of `SeenVQ` learn to name (a picture and its word in one
-space, as in DeViSE, Frome et al. 2013; the image codes that AnyGPT reads are aligned with words, too: SEED, Ge et al.,
-arXiv 2307.08041). Then it learns with LoRA to write the caption after those codes. Held-out pictures have no part in
-either. Nothing is measured here.
+and its rows make of the training captions is the space in which `LookVQ` looks for the caption of a picture (one space
+for both, as in DeViSE, Frome et al. 2013; the image codes that AnyGPT reads are aligned with words, too: SEED, Ge et
+al., arXiv 2307.08041). It says which training captions are nearest, and SmolLM2 learns with LoRA to write the caption
+of something that is like these. Held-out pictures have no part in either. Nothing is measured here.
 
-Shapes: n pictures, T ids, D width of the backbone, E directions, V different captions, C codes of all K codebooks.
+Shapes: n pictures, C different captions, K codes a picture, T ids, D width of the backbone, E directions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyglot_lm.adapter import SMOLLM2, Backbone
 from anyglot_lm.backbone import load_backbone
@@ -28,28 +28,24 @@ from anyglot_lm.segments import Sample, Segment
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.chain import Run, write_shards
 from anyglot_recipes.expand import expand
-from anyglot_recipes.field_meaning import fit, seen_variants, to_tensor, vary_images
+from anyglot_recipes.field_meaning import to_tensor, vary_images
 from anyglot_recipes.stage_cli import as_arguments, run_stage
 from anyglot_recipes.train import CONFIGS
-from anyglot_tokenizers import load
-from anyglot_tokenizers.meaning import SeenVQ
-from anyglot_tokenizers.precision import native_bf16
+from anyglot_tokenizers.look import LookVQ
 from anyglot_tokenizers.tokenizer import seeded
 
 if TYPE_CHECKING:
-    from anyglot_recipes.field import Picture, ReaderConfig
+    from anyglot_recipes.field import Picture
 
 PROMPT = "The emoji shows:"
-DIRECTIONS = 64
-"""Of what is made of captions (32 or 128 were about the same, docs/log.md)."""
+DIRECTIONS = 128
+"""Of what is made of captions."""
 VARIANTS = 16
 """Versions of a picture that is read, the original among them."""
-SHARPNESS = 10.0
-"""What the cosines of pictures and captions are multiplied by."""
-HIDDEN = 0.5
-"""Share of the pictures that a square hides a part of (random erasing, Zhong et al., arXiv 1708.04896)."""
-RIDGE, STRESS = 10.0, 3.0
-"""Of the rows that codes start with: how much little data is doubted, and how far they lie from their mean."""
+FOLDS = 10
+"""Parts of the captions, each of which is given the codes of a tokenizer that learnt from the others."""
+PLACES = 4
+"""Captions that a picture is said to be like."""
 LONGEST = 128
 """Ids of an emoji with its caption."""
 
@@ -87,87 +83,48 @@ def directions(readings_n2D: Tensor, count: int = DIRECTIONS) -> Tensor:
     return F.normalize(u_nE[:, :count] * deviation_E[:count].sqrt(), dim=1).float()
 
 
-def hide_squares(x_BCHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Put a square of random color and place, an eighth to less than a half a side, over `HIDDEN` of the pictures."""
-    x_BCHW = x_BCHW.clone()
-    side = x_BCHW.shape[-1]
-    for x_CHW in x_BCHW:
-        if rng.random() < HIDDEN:
-            size, (y, x) = int(rng.integers(side // 8, side * 7 // 16)), rng.integers(0, side * 3 // 4, 2)
-            x_CHW[:, y : y + size, x : x + size] = torch.from_numpy(rng.random((3, 1, 1), dtype=np.float32))
-    return x_BCHW
+def fit_codes(tokenizer: LookVQ, pictures: Sequence[Picture], vector_CE: Tensor, seed: int) -> list[np.ndarray]:
+    """Teach codes the captions of pictures, and give the codes `[K, 1, 1]` of `VARIANTS` versions of each picture.
 
-
-def train_codes(
-    tokenizer: SeenVQ, pictures: Sequence[Picture], target_nE: Tensor, steps: int, seed: int, batch_size: int, lr: float
-) -> nn.Linear:
-    """Train codes to tell a picture's caption among all of them, by cosine.
+    These are of a tokenizer that learnt from other captions only, as it will be for new pictures.
 
     Args:
-        tokenizer: to train, with one place a picture; it is left in evaluation mode.
+        tokenizer: to teach.
         pictures: of the training split.
-        target_nE: unit vector of the caption of each.
-        steps: optimizer steps.
-        seed: of batches, augmentation and the head.
-        batch_size: pictures per step.
-        lr: peak learning rate.
-
-    Returns:
-        The head: targets, up to their length, of quantized latents.
+        vector_CE: of each of their different captions, sorted.
+        seed: of the versions.
     """
     x_nCHW = to_tensor(pictures)
-    captions = [picture.word for picture in pictures]
-    names = sorted(set(captions))
-    caption_n = torch.tensor([names.index(caption) for caption in captions])
-    target_VE = target_nE[[captions.index(name) for name in names]]
-    rng = np.random.default_rng([seed, 23])
+    name_n = torch.from_numpy(np.unique([picture.word for picture in pictures], return_inverse=True)[1])
+    still_n = torch.zeros(len(pictures), dtype=torch.bool)  # none is mirrored: arrows, letters, flags
     with seeded(seed):
-        head = nn.Linear(tokenizer.config["codebook_dim"], target_nE.shape[1])
-        still = torch.zeros(batch_size, dtype=torch.bool)  # none is mirrored: arrows, letters, flags
-
-        def loss_at(step: int) -> Tensor:
-            chosen_B = torch.from_numpy(rng.integers(len(pictures), size=batch_size))
-            x_BCHW = hide_squares(vary_images(x_nCHW[chosen_B], still), rng)
-            with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16("cpu")):
-                z_BDhw = tokenizer.latents(x_BCHW)
-            q_BDhw, commit = tokenizer.quantize(z_BDhw.float())
-            cosine_BV = F.normalize(head(q_BDhw.flatten(1)), dim=1) @ target_VE.T
-            return F.cross_entropy(SHARPNESS * cosine_BV, caption_n[chosen_B]) + commit
-
-        fit(nn.ModuleList([tokenizer.train(), head]), loss_at, steps, lr)
-    tokenizer.eval()
-    return head.eval()
+        versions = [x_nCHW, *(vary_images(x_nCHW, still_n) for _ in range(VARIANTS - 1))]
+    found: dict[int, np.ndarray] = {}
+    for fold in range(min(FOLDS, len(vector_CE))):
+        mine = (name_n % FOLDS == fold).nonzero().flatten()
+        others_n = name_n % FOLDS != fold
+        tokenizer.fit(x_nCHW[others_n], name_n[others_n], vector_CE)
+        for version, x in enumerate(versions):
+            for i, codes in zip(mine.tolist(), tokenizer.encode(x[mine]).codes.numpy(), strict=True):
+                found[version * len(pictures) + i] = codes
+    tokenizer.fit(x_nCHW, name_n, vector_CE)
+    return [found[i] for i in range(len(found))]
 
 
 @torch.no_grad()
-def start_as_words(model: UnifiedModel, codes_nK: np.ndarray, captions: Sequence[str]) -> None:
-    """Start the rows of the codes of `seen` as the words that they stand beside, in place; a tied head has them, too.
-
-    The mean row of a caption's ids is taken for a sum, over the codebooks, of a row for each code (ridge regression);
-    a code's row is the mean of all captions and `STRESS` times its part.
-
-    Args:
-        model: whose rows of codes know nothing yet.
-        codes_nK: int64 `[n, K]`, of the training pictures.
-        captions: of these.
-    """
+def start_as_words(model: UnifiedModel, captions: Sequence[str]) -> None:
+    """Start the rows of the codes of `seen` as the mean rows of the captions that they stand for, in place."""
     rows_VD = model.model.get_input_embeddings().weight
-    words = {caption: rows_VD[model.text.encode(caption)].double().mean(0) for caption in set(captions)}
-    caption_nD = torch.stack([words[caption] for caption in captions])
     block = model.vocabulary.block("seen")
-    count = block.num_quantizers * block.codebook_size
-    ids_nK = torch.from_numpy(codes_nK) + block.codebook_size * torch.arange(block.num_quantizers)
-    present_nC = torch.zeros(len(captions), count, dtype=torch.double).scatter_(1, ids_nK, 1.0)
-    mean_D = caption_nD.mean(0)
-    square_CC = present_nC.T @ present_nC + RIDGE * torch.eye(count, dtype=torch.double)
-    part_CD = torch.linalg.solve(square_CC, present_nC.T @ (caption_nD - mean_D))
-    rows_VD[block.first_id : block.first_id + count] = (mean_D + STRESS * part_CD).to(rows_VD.dtype)
+    words_CD = torch.stack([rows_VD[model.text.encode(f" {caption}")].mean(0) for caption in captions])
+    for k in range(block.num_quantizers):
+        first = block.first_id + k * block.codebook_size
+        rows_VD[first : first + len(captions)] = words_CD
 
 
 def train_namer(
     run: Run,
     pictures: Sequence[Picture],
-    codes: ReaderConfig,
     lora: Mapping[str, Any],
     seed: int,
     backbone: Backbone = SMOLLM2,
@@ -179,7 +136,6 @@ def train_namer(
     Args:
         run: the run.
         pictures: of the training split.
-        codes: the tokenizer, with one place a picture, and its training.
         lora: settings over those of configs/align.yaml, as `{"trainer.max_steps": 120}`.
         seed: of all randomness.
         backbone: the language model.
@@ -189,31 +145,24 @@ def train_namer(
     """
     place, gguf_file = backbone.place()
 
-    def make_codes(folder: Path) -> None:
-        tokenizer = SeenVQ(**{"seed": seed, **codes.model})
-        target_nE = directions(readings([picture.word for picture in pictures], backbone))
-        train_codes(tokenizer, pictures, target_nE, codes.max_steps, seed, codes.batch_size, codes.lr)
-        tokenizer.save_pretrained(folder, dtype=torch.float16)
-
     def make_start(folder: Path) -> None:
         """The model that training starts from, and what it reads."""
-        seen = load(run.dir / "captions" / "seen")
-        assert isinstance(seen, SeenVQ)
+        captions = sorted({picture.word for picture in pictures})
+        seen = LookVQ(num_quantizers=PLACES)
+        shown = fit_codes(seen, pictures, directions(readings(captions, backbone)), seed)
         block = {"grid": (1, 1), "num_quantizers": seen.spec.num_quantizers, "pattern": "frame_major"}
         how: dict[str, Any] = {"gguf_file": gguf_file, "init": "mean", "head_noise": 1.0, "seed": seed}
         model = expand(place, {"seen": seen}, {"seen": block}, **how)
-        shown = list(seen_variants(seen, pictures, VARIANTS, seed))
-        start_as_words(model, np.stack([code.ravel() for _, code in shown]), [picture.word for picture, _ in shown])
+        start_as_words(model, captions)
         model.save_pretrained(folder / "model")
         samples = (
             Sample([Segment("seen", code, "user"), Segment("text", picture.word, "assistant")])
-            for picture, code in shown
+            for picture, code in zip(list(pictures) * VARIANTS, shown, strict=True)
         )
         asked = (("emoji->text", sample) for sample in samples)
         skipped = write_shards(folder / "shards", asked, model.vocabulary, model.text, LONGEST, model.template)
         run.say(f"{skipped} captions longer than {LONGEST} ids left out")
 
-    run.once("captions/seen", make_codes)
     start = run.once("captions/start", make_start)
     folder = run.dir / "captions" / "lora"
     if not (folder / "model" / VOCABULARY_FILE).exists():  # the last to come

@@ -40,7 +40,6 @@ from anyglot_recipes.field_graders import (
 )
 from anyglot_recipes.field_meaning import seen_variants, to_tensor
 from anyglot_recipes.field_music import play
-from anyglot_tokenizers.meaning import SeenVQ
 
 GREEDY = dict.fromkeys(("text", "image", "speech", "music"), Sampling(temperature=0.0))
 GUIDED = {"image": 4.0, "speech": 2.0, "music": 4.0}
@@ -52,6 +51,8 @@ NOTHING = Segment("text", "", "user")
 """The prompt of a document whose condition was dropped."""
 Judge = Callable[[Sequence[Any]], Sequence[int | None]]
 TEN, TWENTY = 10, 20
+PRIOR = 0.75
+"""How much of a caption's own likelihood is taken off: most were right so of training emoji left out (docs/log.md)."""
 VERSIONS = 4
 """Of a held-out emoji: itself, and three augmented ones."""
 CANDIDATES = 8
@@ -355,19 +356,18 @@ def _named(
 
     `new` says whose caption no training emoji has.
     """
-    tokenizer = model.tokenizers["seen"]
-    assert isinstance(tokenizer, SeenVQ)
-    shown = [Segment("seen", codes, "user") for _, codes in seen_variants(tokenizer, emoji, VERSIONS, seed)]
+    versions_of = seen_variants(model.tokenizers["seen"], emoji, VERSIONS, seed)
+    shown = [Segment("seen", codes, "user") for _, codes in versions_of]
     said = [Segment("text", p.word, "assistant") for p in emoji]
     alone = _nats(model, [Sample([NOTHING, caption]) for caption in said])
     pairs = [Sample([given, said[j]]) for k, given in enumerate(shown) for j in others[k % len(emoji)]]
-    gain_VNC = alone[torch.tensor(others)] - _nats(model, pairs).view(VERSIONS, len(emoji), TWENTY)
+    gain_VNC = PRIOR * alone[torch.tensor(others)] - _nats(model, pairs).view(VERSIONS, len(emoji), TWENTY)
     seen, gain_NC = shown[: len(emoji)], gain_VNC[0]
     right, five = _first(gain_NC, 1), _first(gain_NC, 5)
     captions = [str(out[0].content) for out in _respond(model, seen, ("text",), {"text": GREEDY["text"]})]
     exact = [float(c == p.word) for c, p in zip(captions, emoji, strict=True)]
     of_new = [score for score, is_new in zip(right, new, strict=True) if is_new]
-    ranking = "the likeliest of 20 held-out captions: log p(caption, given the emoji) - log p(caption); "
+    ranking = f"the likeliest of 20 held-out captions: log p(caption, given the emoji) - {PRIOR} log p(caption); "
     ranking += f"{np.mean(of_new):.2f} of the {len(of_new)} whose caption no training emoji has"
     versions = "the same, of the mean over the emoji and others turned, scaled, moved and lit at random"
     return [

@@ -25,7 +25,7 @@ from anyglot_recipes.field_voices import WORDS, Voices
 from anyglot_tokenizers.meaning import FLOOR, FRAMES, HOP, RATE, HeardVQ, SeenVQ
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.precision import native_bf16
-from anyglot_tokenizers.tokenizer import seeded
+from anyglot_tokenizers.tokenizer import Tokenizer, seeded
 
 if TYPE_CHECKING:
     from anyglot_recipes.field import Clip, Picture
@@ -428,7 +428,7 @@ def heard_variants(
 
 @torch.no_grad()
 def seen_variants(
-    tokenizer: SeenVQ, pictures: Sequence[Picture], variants: int, seed: int
+    tokenizer: Tokenizer, pictures: Sequence[Picture], variants: int, seed: int
 ) -> Iterator[tuple[Picture, np.ndarray]]:
     """(picture, codes `[K, h, w]`) of every picture as it is and in augmented versions."""
     x_NCHW = to_tensor(pictures)

@@ -21,7 +21,7 @@ from anyglot_recipes.chain import BlockConfig, LMConfig, build_vocabulary
 from anyglot_recipes.field import FieldData, FieldDataConfig, read_field_data
 from anyglot_recipes.field_eval import ANSWERING, DRAWING, NAMER, NAMING, PLAYING, SPEAKING, Shown, evaluate_field
 from anyglot_recipes.field_page import sheet
-from anyglot_tokenizers.meaning import SeenVQ
+from anyglot_tokenizers.look import LookVQ
 
 CONFIG = FieldDataConfig()
 
@@ -41,7 +41,7 @@ def data(shared_data: Path) -> FieldData:
 
 def reads_in_one_place(model: UnifiedModel) -> UnifiedModel:
     """A second model, which reads an emoji as one code and makes the same of all: its rows are zero."""
-    seen = SeenVQ(patch=4).eval()
+    seen = LookVQ().eval()
     vocabulary = build_vocabulary(
         model.text, {"seen": seen}, LMConfig(blocks={"seen": BlockConfig()}), {"seen": (1, 1)}
     )

@@ -95,14 +95,6 @@ def test_pictures_give_a_grid_and_wrong_ones_are_refused() -> None:
     assert seen.encode(torch.rand(3, 3, 64, 64)).codes.shape == (3, 2, 4, 4)
     with pytest.raises(MediaError, match="not divisible by 16"):
         seen.encode(torch.rand(1, 3, 60, 64))
-    one = SeenVQ(channels=(8, 16, 16, 16), patch=4, num_quantizers=2, codebook_size=16).eval()
-    assert one.spec.downsample_factor == 64
-    assert one.encode(torch.rand(3, 3, 64, 128)).codes.shape == (3, 2, 1, 2)
-    with pytest.raises(MediaError, match="not divisible by 64"):
-        one.encode(torch.rand(1, 3, 80, 64))
-    assert "patch" not in seen.config and one.config["patch"] == 4  # old folders have no patch, and load
-    with pytest.raises(ValueError, match="patch must be 1 or more: 0"):
-        SeenVQ(patch=0)
 
 
 def test_gradients_reach_the_encoder_through_the_codebook() -> None:

@@ -190,13 +190,11 @@ class HeardVQ(MeaningTokenizer):
 
 
 class SeenVQ(MeaningTokenizer):
-    """Images float32 `[B, 3, H, W]` in [0, 1] to codes int64 `[B, K, H/f, W/f]`, for H, W divisible by f = 16 * patch.
+    """Images float32 `[B, 3, H, W]` in [0, 1] to codes int64 `[B, K, H/f, W/f]`, for H, W divisible by f = 16.
 
     Args:
         modality: name in the spec.
         channels: width of the four stages, each of which halves the resolution.
-        patch: so many places of 16 pixels a side become one: 4 gives 64 x 64 pixels a single place, for what is shown
-            and not where. Above 1, half of the latents are dropped in training before that.
         num_quantizers: K.
         codebook_size: C.
         codebook_dim: D.
@@ -210,7 +208,6 @@ class SeenVQ(MeaningTokenizer):
         *,
         modality: str = "seen",
         channels: tuple[int, int, int, int] = (32, 64, 96, 128),
-        patch: int = 1,
         num_quantizers: int = 1,
         codebook_size: int = 512,
         codebook_dim: int = 32,
@@ -218,27 +215,20 @@ class SeenVQ(MeaningTokenizer):
         seed: int = 0,
         license: str = "apache-2.0",
     ) -> None:
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if patch == 1:
-            del config["patch"]  # codes from before there were patches keep their fingerprint
-        super().__init__(config)
-        if patch < 1:
-            raise ValueError(f"patch must be 1 or more: {patch}")
-        self.modality, self.patch = modality, patch
+        super().__init__({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        self.modality = modality
         with seeded(seed):
             layers: list[nn.Module] = []
             for inputs, outputs in zip((3, *channels[:-1]), channels, strict=True):
                 layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU()]
             layers.append(nn.Conv2d(channels[-1], codebook_dim, 1))
-            if patch > 1:
-                layers += [nn.Dropout(0.5), nn.Conv2d(codebook_dim, codebook_dim, patch, stride=patch)]
             self.encoder = nn.Sequential(*layers)
             self.quantizer = make_quantizer(
                 "rvq", codebook_dim, num_quantizers, codebook_size, dropout=0.0, stage_steps=stage_steps
             )
 
     def _spec_entries(self) -> dict[str, Any]:
-        entries = image_entries(self.quantizer.codebook_sizes, 16 * self.patch, self.config["license"])
+        entries = image_entries(self.quantizer.codebook_sizes, 16, self.config["license"])
         return entries | {"modality": self.modality, "decodes": False}
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
@@ -249,7 +239,7 @@ class SeenVQ(MeaningTokenizer):
     @torch.no_grad()
     def encode(self, media: Tensor, lengths: Tensor | None = None, *, num_quantizers: int | None = None) -> Codes:
         """Codes of images of one size. Raises MediaError for wrong sizes, ranges, and lengths (images have none)."""
-        x_BCHW = check_images(media, lengths, factor=16 * self.patch).to(self.device)
+        x_BCHW = check_images(media, lengths, factor=16).to(self.device)
         with full_precision(self.device):
             codes_BKhw = self.quantizer.encode(self.latents(x_BCHW), num_quantizers)
         return Codes(codes_BKhw, None, self.spec)
