@@ -44,7 +44,7 @@ VARIANTS = 16
 """Versions of a picture that is read, the original among them."""
 FOLDS = 10
 """Parts of the captions, each of which is given the codes of a tokenizer that learnt from the others."""
-PLACES = 4
+PLACES = 8
 """Captions that a picture is said to be like."""
 LONGEST = 128
 """Ids of an emoji with its caption."""

@@ -90,8 +90,9 @@ def test_rows_of_codes_start_as_the_captions_that_they_stand_for(backbone: Path)
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_language_model_reads_its_codes_and_is_not_trained_twice(
-    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("anyglot_recipes.field_captions.PLACES", 2)
     pictures = _pictures()
     lora: dict[str, Any] = {"trainer.max_steps": 2, "trainer.accelerator": "cpu", "checkpoint_every": 2}
     lora |= {"model.log_every": 1, "precision": "fp32", "model.frozen_dtype": "fp32", "model.warmup_steps": 1}
@@ -102,8 +103,8 @@ def test_a_language_model_reads_its_codes_and_is_not_trained_twice(
     assert "final training loss" in capsys.readouterr().err
     model, start = UnifiedModel.from_pretrained(folder), UnifiedModel.from_pretrained(tmp_path / "captions/start/model")
     block = model.vocabulary.block("seen")
-    assert (block.grid, block.num_quantizers, block.codebook_size) == ((1, 1), 4, 5)
-    assert [s.content.shape for s in as_seen(model, list(to_tensor(pictures)))] == [(4, 1, 1)] * 10
+    assert (block.grid, block.num_quantizers, block.codebook_size) == ((1, 1), 2, 5)
+    assert [s.content.shape for s in as_seen(model, list(to_tensor(pictures)))] == [(2, 1, 1)] * 10
     query = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(model.model.state_dict()[query], start.model.state_dict()[query])
     train_namer(run, pictures, lora, 0, Backbone(str(backbone)))
