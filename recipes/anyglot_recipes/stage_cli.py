@@ -206,7 +206,7 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
     if not last and data.is_over():
         return
     trainer.fit_loop.epoch_loop.max_steps = round_end(trainer.max_steps, rounds, round)
-    trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
+    cli.checkpoint.fit(trainer, module, data)
     if trainer.global_step < trainer.fit_loop.epoch_loop.max_steps and not trainer.should_stop:
         raise ManifestError(
             f"{run_dir}: the data ended after {trainer.global_step} of {trainer.fit_loop.epoch_loop.max_steps} steps; "

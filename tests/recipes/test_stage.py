@@ -190,6 +190,18 @@ def test_a_killed_stage_ends_with_the_same_bytes(
         assert torch.equal(tensors(again)[name], value)
 
 
+def test_an_interrupted_stage_tells_how_to_go_on(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "training_step", interrupted)
+    given = [f"--run_dir={tmp_path / 'run'}", f"--model.start={world['start']}", f'--data.shards=["{world["pairs"]}"]']
+    assert main(["train", "align", *given, *SMALL, "--data.replay_share=0"]) == 130
+    assert "stopped; run the same command again to continue" in capsys.readouterr().err
+
+
 def test_the_command_line_beats_the_checkpoint(
     run: Callable[..., dict[str, Any]], killing: Callable[[int], None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ class Dying(LitUnified):
     """Dies in the batch number `dies_at`, counted from 0."""
 
     dies_at = -1
+    dies_of: type[BaseException] = Killed
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         if batch_idx == self.dies_at:
-            raise Killed
+            raise self.dies_of
         return super().training_step(batch, batch_idx)
 
 
@@ -136,6 +138,15 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     loss = fit(resumed, world, tmp_path, accumulate=accumulate)
     assert repr(loss) == repr(whole[accumulate][0])
     assert weights(resumed) == whole[accumulate][1]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_run_says_so(world: World, tmp_path: Path, kind: type[BaseException]) -> None:
+    stopped, before = module(world), signal.getsignal(signal.SIGINT)
+    stopped.dies_at, stopped.dies_of = 6, kind
+    with pytest.raises(kind):
+        fit(stopped, world, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before and (tmp_path / "last.ckpt").exists()
 
 
 def test_a_killed_run_with_factored_rows_ends_like_an_uninterrupted_one(world: World, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ class AtomicCheckpoint(L.Callback):
     def found(self) -> Path | None:
         """The checkpoint to go on from, if there is one (the one before, if a kill fell between two renames)."""
         return next((p for p in (self.path, self.path.with_suffix(".before")) if p.exists()), None)
+
+    def fit(self, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> None:
+        """`trainer.fit`, from the checkpoint where there is one.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted, which Lightning would make an exit with code 1.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=self.found(), weights_only=True)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)  # Lightning left it ignored
+            raise KeyboardInterrupt from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step

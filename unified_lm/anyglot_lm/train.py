@@ -375,6 +375,7 @@ def fit_lm(
             `data` ended before the last step.
         FingerprintError: the checkpoint is of another vocabulary or plan.
         CheckpointError: the checkpoint is of another model.
+        KeyboardInterrupt: the user stopped it.
     """
     from anyglot_lm.checkpoint import AtomicCheckpoint
 
@@ -399,7 +400,7 @@ def fit_lm(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint.found(), weights_only=True)
+    checkpoint.fit(trainer, module, data)
     if trainer.is_global_zero:
         draw_run(run_dir)
     if module.max_steps is not None and trainer.global_step < module.max_steps:
