@@ -194,8 +194,10 @@ class Run:
         return final
 
 
-def check_lm(config: LMConfig, *, new: bool = True) -> None:
+def check_lm(config: LMConfig, *, new: bool = True, modalities: Sequence[str] = ()) -> None:
     """Refuse settings that would only fail after hours of earlier stages, or that only a `new` model reads.
+
+    With `modalities` given, those are all that blocks may be of.
 
     Raises ManifestError.
     """
@@ -221,6 +223,9 @@ def check_lm(config: LMConfig, *, new: bool = True) -> None:
     if config.text_vocab_size < 258:  # bytes, the unknown id and a character
         raise ManifestError(f"lm.text_vocab_size {config.text_vocab_size} must be 258 at least")
     resolve_precision(config.precision)
+    unknown = sorted(config.blocks.keys() - set(modalities))
+    if modalities and unknown:
+        raise ManifestError(f"lm.blocks: no modality {', '.join(unknown)}; there are {', '.join(modalities)}")
     if config.blocks:  # a given model has its own
         check_rates(config.history_noise, list(config.blocks))
         SpanWeights(["text", *_class_names(config.blocks)], config.modality_weights)

@@ -60,6 +60,7 @@ def test_tokenizers_that_are_taken_must_be_there(tmp_path: Path) -> None:
         ("--speech.precision=bf16", "precision 'bf16' is not one of"),
         ("--lm.modality_weights={sound: 2}", "no modality 'sound'; there are text, image, .*speech"),
         ("--lm.modality_weights={speech: -1}", "the factor of 'speech' is -1"),
+        ("--lm.blocks.sound={pattern: first}", r"lm\.blocks: no modality sound; there are image, speech, music"),
         ("--lm.blocks.speech.pattern=spiral", "unknown pattern 'spiral'"),
         ("--lm.blocks.speech.input_pattern=spiral", "unknown pattern 'spiral'"),
         ("--lm.text_vocab_size=257", r"lm\.text_vocab_size 257 must be 258"),
