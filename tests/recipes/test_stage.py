@@ -510,6 +510,13 @@ def test_a_run_goes_on_with_shards_that_were_moved(
         rounds(1, shards=world["text"]).prepare_data()
 
 
+def test_a_damaged_checkpoint_is_one_clear_error(run: Callable[..., dict[str, Any]]) -> None:
+    path = Path(run()["run_dir"]) / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AnyglotError, match=r"last\.ckpt: no readable checkpoint .*; delete it to begin"):
+        run()
+
+
 def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:
     drops = "--model.lora={r: 2, dropout: 0.5}"
     whole = run("--model.preset=lora", drops, name="whole")

@@ -284,6 +284,21 @@ def test_a_checkpoint_of_another_run_is_refused(world: World, tmp_path: Path) ->
         fit(wide, world, tmp_path / "run")
 
 
+@pytest.mark.parametrize("damage", ["cut", "zeros", "other"])
+def test_a_damaged_checkpoint_is_one_clear_error(world: World, tmp_path: Path, damage: str) -> None:
+    fit(module(world), world, tmp_path)
+    path = tmp_path / "last.ckpt"
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    path.write_bytes({"cut": whole[:half], "zeros": whole[:half] + bytes(len(whole) - half), "other": b""}[damage])
+    if damage == "other":
+        torch.save({"a": 1}, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: no readable checkpoint .*; delete it to begin"):
+        fit(module(world), world, tmp_path)
+    path.unlink()
+    fit(module(world), world, tmp_path)
+
+
 def test_modality_weights(world: World) -> None:
     rows = PackedDataset(world.plan)[0]
     batch = {name: torch.as_tensor(value)[None] for name, value in rows.items()}

@@ -374,7 +374,7 @@ def fit_lm(
         AnyglotError: `checkpoint_every` is no multiple of `module.log_every`; the loss or a gradient is no number; or
             `data` ended before the last step.
         FingerprintError: the checkpoint is of another vocabulary or plan.
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is damaged, or of another model.
         KeyboardInterrupt: the user stopped it.
     """
     from anyglot_lm.checkpoint import AtomicCheckpoint
