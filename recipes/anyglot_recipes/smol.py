@@ -112,6 +112,11 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     """
     check_whole_names(config.rows, "rows")
     check_whole_names(config.lora, "lora")
+    for name, changes in (("rows", config.rows), ("lora", config.lora)):
+        for key in ("trainer.devices", "trainer.num_nodes"):
+            chosen = changes.get(key, 1)
+            if str(len(chosen) if isinstance(chosen, list) else chosen) != "1":
+                raise ManifestError(f"{name}: {key} {chosen}; this recipe trains on one device, give 1 or leave it out")
     config.world.check()
     unknown = [task for task in config.tasks if task not in LEARNT]
     if unknown:

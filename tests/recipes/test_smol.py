@@ -52,12 +52,12 @@ def test_no_task_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ({"tasks": {"image->txt": 1.0}}, "tasks: no task image->txt; there are text->image, "),
         ({"tasks": {"image->text": 1.0, "speech->text": -0.5}}, r"speech->text -0\.5: there must be no share below 0"),
+        ({"lora": {"trainer.devices": 2}}, "lora: trainer.devices 2; this recipe trains on one device"),
+        ({"rows": {"trainer.devices": "auto"}}, "rows: trainer.devices auto; this recipe trains on one device"),
         ({"replay_share": -0.1}, r"replay_share -0\.1: there must be no share below 0"),
     ],
 )
-def test_tasks_and_shares_that_cannot_be_are_refused_at_once(
-    wrong: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_settings_that_cannot_be_are_refused_at_once(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=message):
         smol(SmolConfig(run_dir=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()
