@@ -81,6 +81,13 @@ class StageCLI(LightningCLI):
                 "trainer.accumulate_grad_batches and trainer.val_check_interval follow from data.packs_per_step and "
                 "data.val_every; give those instead"
             )
+        own = {"precision": "precision", "logger": "run_dir", "log_every_n_steps": "model.log_every"}
+        given = [name for name in own if getattr(config.trainer, name) is not None]
+        if given:
+            raise ManifestError(
+                f"{', '.join(f'trainer.{name}' for name in given)}: is set by this program; give "
+                f"{', '.join(f'--{own[name]}' for name in given)} instead"
+            )
         if self.model.frozen_dtype is None:
             self.model.frozen_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
         if self.model.frozen_dtype == torch.bfloat16 and not precision.startswith("bf16"):
