@@ -191,6 +191,16 @@ def test_the_last_window_is_in_the_table_too(world: World, tmp_path: Path) -> No
     assert all(float(row["loss"]) > 0 for row in rows)
 
 
+@pytest.mark.parametrize("content", ["", "step,loss\n1,abc\n"])
+def test_a_log_that_cannot_be_drawn_stops_nothing(
+    world: World, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(module(world), world, tmp_path)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text(content)
+    assert fit(module(world), world, tmp_path) > 0
+    assert "curves.png is not drawn: " in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_ends_the_run(world: World, tmp_path: Path) -> None:
     lit = module(world)
     torch.nn.init.constant_(lit.model.base_model.norm.weight, math.inf)

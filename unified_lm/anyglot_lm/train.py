@@ -421,9 +421,12 @@ def check_checkpoint_every(checkpoint_every: int, log_every: int) -> None:
 
 
 def draw_run(run_dir: Path) -> None:
-    """Draw `run_dir/curves.png` from every start's metrics."""
+    """Draw `run_dir/curves.png` from every start's metrics; where that cannot be, say so, and no more."""
     from anyglot_lm.curves import draw_curves
 
     files = sorted((run_dir / "logs").glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
-    if files:
-        draw_curves(files, run_dir / "curves.png")
+    try:
+        if files:
+            draw_curves(files, run_dir / "curves.png")
+    except (AnyglotError, ImportError, OSError) as error:
+        print(f"curves.png is not drawn: {error}", file=sys.stderr, flush=True)
