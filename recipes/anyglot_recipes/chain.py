@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,15 @@ import torch
 
 from anyglot_lm.hf_text import AnyText
 from anyglot_lm.history import check_rates
+from anyglot_lm.patterns import pattern
 from anyglot_lm.segments import CHAT, Sample, Template
 from anyglot_lm.trained import trained_weights
 from anyglot_lm.vocabulary import BlockSpec, Vocabulary
+from anyglot_lm.weighting import SpanWeights
 from anyglot_tokenizers import load
 from anyglot_tokenizers.errors import CheckpointError, ManifestError
 from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.precision import resolve_precision
 from anyglot_tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ class LMConfig:
 
     Args:
         blocks: modality -> how it is written.
-        text_vocab_size: ids of the sentencepiece model, 257 at least.
+        text_vocab_size: ids of the sentencepiece model, 258 at least.
         hidden_size: width.
         num_layers: decoder layers.
         num_heads: attention heads.
@@ -191,8 +194,10 @@ class Run:
         return final
 
 
-def check_lm(config: LMConfig, *, new: bool = True) -> None:
+def check_lm(config: LMConfig, *, new: bool = True, modalities: Sequence[str] = ()) -> None:
     """Refuse settings that would only fail after hours of earlier stages, or that only a `new` model reads.
+
+    With `modalities` given, those are all that blocks may be of.
 
     Raises ManifestError.
     """
@@ -213,10 +218,27 @@ def check_lm(config: LMConfig, *, new: bool = True) -> None:
         )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
+    if not (config.lr > 0 and 0 <= config.cooldown <= 1):
+        raise ManifestError(f"lm.lr {config.lr} must be positive, and lm.cooldown {config.cooldown} a share")
+    if config.text_vocab_size < 258:  # bytes, the unknown id and a character
+        raise ManifestError(f"lm.text_vocab_size {config.text_vocab_size} must be 258 at least")
+    resolve_precision(config.precision)
+    unknown = sorted(config.blocks.keys() - set(modalities))
+    if modalities and unknown:
+        raise ManifestError(f"lm.blocks: no modality {', '.join(unknown)}; there are {', '.join(modalities)}")
     if config.blocks:  # a given model has its own
         check_rates(config.history_noise, list(config.blocks))
+        SpanWeights(["text", *_class_names(config.blocks)], config.modality_weights)
     if min(config.max_steps, config.batch_size, config.seq_len, config.num_layers) < 1:
         raise ManifestError("lm.max_steps, lm.batch_size, lm.seq_len and lm.num_layers must be positive")
+
+
+def _class_names(blocks: Mapping[str, BlockConfig]) -> Iterator[str]:
+    """Names that factors of the loss may have. Raises ManifestError for a pattern that there is not."""
+    for name, how in blocks.items():
+        pattern(how.pattern), pattern(how.input_pattern or how.pattern)
+        books = range(how.num_quantizers)
+        yield from [f"{name}/{book}" for book in books] if len(books) > 1 else [name]
 
 
 def _plain(value: Any) -> Any:
@@ -286,6 +308,7 @@ def train_tokenizer(run: Run, name: str, config: TokenizerConfig, data: Callable
 
 def new_tokenizer(name: str, config: TokenizerConfig, seed: int) -> Tokenizer:
     """What `train_tokenizer` trains. Raises ManifestError for settings that cannot be."""
+    resolve_precision(config.precision)
     named = config.tokenizer or f"anyglot_tokenizers.{'image:ImageVQ' if name == 'image' else 'audio:AudioCodec'}"
     own = {} if name == "image" else {"modality": name}
     return build_tokenizer(named, {"seed": seed, **own, **config.model}, f"{name}.")
@@ -426,7 +449,6 @@ def train_lm(
     from anyglot_lm.plan import build_plan
     from anyglot_lm.train import LitUnified, fit_lm
     from anyglot_lm.unified import UnifiedModel
-    from anyglot_tokenizers.precision import resolve_precision
 
     check_lm(config, new=start is None)
     entries = {name: t.codebooks for name, t in tokenizers.items() if t.codebooks is not None}

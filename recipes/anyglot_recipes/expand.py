@@ -60,6 +60,9 @@ def expand_command(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from anyglot_lm.unified import UnifiedModel
 
+    out = Path(arguments.out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ManifestError(f"{out}: exists already; delete it, or give another --out")
     tokenizers = open_tokenizers(arguments.tokenizers)
     blocks = parse_blocks(arguments.blocks)
     if arguments.model is not None:

@@ -44,7 +44,7 @@ from anyglot_recipes.quiz import LOOK_UP, lookups, quiz
 from anyglot_recipes.reading import TASKS as READINGS
 from anyglot_recipes.reading import reading_samples, reading_strings
 from anyglot_recipes.shots import RULES, Picture
-from anyglot_recipes.tasks import EXTRA, TASKS, Item, sample
+from anyglot_recipes.tasks import EXTRA, MODALITIES, TASKS, Item, sample
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import Record, generate, spoken_sentences
@@ -175,7 +175,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     seed, world, lm = config.seed, config.world, config.lm
     trained = None if config.start is None else Path(config.start)
     alone = trained is not None and (trained / "config.json").is_file()
-    check_lm(lm, new=not alone)
+    check_lm(lm, new=not alone, modalities=MODALITIES[1:])
     if trained is not None and config.tokenizers is not None:
         raise ManifestError(f"start {config.start} has tokenizers of its own: leave tokenizers {config.tokenizers} out")
     unknown = config.shares.keys() - set(EVERYTHING)
@@ -190,7 +190,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"shares: nothing is made for {', '.join(idle)}; give world.readings and world.lookups, or a share of 0"
         )
-    for name in ("image", "speech", "music"):  # only to check their settings before any work
+    for name in MODALITIES[1:]:  # only to check their settings before any work
         new_tokenizer(name, getattr(config, name), seed)
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval", "tokenizers")}
     taken = trained

@@ -88,7 +88,8 @@ def nano_chat(config: NanoChatConfig) -> dict[str, Any]:
     check_lm(config.lm, new=False)
     start = UnifiedModel.from_pretrained(config.model)
     data = {name: getattr(config, name) for name in ("seed", "model", "scenes", "questions")}
-    run = Run(config.run_dir, data)
+    length = {} if config.lm.seq_len == LMConfig.seq_len else {"lm.seq_len": config.lm.seq_len}
+    run = Run(config.run_dir, data | length)  # what is longer is left out; runs of before have the default
 
     def make_shards(folder: Path) -> None:
         seed = seed_of(config.seed, "asked") % 2**31

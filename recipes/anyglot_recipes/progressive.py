@@ -82,7 +82,7 @@ def progressive(config: ProgressiveConfig) -> dict[str, Any]:
         ManifestError: settings that cannot work, or a source that lacks a tokenizer.
     """
     lm, world = config.lm, config.world
-    check_lm(lm)
+    check_lm(lm, modalities=MODALITIES[1:])
     check_whole_names(config.stage, "stage")
     if not 0 < config.replay_share < 1 or config.n < 1:
         raise ManifestError(

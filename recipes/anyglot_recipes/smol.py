@@ -39,7 +39,7 @@ from anyglot_recipes.own_answers import HELD_OUT, MOST, Original, agreement, que
 from anyglot_recipes.reading import TASKS as READINGS
 from anyglot_recipes.shipped import NANO
 from anyglot_recipes.stage_cli import as_arguments, check_whole_names, run_stage
-from anyglot_recipes.tasks import Item, sample
+from anyglot_recipes.tasks import EXTRA, TASKS, Item, sample
 from anyglot_recipes.train import CONFIGS
 from anyglot_synth.nanoworld.voices import SpeechCache, default_cache_dir
 from anyglot_tokenizers.errors import ManifestError
@@ -50,6 +50,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "speech": {"num_quantizers": 1, "pattern": "first", "max_frames": 160},
     "music": {"num_quantizers": 1, "pattern": "first", "max_frames": 48},
 }
+LEARNT = (*TASKS, *EXTRA, *READINGS)
+"""What a model may learn."""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class SmolConfig:
         init: how new rows start: random, mean, covariance or codebook.
         head_noise: spread of the head's new rows, see `anyglot expand`; here media are only read.
         world: how much of nanoworld is made.
-        tasks: what is learnt, with shares of the ids: of `tasks.TASKS`, `tasks.THROUGH` and `reading.TASKS`.
+        tasks: what is learnt, with shares of the ids: of `tasks.TASKS`, `tasks.EXTRA` and `reading.TASKS`.
         max_ids: longer documents are left out.
         replay: UTF-8 text files of the language that is to be kept; without any there is no replay.
         replay_share: of the ids.
@@ -110,7 +112,19 @@ def smol(config: SmolConfig) -> dict[str, Any]:
     """
     check_whole_names(config.rows, "rows")
     check_whole_names(config.lora, "lora")
+    for name, changes in (("rows", config.rows), ("lora", config.lora)):
+        for key in ("trainer.devices", "trainer.num_nodes"):
+            chosen = changes.get(key, 1)
+            if str(len(chosen) if isinstance(chosen, list) else chosen) != "1":
+                raise ManifestError(f"{name}: {key} {chosen}; this recipe trains on one device, give 1 or leave it out")
     config.world.check()
+    unknown = [task for task in config.tasks if task not in LEARNT]
+    if unknown:
+        raise ManifestError(f"tasks: no task {', '.join(unknown)}; there are {', '.join(LEARNT)}")
+    shares = {**config.tasks, "replay_share": config.replay_share, "talk_share": config.talk_share}
+    below = [f"{name} {share}" for name, share in shares.items() if share < 0]
+    if below:
+        raise ManifestError(f"{', '.join(below)}: there must be no share below 0")
     if not sum(config.tasks.values()):
         raise ManifestError(f"tasks {config.tasks}: no task has a share; give one at least")
     backbone = SMOLLM2 if config.backbone is None else Backbone(config.backbone, config.gguf_file)

@@ -81,6 +81,13 @@ class StageCLI(LightningCLI):
                 "trainer.accumulate_grad_batches and trainer.val_check_interval follow from data.packs_per_step and "
                 "data.val_every; give those instead"
             )
+        own = {"precision": "precision", "logger": "run_dir", "log_every_n_steps": "model.log_every"}
+        given = [name for name in own if getattr(config.trainer, name) is not None]
+        if given:
+            raise ManifestError(
+                f"{', '.join(f'trainer.{name}' for name in given)}: is set by this program; give "
+                f"{', '.join(f'--{own[name]}' for name in given)} instead"
+            )
         if self.model.frozen_dtype is None:
             self.model.frozen_dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
         if self.model.frozen_dtype == torch.bfloat16 and not precision.startswith("bf16"):
@@ -206,7 +213,7 @@ def _fit(cli: StageCLI, round: int, rounds: int) -> None:
     if not last and data.is_over():
         return
     trainer.fit_loop.epoch_loop.max_steps = round_end(trainer.max_steps, rounds, round)
-    trainer.fit(module, datamodule=data, ckpt_path=cli.checkpoint.found(), weights_only=True)
+    cli.checkpoint.fit(trainer, module, data)
     if trainer.global_step < trainer.fit_loop.epoch_loop.max_steps and not trainer.should_stop:
         raise ManifestError(
             f"{run_dir}: the data ended after {trainer.global_step} of {trainer.fit_loop.epoch_loop.max_steps} steps; "

@@ -110,6 +110,16 @@ def test_rare_text_makes_room(backbone: Path, tokenizers: Path, tmp_path: Path) 
     assert model.generate("speech", text=SAYINGS[0], max_ids=40).media is not None
 
 
+def test_what_is_there_is_left_alone(backbone: Path, tokenizers: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    given = ["--backbone", backbone, "--tokenizers", tokenizers / "music", "--overwrite", "--out", tmp_path / "m"]
+    assert run(given) == 0, "an empty folder"
+    before = (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(ManifestError, match="m: exists already; delete it, or give another --out"):
+        run([*given, "--seed", "1"])
+    assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns == before
+
+
 def test_prepared_pairs_read_either_text_tokenizer(backbone: Path, tokenizers: Path, tmp_path: Path) -> None:
     run(["--backbone", backbone, "--tokenizers", tokenizers / "music", "--out", tmp_path / "m"])
     with pytest.raises(AnyglotError, match="prepared"):  # after the model folder was read

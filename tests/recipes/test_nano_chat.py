@@ -24,6 +24,7 @@ from anyglot_lm.serve.answers import ChoiceStream, choice
 from anyglot_lm.serve.batcher import Work
 from anyglot_lm.shards import ShardReader
 from anyglot_lm.unified import UnifiedModel
+from anyglot_recipes.chain import Run
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE, pictures
 from anyglot_recipes.nano_chat import NanoChatConfig, nano_chat
@@ -211,6 +212,20 @@ def test_nano_chat_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     versions = [Template.load(Path(folder) / "template.json").version for folder in report["models"].values()]
     assert versions == [2, 2, 2, 2]
     assert nano_chat(config) == report
+
+
+def test_a_run_keeps_to_the_length_of_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(Run, "once", reached)
+    _, config = parse_recipe(find_recipe("nano_chat"), [f"--run_dir={tmp_path}"])
+    data = {name: getattr(config, name) for name in ("seed", "model", "scenes", "questions")}
+    Run(tmp_path, data)  # as earlier versions began one
+    with pytest.raises(NotImplementedError):
+        nano_chat(config)
+    with pytest.raises(ManifestError, match="lm.seq_len: nothing then, 200 now"):
+        nano_chat(replace(config, lm=replace(config.lm, seq_len=200)))
 
 
 def test_rules_and_what_they_say() -> None:

@@ -14,7 +14,7 @@ import torch
 from anyglot_lm.plan import Plan
 from anyglot_lm.unified import UnifiedModel
 from anyglot_lm.vocabulary import id_map
-from anyglot_recipes.chain import LMConfig
+from anyglot_recipes.chain import BlockConfig, LMConfig
 from anyglot_recipes.nano import ASSISTANT_VOICE, WorldConfig
 from anyglot_recipes.progressive import NEW, OLD, ProgressiveConfig, progressive
 from anyglot_recipes.shipped import NANO
@@ -135,6 +135,13 @@ def test_a_finished_run_is_not_trained_again(done: Any, monkeypatch: pytest.Monk
 def test_settings_that_cannot_work_are_refused_before_anything_is_made(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"replay_share .* n "):
         progressive(ProgressiveConfig(run_dir=str(tmp_path / "run"), **wrong))
+    assert not (tmp_path / "run").exists()
+
+
+def test_blocks_of_no_modality_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    lm = LMConfig(blocks={"sound": BlockConfig()})
+    with pytest.raises(ManifestError, match=r"lm\.blocks: no modality sound; there are image, speech, music"):
+        progressive(ProgressiveConfig(run_dir=str(tmp_path / "run"), lm=lm))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,11 +15,12 @@ from anyglot_lm.tuning import Lora
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE
+from anyglot_recipes.smol import SmolConfig, smol
 from anyglot_recipes.stage import Stage
 from anyglot_recipes.tasks import EXTRA, TASKS
 from anyglot_recipes.train import find_recipe, parse_recipe
 from anyglot_synth.nanoworld.voices import installed_voices
-from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.errors import CheckpointError, ManifestError
 
 needs_voices = pytest.mark.skipif(
     ASSISTANT_VOICE not in {v.name for v in installed_voices()}, reason="the speech engine flite is not here"
@@ -44,6 +45,22 @@ def test_no_task_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "smol.yaml").write_text(json.dumps({"program": "smol", "run_dir": str(tmp_path / "run"), "tasks": {}}))
     assert main(["train", str(tmp_path / "smol.yaml")]) == 2
     assert "tasks {}: no task has a share" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": {"image->txt": 1.0}}, "tasks: no task image->txt; there are text->image, "),
+        ({"tasks": {"image->text": 1.0, "speech->text": -0.5}}, r"speech->text -0\.5: there must be no share below 0"),
+        ({"lora": {"trainer.devices": 2}}, "lora: trainer.devices 2; this recipe trains on one device"),
+        ({"rows": {"trainer.devices": "auto"}}, "rows: trainer.devices auto; this recipe trains on one device"),
+        ({"replay_share": -0.1}, r"replay_share -0\.1: there must be no share below 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=message):
+        smol(SmolConfig(run_dir=str(tmp_path / "run"), **wrong))
+    assert not (tmp_path / "run").exists()
 
 
 @needs_voices

@@ -190,6 +190,18 @@ def test_a_killed_stage_ends_with_the_same_bytes(
         assert torch.equal(tensors(again)[name], value)
 
 
+def test_an_interrupted_stage_tells_how_to_go_on(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "training_step", interrupted)
+    given = [f"--run_dir={tmp_path / 'run'}", f"--model.start={world['start']}", f'--data.shards=["{world["pairs"]}"]']
+    assert main(["train", "align", *given, *SMALL, "--data.replay_share=0"]) == 130
+    assert "stopped; run the same command again to continue" in capsys.readouterr().err
+
+
 def test_the_command_line_beats_the_checkpoint(
     run: Callable[..., dict[str, Any]], killing: Callable[[int], None]
 ) -> None:
@@ -398,6 +410,9 @@ def test_pairs_must_have_one_prompt(run: Callable[..., dict[str, Any]]) -> None:
         (["--export_dtype=fp16"], "export_dtype 'fp16'; use bf16, fp32"),
         (["--trainer.accumulate_grad_batches=2"], "follow from data.packs_per_step"),
         (["--trainer.val_check_interval=2"], "follow from data.packs_per_step and data.val_every"),
+        (["--trainer.precision=32-true"], "trainer.precision: is set by this program; give --precision instead"),
+        (["--trainer.logger=false"], "trainer.logger: is set by this program; give --run_dir instead"),
+        (["--trainer.log_every_n_steps=1"], "trainer.log_every_n_steps: .* give --model.log_every instead"),
         (["--data.batch_size=0"], "data.batch_size 0: too low"),
         (["--data.adapt_rounds=0", "--data.val_every=0"], "data.adapt_rounds 0, data.val_every 0: too low"),
         (["--data.num_workers=-1"], "data.num_workers -1: too low"),
@@ -496,6 +511,13 @@ def test_a_run_goes_on_with_shards_that_were_moved(
         assert plan.fingerprint == before.fingerprint and plan.shards[0].path == tmp_path / "moved"
     with pytest.raises(AnyglotError, match="plan-1: made with the shards .*give the old shards back"):
         rounds(1, shards=world["text"]).prepare_data()
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(run: Callable[..., dict[str, Any]]) -> None:
+    path = Path(run()["run_dir"]) / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AnyglotError, match=r"last\.ckpt: no readable checkpoint .*; delete it to begin"):
+        run()
 
 
 def test_dropout_has_the_masks_of_its_step(run: Callable[..., dict[str, Any]], killing: Callable[[int], None]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyglot_recipes.chain import LMConfig, Run
+from anyglot_recipes.chain import BlockConfig, LMConfig, Run, check_lm
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import tokenizers_of
 from anyglot_recipes.shipped import NANO
@@ -51,6 +51,32 @@ def test_tokenizers_that_are_taken_must_be_there(tmp_path: Path) -> None:
     refused(r"there is no .*tokenizers/image.*text\.model", f"--tokenizers={tmp_path}")
     refused("has tokenizers of its own", f"--tokenizers={NANO}", f"--start={NANO}", "--lm.factored=false")
     assert len(set(tokenizers_of(NANO))) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--lm.precision=bf16", "precision 'bf16' is not one of"),
+        ("--speech.precision=bf16", "precision 'bf16' is not one of"),
+        ("--lm.modality_weights={sound: 2}", "no modality 'sound'; there are text, image, .*speech"),
+        ("--lm.modality_weights={speech: -1}", "the factor of 'speech' is -1"),
+        ("--lm.blocks.sound={pattern: first}", r"lm\.blocks: no modality sound; there are image, speech, music"),
+        ("--lm.blocks.speech.pattern=spiral", "unknown pattern 'spiral'"),
+        ("--lm.blocks.speech.input_pattern=spiral", "unknown pattern 'spiral'"),
+        ("--lm.text_vocab_size=257", r"lm\.text_vocab_size 257 must be 258"),
+        ("--lm.lr=-0.001", r"lm\.lr -0\.001 must be positive"),
+        ("--lm.cooldown=-0.5", r"lm\.cooldown -0\.5 a share"),
+    ],
+)
+def test_settings_that_would_fail_after_hours_are_refused_at_once(given: str, message: str, tmp_path: Path) -> None:
+    function, config = parse_recipe(find_recipe("nano_short"), [f"--run_dir={tmp_path / 'run'}", given])
+    with pytest.raises(ManifestError, match=message):
+        function(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_factors_of_one_codebook_are_known() -> None:
+    check_lm(LMConfig(blocks={"music": BlockConfig(num_quantizers=2)}, modality_weights={"text": 2, "music/1": 0.5}))
 
 
 def test_unknown_recipe_names_the_shipped_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,19 @@ def test_broken_logs(content: str, said: str, tmp_path: Path) -> None:
         read_series(tmp_path / "metrics.csv")
 
 
+@pytest.mark.parametrize("left", ["20,", "20,2.", "20,2.0,1", "\0" * 200_000, "20,2\0"])
+def test_a_last_line_that_was_cut_is_left_out(left: str, tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    log.write_bytes(b"loss,step,lr\r\n1.0,10,0.5\r\n" + left.encode())
+    assert read_series(log) == {"loss": [(10, 1.0)], "lr": [(10, 0.5)]}
+
+
+def test_rows_without_a_step_are_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    log.write_text("loss,step\n1.0,10\n2.0\n3.0,\n4.0,20\n")
+    assert read_series(log) == {"loss": [(10, 1.0), (20, 4.0)]}
+
+
 def test_missing_log(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="none.csv: cannot be read"):
         read_series(tmp_path / "none.csv")

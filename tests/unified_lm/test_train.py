@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ class Dying(LitUnified):
     """Dies in the batch number `dies_at`, counted from 0."""
 
     dies_at = -1
+    dies_of: type[BaseException] = Killed
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         if batch_idx == self.dies_at:
-            raise Killed
+            raise self.dies_of
         return super().training_step(batch, batch_idx)
 
 
@@ -138,6 +140,15 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert weights(resumed) == whole[accumulate][1]
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_run_says_so(world: World, tmp_path: Path, kind: type[BaseException]) -> None:
+    stopped, before = module(world), signal.getsignal(signal.SIGINT)
+    stopped.dies_at, stopped.dies_of = 6, kind
+    with pytest.raises(kind):
+        fit(stopped, world, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before and (tmp_path / "last.ckpt").exists()
+
+
 def test_a_killed_run_with_factored_rows_ends_like_an_uninterrupted_one(world: World, tmp_path: Path) -> None:
     killed, resumed, whole = (module(world, factored=True) for _ in range(3))
     killed.dies_at = 6
@@ -178,6 +189,16 @@ def test_the_last_window_is_in_the_table_too(world: World, tmp_path: Path) -> No
         rows = list(csv.DictReader(file))
     assert [int(float(row["step"])) for row in rows] == [5, 10, STEPS]
     assert all(float(row["loss"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("content", ["", "step,loss\n1,abc\n"])
+def test_a_log_that_cannot_be_drawn_stops_nothing(
+    world: World, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(module(world), world, tmp_path)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text(content)
+    assert fit(module(world), world, tmp_path) > 0
+    assert "curves.png is not drawn: " in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_ends_the_run(world: World, tmp_path: Path) -> None:
@@ -271,6 +292,21 @@ def test_a_checkpoint_of_another_run_is_refused(world: World, tmp_path: Path) ->
     )
     with pytest.raises(CheckpointError, match="of another model: .* has shape .*; use another run_dir"):
         fit(wide, world, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "other"])
+def test_a_damaged_checkpoint_is_one_clear_error(world: World, tmp_path: Path, damage: str) -> None:
+    fit(module(world), world, tmp_path)
+    path = tmp_path / "last.ckpt"
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    path.write_bytes({"cut": whole[:half], "zeros": whole[:half] + bytes(len(whole) - half), "other": b""}[damage])
+    if damage == "other":
+        torch.save({"a": 1}, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: no readable checkpoint .*; delete it to begin"):
+        fit(module(world), world, tmp_path)
+    path.unlink()
+    fit(module(world), world, tmp_path)
 
 
 def test_modality_weights(world: World) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+
+from anyglot_tokenizers.errors import CheckpointError
 
 
 class AtomicCheckpoint(L.Callback):
@@ -25,6 +29,24 @@ class AtomicCheckpoint(L.Callback):
     def found(self) -> Path | None:
         """The checkpoint to go on from, if there is one (the one before, if a kill fell between two renames)."""
         return next((p for p in (self.path, self.path.with_suffix(".before")) if p.exists()), None)
+
+    def fit(self, trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule) -> None:
+        """`trainer.fit`, from the checkpoint where there is one.
+
+        Raises:
+            CheckpointError: the checkpoint, where it is a file, is damaged.
+            KeyboardInterrupt: it was interrupted, which Lightning would make an exit with code 1.
+        """
+        if (found := self.found()) is not None and found.is_file():
+            _check_readable(found)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, handler)  # Lightning left it ignored
+            raise KeyboardInterrupt from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step
@@ -52,3 +74,15 @@ class AtomicCheckpoint(L.Callback):
             os.replace(self.path, before)
         os.replace(temporary, self.path)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+    except OSError:  # of the disk, not of what is on it
+        raise
+    except Exception as error:  # torch raises many kinds for damaged files
+        said = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: no readable checkpoint ({said}); delete it to begin this training anew"
+        ) from error

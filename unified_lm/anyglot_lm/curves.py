@@ -7,6 +7,7 @@ one that counts. Panels without data are left out. It computes nothing and knows
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ PANELS = (
 def read_series(metrics_csv: str | Path | Sequence[str | Path]) -> Series:
     """Metrics by name as (step, value) in the order of steps, of one log or of those of a resumed run, oldest first.
 
+    A last line without its end, which a kill may leave, and rows without a step are left out.
+
     Raises:
         ManifestError: a file is missing or has no column `step`, or a value is no number.
     """
@@ -65,17 +68,17 @@ def read_series(metrics_csv: str | Path | Sequence[str | Path]) -> Series:
 def _read(file: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     try:
-        with open(file, newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if "step" not in (reader.fieldnames or ()):
-                raise ManifestError(f"{file}: has no column `step`; give the metrics.csv of a training run")
-            for row in reader:
-                for name, text in row.items():
-                    if name not in ("step", "epoch", None) and text:
-                        found.setdefault(name, {})[int(float(row["step"]))] = float(text)
+        content = file.read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(content[: content.rfind("\n") + 1]))
+        if "step" not in (reader.fieldnames or ()):
+            raise ManifestError(f"{file}: has no column `step`; give the metrics.csv of a training run")
+        for row in reader:
+            for name, text in row.items():
+                if name not in ("step", "epoch", None) and text and row["step"]:
+                    found.setdefault(name, {})[int(float(row["step"]))] = float(text)
     except OSError as error:
         raise ManifestError(f"{file}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ManifestError(f"{file}: line {reader.line_num}: {error}; give the log as it was written") from error
     return found
 

@@ -374,7 +374,8 @@ def fit_lm(
         AnyglotError: `checkpoint_every` is no multiple of `module.log_every`; the loss or a gradient is no number; or
             `data` ended before the last step.
         FingerprintError: the checkpoint is of another vocabulary or plan.
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is damaged, or of another model.
+        KeyboardInterrupt: the user stopped it.
     """
     from anyglot_lm.checkpoint import AtomicCheckpoint
 
@@ -399,7 +400,7 @@ def fit_lm(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint.found(), weights_only=True)
+    checkpoint.fit(trainer, module, data)
     if trainer.is_global_zero:
         draw_run(run_dir)
     if module.max_steps is not None and trainer.global_step < module.max_steps:
@@ -420,9 +421,12 @@ def check_checkpoint_every(checkpoint_every: int, log_every: int) -> None:
 
 
 def draw_run(run_dir: Path) -> None:
-    """Draw `run_dir/curves.png` from every start's metrics."""
+    """Draw `run_dir/curves.png` from every start's metrics; where that cannot be, say so, and no more."""
     from anyglot_lm.curves import draw_curves
 
     files = sorted((run_dir / "logs").glob("version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
-    if files:
-        draw_curves(files, run_dir / "curves.png")
+    try:
+        if files:
+            draw_curves(files, run_dir / "curves.png")
+    except (AnyglotError, ImportError, OSError) as error:
+        print(f"curves.png is not drawn: {error}", file=sys.stderr, flush=True)
