@@ -24,7 +24,9 @@ from anyglot_tokenizers import (
     train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
+from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.precision import resolve_precision
+from anyglot_tokenizers.snac import Snac
 from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, twin_of, validate
 
 RUN = {
@@ -510,6 +512,16 @@ def test_a_decoder_needs_codes_to_learn_from(tmp_path):
             series, sounds(), run_dir=tmp_path / "never", from_codes=1, crop=1024, loss=torch.nn.MSELoss(), **RUN
         )
     assert untaught.fingerprint == print_before and not (tmp_path / "never").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_data_are_read(tmp_path):
+    snac = {"sampling_rate": 24000, "encoder_dim": 8, "encoder_rates": [2, 3], "decoder_dim": 16, "noise": True}
+    snac |= {"decoder_rates": [3, 2], "attn_window_size": None, "codebook_size": 32, "codebook_dim": 4}
+    published = Snac(model={**snac, "vq_strides": [4, 2, 1], "depthwise": True}, license="mit")
+    for tokenizer in (image_tokenizer().requires_grad_(False), published, HeardVQ(dim=8, depth=1, channels=4)):
+        with pytest.raises(UnsupportedError, match="cannot be trained here"):
+            fit_tokenizer(tokenizer, None, run_dir=tmp_path / "never", **RUN)
+    assert not (tmp_path / "never").exists()
 
 
 def test_images_stay_as_they_are_without_a_crop():

@@ -93,6 +93,14 @@ class Tokenizer(nn.Module, ABC):
         """Encode, quantize and decode with gradients, for training."""
         raise UnsupportedError(f"{type(self).__name__} is used as published and cannot be trained here")
 
+    def check_trainable(self) -> None:
+        """Raises UnsupportedError if no parameter has a gradient, or neither `forward` nor `to_latents` is there."""
+        neither = type(self).forward is Tokenizer.forward and type(self).to_latents is Tokenizer.to_latents
+        if neither or not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UnsupportedError(
+                f"{type(self).__name__} cannot be trained here: it is used as published, or its gradients are off"
+            )
+
     def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the quantizer is given, `[B, D, *grid]` with gradient, and which positions count, bool `[B, *grid]`."""
         raise UnsupportedError(f"{type(self).__name__} gives no latents to train on")

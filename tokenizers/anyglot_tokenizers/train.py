@@ -467,6 +467,7 @@ def fit_tokenizer(
             f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every}, validate_every "
             f"{validate_every} and validate_items {validate_items} must be positive"
         )
+    tokenizer.check_trainable()
     lr, options = float(lr), {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     precision = resolve_precision(precision)
     decoder_alone = options.get("from_codes") is not None
