@@ -77,6 +77,10 @@ class Killed(Exception):
     pass
 
 
+class Left(SystemExit):
+    pass
+
+
 ADVERSARY = {"balance": "balancer", "feature_weight": 1.0}
 GAME = {"adversary_start": 4, "ema_decay": 0.9}
 IMAGE_GAME = {**GAME, "adversary": {**ADVERSARY, "discriminator": {"width": 4, "depth": 1}}}
@@ -87,13 +91,13 @@ SOUND_GAME = {
 }
 
 
-def kill_at(step):
+def kill_at(step, how=Killed):
     from lightning.pytorch.callbacks import Callback
 
     class Kill(Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == step:
-                raise Killed
+                raise how
 
     return Kill()
 
@@ -218,6 +222,14 @@ def test_interrupted_run_ends_with_the_same_bits(build, data, more, stop, tmp_pa
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
         assert torch.equal(tensor, finished.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Left])
+def test_an_interrupt_comes_out_as_what_it_is(how, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(how):
+        fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path, callbacks=[kill_at(1, how)], **RUN)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Recorder:

@@ -44,7 +44,7 @@ from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.precision import resolve_precision
 from anyglot_tokenizers.quantize import Quantizer, ResidualQuantizer, code_statistics
-from anyglot_tokenizers.quiet import quiet
+from anyglot_tokenizers.quiet import interruptible, quiet
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 __all__ = [
@@ -542,7 +542,7 @@ def train_on(
     **machines: Any,
 ) -> None:
     """Train from the beginning, or from `folder`'s checkpoint of step `start`; `machines` are as in Lightning."""
-    with quiet(), torch.random.fork_rng():
+    with quiet(), interruptible(), torch.random.fork_rng():
         trainer = L.Trainer(
             devices=devices,
             num_nodes=num_nodes,
