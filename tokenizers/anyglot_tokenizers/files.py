@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What the system says when it is the disk that refuses, whatever is written."""
+STALE = 3600.0  # seconds without a write after which a temporary file is nobody's
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 
 
@@ -70,6 +72,16 @@ def _rename_first(temporary: Path, target: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether a file has such a name as is given here: it was left by a process that was killed."""
     return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete the temporary files, named as here and by `pattern`, that nobody has written to for an hour: those of
+    processes that were killed, not those of one that runs at the same time.
+    """
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if is_temporary(path) and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def _temporary(target: Path) -> Path:
