@@ -1,6 +1,7 @@
 """Batches as a function of the step, and runs: killed and resumed, with an adversary, averaged, on two devices."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from anyglot_tokenizers import (
     train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
+from anyglot_tokenizers.keep import KeepLast
 from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.precision import resolve_precision
 from anyglot_tokenizers.snac import Snac
@@ -230,6 +232,27 @@ def test_an_interrupt_comes_out_as_what_it_is(how, tmp_path):
     with pytest.raises(how):
         fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path, callbacks=[kill_at(1, how)], **RUN)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_two_runs_in_one_folder_do_not_write_the_same_file(tmp_path):
+    left = tmp_path / ".last.0123456789ab.tmp.ckpt"
+    left.write_bytes(b"of a killed run")
+    os.utime(left, (0, 0))
+    names = []
+
+    class Trainer:
+        global_step = max_steps = 4
+        is_global_zero = True
+
+        def save_checkpoint(self, path):
+            names.append(path)
+            path.write_bytes(b"x")
+
+    for _ in range(2):
+        keep = KeepLast(tmp_path / CHECKPOINT, 2)
+        keep.on_train_start(Trainer())
+        keep.on_train_batch_end(Trainer())
+    assert names[0] != names[1] and [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 class Recorder:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.files import atomic_write, sweep
 from anyglot_tokenizers.quantize import Quantizer
 from anyglot_tokenizers.tokenizer import Tokenizer
 
@@ -27,13 +28,16 @@ class KeepLast(Callback):
         self.path = path
         self.every = every
 
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Delete what killed runs left."""
+        if trainer.is_global_zero:
+            sweep(self.path.parent, f".{self.path.stem}.*")
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every == 0 or step == trainer.max_steps:
-            temporary = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
-            trainer.save_checkpoint(temporary)  # on every device; the first one writes
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
+            with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+                trainer.save_checkpoint(path)  # on every device; the first one writes
 
 
 def plain(value: Any) -> Any:
