@@ -191,3 +191,13 @@ def test_write_refuses_and_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    writes = {"a.png": lambda path: write_image(path, torch.zeros(3, 2, 2))}
+    writes |= {name: lambda path: write_audio(path, torch.zeros(1, 2000), 16000) for name in ("a.wav", "a.mp3")}
+    writes["a.txt"] = lambda path: atomic_write(path).__enter__()
+    for name, write in writes.items():
+        with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere") as caught:
+            write(tmp_path / "nowhere" / name)
+        assert caught.value.filename == str(tmp_path / "nowhere" / name)

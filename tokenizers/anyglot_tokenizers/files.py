@@ -22,8 +22,8 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` (same suffix); rename it to `path` on success, delete it on error.
 
-    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, the `OSError` names
-    the file.
+    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, or there is no such
+    folder, the `OSError` names the file.
     """
     target = Path(path)
     temporary = _temporary(target)
@@ -85,4 +85,6 @@ def sweep(folder: Path, pattern: str) -> None:
 
 
 def _temporary(target: Path) -> Path:
+    if not target.parent.is_dir():  # else the error would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", str(target))
     return target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")

@@ -177,7 +177,10 @@ def read_audio(
 
 
 def write_image(path: PathLike, image: Tensor) -> None:
-    """Write float `[3, H, W]` (clipped to [0, 1]) as PNG, JPEG, WebP or BMP, by suffix. Raises MediaError."""
+    """Write float `[3, H, W]` (clipped to [0, 1]) as PNG, JPEG, WebP or BMP, by suffix.
+
+    Raises MediaError; FileNotFoundError without a folder.
+    """
     from PIL import Image
 
     kind = _kind(path, IMAGE_SUFFIXES)
@@ -196,7 +199,7 @@ def write_image(path: PathLike, image: Tensor) -> None:
 def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
     """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, or as MP3 (lossy), by suffix.
 
-    Raises MediaError, also where the format lacks that many channels or that rate.
+    Raises MediaError, also where the format lacks that many channels or that rate; FileNotFoundError without a folder.
     """
     import soundfile
 
