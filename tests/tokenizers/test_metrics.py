@@ -197,6 +197,17 @@ def test_yin_finds_a_gliding_pitch(rate, partials):
     assert np.median(np.abs(found / middle - 1)[found > 0]) < 0.01
 
 
+def test_yin_of_a_long_sound_is_made_block_by_block(monkeypatch):
+    time = np.arange(8000 * 45) / 8000
+    sound = np.sin(2 * np.pi * (200 * time + 20 * np.sin(time)))
+    counts, transform = [], np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda x, size: counts.append(len(x)) or transform(x, size))
+    blocks = metrics.yin(sound, 8000)
+    assert max(counts) <= metrics.YIN_FRAMES < 4400 < len(blocks)
+    monkeypatch.setattr(metrics, "YIN_FRAMES", 10**6)
+    assert np.array_equal(metrics.yin(sound, 8000), blocks)
+
+
 def test_yin_hears_no_pitch_in_noise_silence_or_nothing():
     noise = np.random.default_rng(0).normal(size=RATE)
     assert (metrics.yin(noise, RATE) > 0).mean() < 0.05

@@ -34,6 +34,7 @@ DAC_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (
 AUDIOTOOLS_SCALES = ((2048, 150), (512, 80))
 """(window, mels) behind the tables of DAC and of Codec-SUPERB: log10 of mel power, plus mel magnitudes."""
 PESQ_SECONDS = 15.0  # longer input can hold more utterances than the 50 that the reference code has room for
+YIN_FRAMES = 2000  # analysed at once
 MIN_VOICED = 10  # frames of 10 ms voiced in both, below which a correlation says nothing
 
 
@@ -314,6 +315,12 @@ def yin(
     if len(audio_S) < window + longest + 1:
         return np.zeros(0)
     frames = np.lib.stride_tricks.sliding_window_view(audio_S.astype(np.float64), window + longest + 1)[::hop]
+    blocks = (frames[start : start + YIN_FRAMES] for start in range(0, len(frames), YIN_FRAMES))
+    return np.concatenate([_pitches(block, sample_rate, window, shortest, longest, threshold) for block in blocks])
+
+
+def _pitches(frames: Array, sample_rate: int, window: int, shortest: int, longest: int, threshold: float) -> Array:
+    """`yin` of frames `[T, window + longest + 1]`, for lags from `shortest` to `longest`."""
     energy = np.cumsum(np.pad(frames**2, ((0, 0), (1, 0))), axis=1)
     lags = np.arange(longest + 2)
     size = 2 ** math.ceil(math.log2(2 * window + longest + 1))
