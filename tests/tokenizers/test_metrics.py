@@ -55,6 +55,17 @@ def test_ssim_is_that_of_torchmetrics(amount):
         metrics.ssim(output[:, :10], target[:, :10])
 
 
+def test_ssim_of_a_large_picture_is_made_strip_by_strip(monkeypatch):
+    target = picture().repeat(1, 5, 1)[:, : metrics.SSIM_ROWS * 3 + 5]
+    output = noisy(target, 0.1)
+    sizes, convolve = [], metrics.F.conv2d
+    monkeypatch.setattr(metrics.F, "conv2d", lambda x, kernel: sizes.append(x.shape[2]) or convolve(x, kernel))
+    strips = metrics.ssim(output, target)
+    assert max(sizes) <= metrics.SSIM_ROWS + 10 < len(target[0])
+    monkeypatch.setattr(metrics, "SSIM_ROWS", 10**6)
+    assert metrics.ssim(output, target) == pytest.approx(strips, abs=1e-12)
+
+
 def test_perceptual_distance_by_hand():
     one = [torch.randn(1, 4, 3, 5), torch.randn(1, 6, 2, 2)]
     other = [torch.randn(1, 4, 3, 5), torch.randn(1, 6, 2, 2)]

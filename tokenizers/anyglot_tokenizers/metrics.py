@@ -35,6 +35,7 @@ AUDIOTOOLS_SCALES = ((2048, 150), (512, 80))
 """(window, mels) behind the tables of DAC and of Codec-SUPERB: log10 of mel power, plus mel magnitudes."""
 PESQ_SECONDS = 15.0  # longer input can hold more utterances than the 50 that the reference code has room for
 YIN_FRAMES = 2000  # analysed at once
+SSIM_ROWS = 32  # compared at once
 MIN_VOICED = 10  # frames of 10 ms voiced in both, below which a correlation says nothing
 
 
@@ -73,6 +74,14 @@ def ssim(output: Tensor, target: Tensor) -> float:
     offsets = torch.arange(11, dtype=torch.float64) - 5
     kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
+    rows = target.shape[1] - 10
+    strips = (slice(start, min(start + SSIM_ROWS, rows) + 10) for start in range(0, rows, SSIM_ROWS))
+    total = sum(_ssim_sum(output[:, strip], target[:, strip], kernel) for strip in strips)
+    return total / (len(target) * rows * (target.shape[2] - 10))
+
+
+def _ssim_sum(output: Tensor, target: Tensor, kernel: Tensor) -> float:
+    """The sum over all windows that lie inside."""
     x, y = output.clamp(0, 1).double(), target.double()
     planes = torch.cat([x, y, x * x, y * y, x * y])[:, None]
     planes = F.conv2d(F.conv2d(planes, kernel.reshape(1, 1, 11, 1)), kernel.reshape(1, 1, 1, 11))
@@ -81,7 +90,7 @@ def ssim(output: Tensor, target: Tensor) -> float:
     c1, c2 = 0.01**2, 0.03**2
     ratio = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     ratio = ratio / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return float(ratio.mean())
+    return float(ratio.sum())
 
 
 def perceptual_distance(
