@@ -16,9 +16,11 @@ from torch import nn
 from anyglot_tokenizers.errors import CheckpointError
 from anyglot_tokenizers.files import atomic_write, sweep
 from anyglot_tokenizers.quantize import Quantizer
-from anyglot_tokenizers.tokenizer import Tokenizer
+from anyglot_tokenizers.tokenizer import Tokenizer, fingerprint_of
 
 CHECKPOINT = "last.ckpt"
+LATER = ("teacher_weights",)
+"""Settings that are not in the checkpoints of earlier versions, whose runs go on unchecked."""
 
 
 class KeepLast(Callback):
@@ -59,12 +61,17 @@ def saved_step(path: Path, settings: dict[str, Any]) -> int:
     except Exception as error:  # torch raises many kinds for damaged or unsafe files
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it or pass resume=False") from error
     for name, value in settings.items():
-        if saved.get(name) != value:
+        if saved.get(name, value if name in LATER else None) != value:
             raise CheckpointError(
                 f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; "
                 "use another run_dir, or resume=False to overwrite it"
             )
     return step
+
+
+def weights_of(module: nn.Module | None) -> str | None:
+    """Fingerprint of what is in a module."""
+    return None if module is None else fingerprint_of(type(module).__name__, {}, module.state_dict())
 
 
 def _short(value: Any) -> str:

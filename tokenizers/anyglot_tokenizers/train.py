@@ -38,7 +38,7 @@ from anyglot_tokenizers.batches import (
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step, start_of
+from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step, start_of, weights_of
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
@@ -494,7 +494,8 @@ def fit_tokenizer(
         "options": {name: plain(value) for name, value in sorted(options.items())},
         "data": batches.fingerprint,
         "channels_last": channels_last,
-        "teacher": str(getattr(tokenizer, "distillation", None)),
+        "teacher": str(distillation := getattr(tokenizer, "distillation", None)),
+        "teacher_weights": weights_of(getattr(distillation, "teacher", None)),
         "start": start_of(tokenizer, Path(run_dir)),
     }
     folder = Path(run_dir)
