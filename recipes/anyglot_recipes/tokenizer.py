@@ -172,6 +172,7 @@ def train_tokenizer(config: TokenizerRecipe) -> dict[str, Any] | None:
     if config.train.from_codes is not None and not config.start:
         raise ManifestError(f"train.from_codes {config.train.from_codes} is for a trained tokenizer: give --start")
     tokenizer = _build(config)
+    tokenizer.check_trainable()
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "data")}
     run = Run(config.run_dir, settings | {"start": tokenizer.fingerprint if config.start else ""})
     train, held_out = _read(config, tokenizer, folders, run.dir / "media")

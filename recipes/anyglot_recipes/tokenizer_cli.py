@@ -107,7 +107,8 @@ def _list(arguments: argparse.Namespace) -> int:
         speed = f"{e.frame_rate:.1f}" if e.frame_rate else ""
         bits = f"{e.bitrate / 1000:.2f}" if e.bitrate else ""
         license = e.license if is_commercial(e.license) else f"{e.license} (!)"
-        how = f"anyglot tokenizer convert --kind {e.convert}" if e.convert else e.hub_id
+        how = f"anyglot tokenizer convert --kind {e.convert}" if e.convert else ""
+        how = f"{e.hub_id} ({how})" if e.hub_id and how else e.hub_id or how
         print(
             line.format(e.name, e.modality, rate, speed, f"{e.num_quantizers} x {e.codebook_size}", bits, license, how)
         )
@@ -128,7 +129,7 @@ def published_table() -> str:
             (f"{e.frame_rate:.4g} a second x " if e.frame_rate else "") + f"{e.num_quantizers} of {e.codebook_size}",
             f"{e.bitrate / 1000:.3g} kbit/s" if e.bitrate else "",
             e.license if is_commercial(e.license) else f"{e.license} (warns)",
-            f"convert --kind {e.convert}" if e.convert else e.hub_id,
+            ", ".join(part for part in (e.hub_id, f"convert --kind {e.convert}" if e.convert else "") if part),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -157,6 +157,7 @@ def test_tokenizer_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tokenizer", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(listed["shipped"]) + len(listed["published"]) + 1
+    assert all(entry["hub_id"] in line for entry, line in zip(listed["published"], lines[4:], strict=False))
     assert main(["tokenizer", "list", "--markdown"]) == 0
     assert capsys.readouterr().out in (ROOT / "docs" / "tokenizers.md").read_text(), "print the table again"
 

@@ -12,6 +12,7 @@ from anyglot_recipes.cli import main
 from anyglot_recipes.tokenizer import FitConfig, TokenizerRecipe, _build, train_tokenizer
 from anyglot_recipes.train import CONFIGS, find_recipe, parse_recipe
 from anyglot_tokenizers import ManifestError, load, read_audio, read_image, write_audio, write_image
+from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.train import LitTokenizer
 
 SHIPPED = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("tokenizer/*.yaml"))
@@ -134,6 +135,22 @@ def test_a_trained_tokenizer_goes_on_with_its_decoder_alone(speech: Path, tmp_pa
     assert torch.equal(one.encode(media).codes, two.encode(media).codes)
     assert not torch.equal(one.decode(one.encode(media)), two.decode(two.encode(media)))
     assert "usage/0" in report["train"] and "usage/1" not in report["train"]
+
+
+def test_what_cannot_be_trained_is_refused_before_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    HeardVQ(dim=8, depth=1, channels=8).save_pretrained(tmp_path / "heard")
+    given = [
+        "--start",
+        str(tmp_path / "heard"),
+        "--data",
+        str(tmp_path / "nowhere"),
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", "tokenizer/speech", *given]) == 2
+    assert "HeardVQ cannot be trained here" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("teacher", ["", "own"])

@@ -20,6 +20,7 @@ def test_every_home_is_a_published_tokenizer():
 def test_entries_are_unique_and_say_how_to_get_them():
     assert len({entry.name for entry in CATALOG}) == len(CATALOG)
     assert all(entry.hub_id or entry.convert for entry in CATALOG)
+    assert all(bool(entry.file) == bool(entry.hub_id and entry.convert) for entry in CATALOG)
     assert all(entry.sample_rate is None or entry.bitrate for entry in CATALOG)
 
 
@@ -73,3 +74,25 @@ def test_pickles_are_refused_and_the_way_out_named(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
     with pytest.raises(CheckpointError, match="anyglot tokenizer convert"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "files", "kind"),
+    [
+        ("hubertsiuzdak/snac_24khz", ["pytorch_model.bin"], "snac"),
+        ("FoundationVision/LlamaGen", ["vq_ds16_c2i.pt", "vq_ds8_c2i.pt"], "vqgan"),  # has no config.json
+    ],
+)
+def test_a_hub_id_that_has_only_a_pickle_names_it_and_the_way_out(hub_id, files, kind, tmp_path, monkeypatch):
+    def give(name, file, revision=None):
+        if kind == "vqgan":
+            raise FileNotFoundError(file)
+        (tmp_path / file).write_text(json.dumps({"vq_strides": [4, 2, 1]}))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", give)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"anyglot tokenizer convert {files[0]} --kind {kind} --out") as caught:
+        load(hub_id)
+    assert hub_id in str(caught.value) and all(file in str(caught.value) for file in files)
+    assert "again" not in str(caught.value)

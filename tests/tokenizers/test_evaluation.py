@@ -373,6 +373,25 @@ def test_items_of_one_length_are_cut_for_the_padded_batch():
     assert rates["padded batch"]["rate"] > 0
 
 
+def test_miss_rates_take_little_of_long_items():
+    seen = []
+
+    class Counting(Stairs):
+        def encode(self, media, lengths=None, *, num_quantizers=None):
+            seen.append(tuple(media.shape))
+            return super().encode(media, lengths, num_quantizers=num_quantizers)
+
+    lines, items = [], [voice(11.0), voice(0.3)]
+    evaluate(Counting(decodes=False), items, progress=lines.append)
+    assert lines == ["miss rates of 2 items"]
+    whole = [shape for shape in seen if shape[2] > 10 * RATE]
+    assert whole == [(1, 1, 11 * RATE)] * 2  # once to warm up, and once to be measured
+    seen.clear()
+    miss_rates(Counting(), [voice(0.3), voice(0.5)])
+    long = [shape for shape in seen if shape == (1, 1, RATE // 2)]
+    assert len(long) == 3  # the reference, again, and with bfloat16 layers
+
+
 def test_a_way_that_does_not_exist_says_why():
     class Recurrent(Stairs):
         def _spec_entries(self):

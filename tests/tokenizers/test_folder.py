@@ -1,6 +1,7 @@
 """Folders of media: what is found, left out, held out, cached; and the pictures of the run folder."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -86,6 +87,20 @@ def test_decoded_once(pictures, tmp_path):
     (cache / "index.jsonl").write_text("junk")
     again = image_folder([pictures], cache, Split(share=0.4), side=16)
     assert [part.fingerprint for part in again] == [part.fingerprint for part in changed]
+
+
+def test_what_killed_runs_left_is_removed(pictures, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    old, fresh, other = (
+        cache / f"{name}.tmp.bin" for name in (".media-a.0123456789ab", ".media-b.ba9876543210", ".media-c")
+    )
+    for path in (old, fresh, other):
+        path.write_bytes(b"x")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    image_folder([pictures], cache, Split(share=0.4), side=16)
+    assert not old.exists() and fresh.exists() and other.exists()  # the second may be of a run that goes on
 
 
 def test_sounds_are_resampled_and_grouped_by_speaker(tmp_path):

@@ -111,3 +111,4 @@ def test_masks_hide_a_span_of_one_axis() -> None:
     assert torch.equal(hidden.any(2), hidden.all(2))
     lengths = hidden[..., 0].sum(1)
     assert int(lengths.max()) <= 10 and len(lengths.unique()) > 4
+    assert mask_spans(torch.ones(2, 30, 12, device="meta"), 1, 10).device.type == "meta"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from anyglot_tokenizers import MediaError, atomic_write, read_audio, read_image, write_audio, write_image
+from anyglot_tokenizers.media import MediaBytes
 
 
 def test_image_round_trip(tmp_path):
@@ -120,13 +121,35 @@ def test_bad_audio(tmp_path):
     with pytest.raises(MediaError, match="longer than 1 s"):
         read_audio(path, sample_rate=16000, max_seconds=1.0)
     noise = np.random.default_rng(0).uniform(-1, 1, 9000)
-    for suffix in ("wav", "flac"):
+    for suffix in ("wav", "flac", "aiff", "au", "w64", "rf64", "caf", "ogg", "opus"):
         whole = tmp_path / f"w.{suffix}"
-        soundfile.write(whole, noise, 16000)
+        kind = {"rf64": {"format": "RF64"}, "opus": {"format": "OGG", "subtype": "OPUS"}}.get(suffix, {})
+        soundfile.write(whole, noise, 16000, **kind)
+        assert read_audio(whole, sample_rate=16000).shape == (1, 9000)
+        assert read_audio(MediaBytes("whole", whole.read_bytes()), sample_rate=16000).shape == (1, 9000)
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-        with pytest.raises(MediaError, match="cut"):
-            read_audio(cut, sample_rate=16000)
+        for source in (cut, MediaBytes("cut", cut.read_bytes())):
+            with pytest.raises(MediaError, match="cut"):
+                read_audio(source, sample_rate=16000)
+
+
+def test_an_ogg_file_without_its_last_page_is_truncated(tmp_path):
+    whole, cut = tmp_path / "whole.ogg", tmp_path / "cut.ogg"
+    soundfile.write(whole, np.random.default_rng(0).uniform(-1, 1, 90_000), 16000)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: content.rfind(b"OggS")])
+    assert read_audio(whole, sample_rate=16000).shape == (1, 90_000)
+    with pytest.raises(MediaError, match="truncated"):
+        read_audio(cut, sample_rate=16000)
+
+
+def test_streamed_headers_state_no_size(tmp_path):
+    for name, at, stated in (("a.wav", 4, b"\xff" * 4), ("a.wav", 4, bytes(4)), ("a.au", 8, b"\xff" * 4)):
+        soundfile.write(tmp_path / name, np.zeros(640), 16000)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:at] + stated + content[at + 4 :])
+        assert read_audio(tmp_path / name, sample_rate=16000).shape == (1, 640)
 
 
 def test_an_absurd_sample_rate_takes_no_memory(tmp_path):
@@ -168,3 +191,13 @@ def test_write_refuses_and_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert [path.read_text() for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    writes = {"a.png": lambda path: write_image(path, torch.zeros(3, 2, 2))}
+    writes |= {name: lambda path: write_audio(path, torch.zeros(1, 2000), 16000) for name in ("a.wav", "a.mp3")}
+    writes["a.txt"] = lambda path: atomic_write(path).__enter__()
+    for name, write in writes.items():
+        with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere") as caught:
+            write(tmp_path / "nowhere" / name)
+        assert caught.value.filename == str(tmp_path / "nowhere" / name)

@@ -55,6 +55,17 @@ def test_ssim_is_that_of_torchmetrics(amount):
         metrics.ssim(output[:, :10], target[:, :10])
 
 
+def test_ssim_of_a_large_picture_is_made_strip_by_strip(monkeypatch):
+    target = picture().repeat(1, 5, 1)[:, : metrics.SSIM_ROWS * 3 + 5]
+    output = noisy(target, 0.1)
+    sizes, convolve = [], metrics.F.conv2d
+    monkeypatch.setattr(metrics.F, "conv2d", lambda x, kernel: sizes.append(x.shape[2]) or convolve(x, kernel))
+    strips = metrics.ssim(output, target)
+    assert max(sizes) <= metrics.SSIM_ROWS + 10 < len(target[0])
+    monkeypatch.setattr(metrics, "SSIM_ROWS", 10**6)
+    assert metrics.ssim(output, target) == pytest.approx(strips, abs=1e-12)
+
+
 def test_perceptual_distance_by_hand():
     one = [torch.randn(1, 4, 3, 5), torch.randn(1, 6, 2, 2)]
     other = [torch.randn(1, 4, 3, 5), torch.randn(1, 6, 2, 2)]
@@ -195,6 +206,17 @@ def test_yin_finds_a_gliding_pitch(rate, partials):
     middle = pitch[(np.arange(len(found)) * round(0.01 * rate) + round(0.02 * rate))]
     assert (found > 0).mean() > 0.95
     assert np.median(np.abs(found / middle - 1)[found > 0]) < 0.01
+
+
+def test_yin_of_a_long_sound_is_made_block_by_block(monkeypatch):
+    time = np.arange(8000 * 45) / 8000
+    sound = np.sin(2 * np.pi * (200 * time + 20 * np.sin(time)))
+    counts, transform = [], np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda x, size: counts.append(len(x)) or transform(x, size))
+    blocks = metrics.yin(sound, 8000)
+    assert max(counts) <= metrics.YIN_FRAMES < 4400 < len(blocks)
+    monkeypatch.setattr(metrics, "YIN_FRAMES", 10**6)
+    assert np.array_equal(metrics.yin(sound, 8000), blocks)
 
 
 def test_yin_hears_no_pitch_in_noise_silence_or_nothing():

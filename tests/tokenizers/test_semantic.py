@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anyglot_tokenizers import AudioCodec, CheckpointError, MediaError, load
+from anyglot_tokenizers import AudioCodec, CheckpointError, MediaError, fit_tokenizer, load
 from anyglot_tokenizers.probe import label_information
 from anyglot_tokenizers.quantize import spread_seeds
 from anyglot_tokenizers.semantic import (
@@ -183,6 +183,28 @@ def test_loss_is_least_for_the_right_answer(axis):
     assert best < middle < worst
     assert best == pytest.approx(0.0 if axis == "frame" else -2 * math.log(1 / (1 + math.exp(-1))), abs=1e-4)
     assert worst == pytest.approx(4.0 if axis == "frame" else -2 * math.log(1 / (1 + math.exp(1))), abs=1e-4)
+
+
+def test_a_run_goes_on_with_its_own_teacher_only(tmp_path):
+    teachers = SpeechTeacher(**SMALL_TEACHER), SpeechTeacher(**SMALL_TEACHER)
+    with torch.no_grad():
+        next(teachers[1].parameters()).add_(1)
+
+    def run(teacher):
+        codec = AudioCodec(**SMALL_CODEC, semantic_dim=32)
+        codec.learn_from(Distillation(teacher))
+        sounds = [noise(1600).numpy()]
+        return fit_tokenizer(codec, sounds, run_dir=tmp_path, max_steps=5, batch_size=1, crop_seconds=0.1).fingerprint
+
+    first = run(teachers[0])
+    with pytest.raises(CheckpointError, match="with teacher_weights"):
+        run(teachers[1])
+    assert run(teachers[0]) == first
+    path = tmp_path / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["anyglot"]["teacher_weights"]  # as earlier versions wrote it
+    torch.save(checkpoint, path)
+    assert run(teachers[0]) == first
 
 
 def test_teacher_stays_outside(tmp_path):

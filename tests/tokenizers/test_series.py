@@ -101,6 +101,15 @@ def test_alone_padded_chunked_streamed(trained, lengths, seed, chunk):
         assert torch.equal(torch.cat(parts, 2), alone.codes)
 
 
+def test_the_unit_of_a_trained_tokenizer_stays(trained):
+    new, louder = SeriesVQ(), torch.full((4, 1, LENGTH), 1e5)
+    new.fit_statistics(louder)
+    assert float(new.unit_C1) == 1e5
+    before = trained.unit_C1.clone()
+    trained.fit_statistics(louder)
+    assert torch.equal(trained.unit_C1, before)
+
+
 def test_save_and_load_in_a_new_process(trained, tmp_path):
     fingerprint = trained.save_pretrained(tmp_path)
     x = torch.stack(waves_and_walks(2, seed=3))

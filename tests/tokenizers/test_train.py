@@ -1,6 +1,7 @@
 """Batches as a function of the step, and runs: killed and resumed, with an adversary, averaged, on two devices."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,10 @@ from anyglot_tokenizers import (
     train,
 )
 from anyglot_tokenizers.batches import Augment, held_out_batches
+from anyglot_tokenizers.keep import KeepLast
+from anyglot_tokenizers.meaning import HeardVQ
 from anyglot_tokenizers.precision import resolve_precision
+from anyglot_tokenizers.snac import Snac
 from anyglot_tokenizers.train import CHECKPOINT, LitTokenizer, fit_tokenizer, twin_of, validate
 
 RUN = {
@@ -75,6 +79,10 @@ class Killed(Exception):
     pass
 
 
+class Left(SystemExit):
+    pass
+
+
 ADVERSARY = {"balance": "balancer", "feature_weight": 1.0}
 GAME = {"adversary_start": 4, "ema_decay": 0.9}
 IMAGE_GAME = {**GAME, "adversary": {**ADVERSARY, "discriminator": {"width": 4, "depth": 1}}}
@@ -85,13 +93,13 @@ SOUND_GAME = {
 }
 
 
-def kill_at(step):
+def kill_at(step, how=Killed):
     from lightning.pytorch.callbacks import Callback
 
     class Kill(Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == step:
-                raise Killed
+                raise how
 
     return Kill()
 
@@ -216,6 +224,35 @@ def test_interrupted_run_ends_with_the_same_bits(build, data, more, stop, tmp_pa
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
         assert torch.equal(tensor, finished.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Left])
+def test_an_interrupt_comes_out_as_what_it_is(how, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(how):
+        fit_tokenizer(image_tokenizer(), images(), run_dir=tmp_path, callbacks=[kill_at(1, how)], **RUN)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_two_runs_in_one_folder_do_not_write_the_same_file(tmp_path):
+    left = tmp_path / ".last.0123456789ab.tmp.ckpt"
+    left.write_bytes(b"of a killed run")
+    os.utime(left, (0, 0))
+    names = []
+
+    class Trainer:
+        global_step = max_steps = 4
+        is_global_zero = True
+
+        def save_checkpoint(self, path):
+            names.append(path)
+            path.write_bytes(b"x")
+
+    for _ in range(2):
+        keep = KeepLast(tmp_path / CHECKPOINT, 2)
+        keep.on_train_start(Trainer())
+        keep.on_train_batch_end(Trainer())
+    assert names[0] != names[1] and [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 class Recorder:
@@ -510,6 +547,16 @@ def test_a_decoder_needs_codes_to_learn_from(tmp_path):
             series, sounds(), run_dir=tmp_path / "never", from_codes=1, crop=1024, loss=torch.nn.MSELoss(), **RUN
         )
     assert untaught.fingerprint == print_before and not (tmp_path / "never").exists()
+
+
+def test_what_cannot_be_trained_is_refused_before_data_are_read(tmp_path):
+    snac = {"sampling_rate": 24000, "encoder_dim": 8, "encoder_rates": [2, 3], "decoder_dim": 16, "noise": True}
+    snac |= {"decoder_rates": [3, 2], "attn_window_size": None, "codebook_size": 32, "codebook_dim": 4}
+    published = Snac(model={**snac, "vq_strides": [4, 2, 1], "depthwise": True}, license="mit")
+    for tokenizer in (image_tokenizer().requires_grad_(False), published, HeardVQ(dim=8, depth=1, channels=4)):
+        with pytest.raises(UnsupportedError, match="cannot be trained here"):
+            fit_tokenizer(tokenizer, None, run_dir=tmp_path / "never", **RUN)
+    assert not (tmp_path / "never").exists()
 
 
 def test_images_stay_as_they_are_without_a_crop():

@@ -62,6 +62,7 @@ class Entry:
         license: of the weights; "unknown" where the publisher does not say.
         note: one line.
         convert: kind for `anyglot tokenizer convert`, where only a pickled checkpoint is published.
+        file: that checkpoint, below the hub id.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Entry:
     license: str
     note: str = ""
     convert: str = ""
+    file: str = ""
 
     @property
     def bitrate(self) -> float | None:
@@ -297,8 +299,9 @@ CATALOG: tuple[Entry, ...] = (
         7,
         4096,
         "mit",
-        "3 codebooks at 12, 23 and 47 Hz in 7 columns; pytorch_model.bin",
+        "3 codebooks at 12, 23 and 47 Hz in 7 columns",
         "snac",
+        "pytorch_model.bin",
     ),
     Entry(
         "snac-32khz",
@@ -310,8 +313,9 @@ CATALOG: tuple[Entry, ...] = (
         15,
         4096,
         "mit",
-        "4 codebooks at 10 to 83 Hz in 15 columns; pytorch_model.bin",
+        "4 codebooks at 10 to 83 Hz in 15 columns",
         "snac",
+        "pytorch_model.bin",
     ),
     Entry(
         "snac-44khz",
@@ -323,8 +327,9 @@ CATALOG: tuple[Entry, ...] = (
         15,
         4096,
         "mit",
-        "4 codebooks at 14 to 115 Hz in 15 columns; pytorch_model.bin",
+        "4 codebooks at 14 to 115 Hz in 15 columns",
         "snac",
+        "pytorch_model.bin",
     ),
     Entry(
         "speechtokenizer",
@@ -336,8 +341,9 @@ CATALOG: tuple[Entry, ...] = (
         8,
         1024,
         UNKNOWN,
-        "speechtokenizer_hubert_avg/SpeechTokenizer.pt; first codebook semantic; code Apache-2.0",
+        "first codebook semantic; code Apache-2.0",
         "speechtokenizer",
+        "speechtokenizer_hubert_avg/SpeechTokenizer.pt",
     ),
     Entry(
         "speechtokenizer-snake",
@@ -349,8 +355,9 @@ CATALOG: tuple[Entry, ...] = (
         8,
         1024,
         UNKNOWN,
-        "speechtokenizer/ckpt.dev, the one of AnyGPT; code Apache-2.0",
+        "the one of AnyGPT; code Apache-2.0",
         "speechtokenizer",
+        "speechtokenizer/ckpt.dev",
     ),
     Entry(
         "llamagen-vq16",
@@ -362,8 +369,9 @@ CATALOG: tuple[Entry, ...] = (
         1,
         16384,
         "mit",
-        "factor 16, ImageNet; vq_ds16_c2i.pt",
+        "factor 16, ImageNet",
         "vqgan",
+        "vq_ds16_c2i.pt",
     ),
     Entry(
         "llamagen-vq8",
@@ -375,8 +383,9 @@ CATALOG: tuple[Entry, ...] = (
         1,
         16384,
         "mit",
-        "factor 8, ImageNet; vq_ds8_c2i.pt",
+        "factor 8, ImageNet",
         "vqgan",
+        "vq_ds8_c2i.pt",
     ),
     Entry(
         "llamagen-vq16-t2i",
@@ -388,8 +397,9 @@ CATALOG: tuple[Entry, ...] = (
         1,
         16384,
         "mit",
-        "factor 16, LAION and more; vq_ds16_t2i.pt",
+        "factor 16, LAION and more",
         "vqgan",
+        "vq_ds16_t2i.pt",
     ),
     Entry(
         "taming-f16-1024",
@@ -436,6 +446,18 @@ CATALOG: tuple[Entry, ...] = (
 def license_of(hub_id: str) -> str:
     """Licence of the weights of a hub id, "unknown" for those not in the catalogue."""
     return next((entry.license for entry in CATALOG if entry.hub_id == hub_id), UNKNOWN)
+
+
+def way_to_convert(hub_id: str) -> str:
+    """How to get at the weights of a hub id that has a pickled checkpoint only, "" for all others."""
+    found = [entry for entry in CATALOG if entry.hub_id == hub_id and entry.convert]
+    files = " or ".join(entry.file for entry in found)
+    if not found:
+        return ""
+    return (
+        f"only a pickled checkpoint is published, {files}; if you trust it, download it with the config.json beside it "
+        f"(where there is one) and run: anyglot tokenizer convert {found[0].file} --kind {found[0].convert} --out DIR"
+    )
 
 
 def is_commercial(license: str) -> bool:

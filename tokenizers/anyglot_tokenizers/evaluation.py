@@ -38,6 +38,7 @@ FORMAT = "anyglot.evaluation"
 VERSION = "1"
 MAX_SECONDS = 1200.0  # of one sound
 MISS_ITEMS = 8
+MISS_SECONDS = 10.0  # of each
 PROBE_ITEMS = 2000
 PROBE_PARTS = 3  # histograms over time, so that the probe knows a little of the order
 
@@ -72,12 +73,12 @@ def evaluate(
         labels: regular expression searched in each file's path, whose named groups `label` and, where there is
             something to hold out such as the speaker, `group` make a linear probe on up to 2000 of the files.
         shown: items in the report.
-        progress: called with one line per finished part.
+        progress: called with one line per part.
 
     Returns:
         `metrics` (name -> unit, better, n, mean, low, high, skipped, reasons, note), `codes` (a row per quantizer),
-        `cost`, `speed`, `misses`, `probe`, `items` (the scores of each), `failures` (unreadable or refused items, with
-        the reason), `samples`, `settings` and `tokenizer`.
+        `cost`, `speed`, `misses` (of the first 8 items, 10 s of each), `probe`, `items` (the scores of each),
+        `failures` (unreadable or refused items, with the reason), `samples`, `settings` and `tokenizer`.
 
     Raises:
         AnyglotError: no medium at all could be used, or wrong arguments.
@@ -108,7 +109,10 @@ def evaluate(
             continue
         counter.add(codes)
         clock.count(codes, medium)
-        kept += [medium] if len(kept) < MISS_ITEMS else []
+        if len(kept) < MISS_ITEMS:
+            kept.append(
+                medium if spec.sample_rate is None else medium[:, : int(MISS_SECONDS * spec.sample_rate)].clone()
+            )
         scores: dict[str, float] = {}
         if output is not None:
             output, target = _aligned(output, medium)
@@ -124,6 +128,8 @@ def evaluate(
             progress(f"{place + 1} of {len(chosen)} items")
     if not items:
         raise MediaError("evaluation", f"none of {len(chosen)} items could be used", failures[0]["reason"])
+    progress(f"miss rates of {len(kept)} items")
+    misses = miss_rates(tokenizer, kept, num_quantizers=num_quantizers)
     rows = {metric.name: metric.row() for metric in table} | features.frechet_row(spec)
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -145,7 +151,7 @@ def evaluate(
         "codes": counter.rows(),
         "cost": _cost(spec, counter, clock),
         "speed": clock.row(spec),
-        "misses": miss_rates(tokenizer, kept, num_quantizers=num_quantizers),
+        "misses": misses,
         "probe": None if expression is None else _probe(tokenizer, found, expression, num_quantizers),
         "failures": failures,
         "items": items,

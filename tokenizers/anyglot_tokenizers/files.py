@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What the system says when it is the disk that refuses, whatever is written."""
+STALE = 3600.0  # seconds without a write after which a temporary file is nobody's
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 
 
@@ -20,8 +22,8 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(?:\.[^.]+)?", re.DOTALL)
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` (same suffix); rename it to `path` on success, delete it on error.
 
-    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, the `OSError` names
-    the file.
+    Safe against a kill at any moment, not against loss of power (no fsync). Where the disk refuses, or there is no such
+    folder, the `OSError` names the file.
     """
     target = Path(path)
     temporary = _temporary(target)
@@ -72,5 +74,17 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete the temporary files, named as here and by `pattern`, that nobody has written to for an hour: those of
+    processes that were killed, not those of one that runs at the same time.
+    """
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if is_temporary(path) and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+
+
 def _temporary(target: Path) -> Path:
+    if not target.parent.is_dir():  # else the error would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {target.parent}", str(target))
     return target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")

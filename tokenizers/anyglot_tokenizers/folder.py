@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from anyglot_tokenizers.errors import ManifestError, MediaError
-from anyglot_tokenizers.files import atomic_write
+from anyglot_tokenizers.files import atomic_write, sweep
 from anyglot_tokenizers.media import read_audio, read_image
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -242,6 +242,7 @@ def _decode_all(
             return str(error)
 
     cache.mkdir(parents=True, exist_ok=True)
+    sweep(cache, ".media-*")
     items, errors, offset = [], [], 0
     with atomic_write(data) as temporary, temporary.open("wb") as sink, ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(files), BLOCK):  # block by block, so that not all is in memory at once

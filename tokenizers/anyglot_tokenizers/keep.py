@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.files import atomic_write, sweep
 from anyglot_tokenizers.quantize import Quantizer
-from anyglot_tokenizers.tokenizer import Tokenizer
+from anyglot_tokenizers.tokenizer import Tokenizer, fingerprint_of
 
 CHECKPOINT = "last.ckpt"
+LATER = ("teacher_weights",)
+"""Settings that are not in the checkpoints of earlier versions, whose runs go on unchecked."""
 
 
 class KeepLast(Callback):
@@ -27,13 +30,16 @@ class KeepLast(Callback):
         self.path = path
         self.every = every
 
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Delete what killed runs left."""
+        if trainer.is_global_zero:
+            sweep(self.path.parent, f".{self.path.stem}.*")
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every == 0 or step == trainer.max_steps:
-            temporary = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
-            trainer.save_checkpoint(temporary)  # on every device; the first one writes
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
+            with atomic_write(self.path) if trainer.is_global_zero else nullcontext(self.path) as path:
+                trainer.save_checkpoint(path)  # on every device; the first one writes
 
 
 def plain(value: Any) -> Any:
@@ -55,12 +61,17 @@ def saved_step(path: Path, settings: dict[str, Any]) -> int:
     except Exception as error:  # torch raises many kinds for damaged or unsafe files
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); delete it or pass resume=False") from error
     for name, value in settings.items():
-        if saved.get(name) != value:
+        if saved.get(name, value if name in LATER else None) != value:
             raise CheckpointError(
                 f"{path}: from a run with {name} {_short(saved.get(name))}, now {_short(value)}; "
                 "use another run_dir, or resume=False to overwrite it"
             )
     return step
+
+
+def weights_of(module: nn.Module | None) -> str | None:
+    """Fingerprint of what is in a module."""
+    return None if module is None else fingerprint_of(type(module).__name__, {}, module.state_dict())
 
 
 def _short(value: Any) -> str:

@@ -252,4 +252,4 @@ def mask_spans(x_BtM: Tensor, axis: int, most: int) -> Tensor:
     length_B1 = torch.randint(0, most + 1, (len(x_BtM), 1))
     place_P = torch.arange(size)
     hidden_BP = (place_P >= start_B1) & (place_P < start_B1 + length_B1)
-    return x_BtM * ~hidden_BP.unsqueeze(3 - axis)
+    return x_BtM * ~hidden_BP.unsqueeze(3 - axis).to(x_BtM.device)  # drawn on the CPU: the same on every device

@@ -13,7 +13,7 @@ import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,15 @@ EXACT_LENGTHS = (
     "W64",
     "CAF",
 )  # whose headers state the exact frame count
+SIZES: dict[bytes, tuple[int, int, Literal["little", "big"], int]] = {
+    b"RIFF": (4, 8, "little", 8),
+    b"RF64": (20, 28, "little", 8),
+    b"riff": (16, 24, "little", 0),  # W64
+    b"FORM": (4, 8, "big", 8),  # AIFF
+    b".snd": (8, 12, "big", 0),  # AU; bytes 4 to 8 say where these begin
+}
+"""First bytes of a file -> which bytes (from, to, order) state its size, and how many are not counted there."""
+PAGE = 65307  # bytes of an Ogg page, at most
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,10 @@ def read_audio(
 
 
 def write_image(path: PathLike, image: Tensor) -> None:
-    """Write float `[3, H, W]` (clipped to [0, 1]) as PNG, JPEG, WebP or BMP, by suffix. Raises MediaError."""
+    """Write float `[3, H, W]` (clipped to [0, 1]) as PNG, JPEG, WebP or BMP, by suffix.
+
+    Raises MediaError; FileNotFoundError without a folder.
+    """
     from PIL import Image
 
     kind = _kind(path, IMAGE_SUFFIXES)
@@ -187,7 +199,7 @@ def write_image(path: PathLike, image: Tensor) -> None:
 def write_audio(path: PathLike, audio: Tensor, sample_rate: int) -> None:
     """Write float `[channels, samples]` (clipped to [-1, 1]) as 16-bit WAV or FLAC, or as MP3 (lossy), by suffix.
 
-    Raises MediaError, also where the format lacks that many channels or that rate.
+    Raises MediaError, also where the format lacks that many channels or that rate; FileNotFoundError without a folder.
     """
     import soundfile
 
@@ -262,17 +274,22 @@ def _to_rgb(image: Image, path: PathLike) -> Image:
 
 
 def _missing_bytes(path: PathLike | MediaBytes) -> bool:
-    """Whether a RIFF (WAV) header states more bytes than the file has.
-
-    Streamed files state 0 or the maximum.
+    """Whether the header (of WAV, RF64, W64, AIFF or AU) states more bytes than the file has, or an Ogg file does not
+    end with a last page. Streamed files state 0 or the maximum.
     """
-    if isinstance(path, MediaBytes):
-        head, size = path.content[:8], len(path.content)
-    else:
-        with open(path, "rb") as file:
-            head = file.read(8)
-        size = Path(path).stat().st_size
-    if head[:4] != b"RIFF" or len(head) < 8:
+    with io.BytesIO(path.content) if isinstance(path, MediaBytes) else open(path, "rb") as file:
+        head = file.read(28)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 2 * PAGE, 0))
+        tail = file.read()
+    if head[:4] == b"OggS":
+        page = tail[max(tail.rfind(b"OggS"), 0) :]
+        return len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if head[:4] not in SIZES:
         return False
-    stated = int.from_bytes(head[4:], "little")
-    return stated not in (0, 0xFFFFFFFF, 0x7FFFFFFF) and size + 1 < stated + 8
+    start, end, order, more = SIZES[head[:4]]
+    stated = int.from_bytes(head[start:end], order)
+    if head[:4] == b".snd":
+        more = int.from_bytes(head[4:8], order)
+    unknown = (0, 0x7FFFFFFF, 2 ** (8 * (end - start)) - 1)
+    return stated not in unknown and size + 1 < stated + more

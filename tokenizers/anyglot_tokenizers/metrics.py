@@ -34,6 +34,8 @@ DAC_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (
 AUDIOTOOLS_SCALES = ((2048, 150), (512, 80))
 """(window, mels) behind the tables of DAC and of Codec-SUPERB: log10 of mel power, plus mel magnitudes."""
 PESQ_SECONDS = 15.0  # longer input can hold more utterances than the 50 that the reference code has room for
+YIN_FRAMES = 2000  # analysed at once
+SSIM_ROWS = 32  # compared at once
 MIN_VOICED = 10  # frames of 10 ms voiced in both, below which a correlation says nothing
 
 
@@ -72,6 +74,14 @@ def ssim(output: Tensor, target: Tensor) -> float:
     offsets = torch.arange(11, dtype=torch.float64) - 5
     kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
+    rows = target.shape[1] - 10
+    strips = (slice(start, min(start + SSIM_ROWS, rows) + 10) for start in range(0, rows, SSIM_ROWS))
+    total = sum(_ssim_sum(output[:, strip], target[:, strip], kernel) for strip in strips)
+    return total / (len(target) * rows * (target.shape[2] - 10))
+
+
+def _ssim_sum(output: Tensor, target: Tensor, kernel: Tensor) -> float:
+    """The sum over all windows that lie inside."""
     x, y = output.clamp(0, 1).double(), target.double()
     planes = torch.cat([x, y, x * x, y * y, x * y])[:, None]
     planes = F.conv2d(F.conv2d(planes, kernel.reshape(1, 1, 11, 1)), kernel.reshape(1, 1, 1, 11))
@@ -80,7 +90,7 @@ def ssim(output: Tensor, target: Tensor) -> float:
     c1, c2 = 0.01**2, 0.03**2
     ratio = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     ratio = ratio / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return float(ratio.mean())
+    return float(ratio.sum())
 
 
 def perceptual_distance(
@@ -314,6 +324,12 @@ def yin(
     if len(audio_S) < window + longest + 1:
         return np.zeros(0)
     frames = np.lib.stride_tricks.sliding_window_view(audio_S.astype(np.float64), window + longest + 1)[::hop]
+    blocks = (frames[start : start + YIN_FRAMES] for start in range(0, len(frames), YIN_FRAMES))
+    return np.concatenate([_pitches(block, sample_rate, window, shortest, longest, threshold) for block in blocks])
+
+
+def _pitches(frames: Array, sample_rate: int, window: int, shortest: int, longest: int, threshold: float) -> Array:
+    """`yin` of frames `[T, window + longest + 1]`, for lags from `shortest` to `longest`."""
     energy = np.cumsum(np.pad(frames**2, ((0, 0), (1, 0))), axis=1)
     lags = np.arange(longest + 2)
     size = 2 ** math.ceil(math.log2(2 * window + longest + 1))

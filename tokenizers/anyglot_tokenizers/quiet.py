@@ -1,4 +1,7 @@
-"""Lightning without its notes on hardware, workers and log folders. Warnings of substance still come through."""
+"""Lightning without its notes on hardware, workers and log folders, and without an end of its own for Ctrl-C.
+
+Warnings of substance still come through.
+"""
 
 from __future__ import annotations
 
@@ -27,3 +30,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A KeyboardInterrupt inside comes out as one, also where Lightning makes a SystemExit of it."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise

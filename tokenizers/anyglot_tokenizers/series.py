@@ -90,9 +90,10 @@ class SeriesVQ(Tokenizer):
         return Reconstruction(x_BCS, torch.cat([head_BHN, shape_BKN], 1), commit, stats)
 
     def fit_statistics(self, media: Tensor) -> None:
-        """Take for the unit of a channel the size that one sample in twenty does not reach."""
-        x_CS = media.float().abs().transpose(0, 1).flatten(1).sort(1).values
-        self.unit_C1.copy_(x_CS[:, x_CS.shape[1] // 20, None].clamp(min=1e-6))
+        """Take for the unit of a channel the size that one sample in twenty does not reach; once trained, it stays."""
+        if int(self.shapes.steps) == 0:
+            x_CS = media.float().abs().transpose(0, 1).flatten(1).sort(1).values
+            self.unit_C1.copy_(x_CS[:, x_CS.shape[1] // 20, None].clamp(min=1e-6))
 
     def _split(self, media: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of means and scales `[B, H, N]`, scaled patches `[B, N, C P]`, which samples are real `[B, N P]`."""

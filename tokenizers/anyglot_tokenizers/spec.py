@@ -111,7 +111,10 @@ class CodeSpec:
         return self.frame_rate * sum(math.log2(size) for size in self.codebook_sizes)
 
     def num_codes(self, length: int) -> int:
-        """Positions on the first grid axis for `length` samples or pixels (a last partial hop counts)."""
+        """Positions on the first grid axis for `length` samples or pixels (a last partial hop counts).
+
+        EnCodec at 48 kHz, whose segments overlap, has about 1 % more: see `Encodec.num_codes`.
+        """
         return self.fixed_grid[0] if self.fixed_grid else -(-length // (self.strides[0] or 1))
 
     def grid(self, *size: int) -> tuple[int, ...]:

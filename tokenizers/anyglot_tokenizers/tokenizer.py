@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from anyglot_tokenizers.bounds import bounded_by
-from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, home_of, license_of, warn_about
+from anyglot_tokenizers.catalog import MODEL_TYPES, UNKNOWN, home_of, license_of, warn_about, way_to_convert
 from anyglot_tokenizers.checks import check_ids
 from anyglot_tokenizers.codes import Codes
 from anyglot_tokenizers.errors import AnyglotError, CheckpointError, FingerprintError, UnsupportedError
@@ -92,6 +92,14 @@ class Tokenizer(nn.Module, ABC):
     def forward(self, media: Tensor, lengths: Tensor | None = None) -> Reconstruction:
         """Encode, quantize and decode with gradients, for training."""
         raise UnsupportedError(f"{type(self).__name__} is used as published and cannot be trained here")
+
+    def check_trainable(self) -> None:
+        """Raises UnsupportedError if no parameter has a gradient, or neither `forward` nor `to_latents` is there."""
+        neither = type(self).forward is Tokenizer.forward and type(self).to_latents is Tokenizer.to_latents
+        if neither or not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UnsupportedError(
+                f"{type(self).__name__} cannot be trained here: it is used as published, or its gradients are off"
+            )
 
     def to_latents(self, media: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the quantizer is given, `[B, D, *grid]` with gradient, and which positions count, bool `[B, *grid]`."""
@@ -405,10 +413,12 @@ def _locate(name_or_path: str | os.PathLike[str], revision: str | None) -> tuple
     except AnyglotError:
         raise
     except Exception as error:  # the hub client raises many kinds: network, login, missing repository, disk
+        way = way_to_convert(name) or "check the name and the network"
         raise CheckpointError(
-            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); "
-            "check the name and the network"
+            f"{name}: no such folder, and the hub did not give it ({type(error).__name__}); {way}"
         ) from error
+    if (way := way_to_convert(name)) and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{name}: {way}")
     known = license_of(name)
     return folder, entries, known if known != UNKNOWN else _card_license(folder)
 

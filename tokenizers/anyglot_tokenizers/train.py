@@ -38,13 +38,13 @@ from anyglot_tokenizers.batches import (
 )
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
-from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step, start_of
+from anyglot_tokenizers.keep import CHECKPOINT, KeepLast, plain, saved_step, start_of, weights_of
 from anyglot_tokenizers.losses import ImageLoss, SpectralLoss, psnr_per_item
 from anyglot_tokenizers.optim import MuonAdamW
 from anyglot_tokenizers.plots import write_reconstructions
 from anyglot_tokenizers.precision import resolve_precision
 from anyglot_tokenizers.quantize import Quantizer, ResidualQuantizer, code_statistics
-from anyglot_tokenizers.quiet import quiet
+from anyglot_tokenizers.quiet import interruptible, quiet
 from anyglot_tokenizers.tokenizer import Reconstruction, Tokenizer, full_precision, seeded
 
 __all__ = [
@@ -467,6 +467,7 @@ def fit_tokenizer(
             f"max_steps {max_steps}, checkpoint_every {checkpoint_every}, log_every {log_every}, validate_every "
             f"{validate_every} and validate_items {validate_items} must be positive"
         )
+    tokenizer.check_trainable()
     lr, options = float(lr), {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
     precision = resolve_precision(precision)
     decoder_alone = options.get("from_codes") is not None
@@ -493,7 +494,8 @@ def fit_tokenizer(
         "options": {name: plain(value) for name, value in sorted(options.items())},
         "data": batches.fingerprint,
         "channels_last": channels_last,
-        "teacher": str(getattr(tokenizer, "distillation", None)),
+        "teacher": str(distillation := getattr(tokenizer, "distillation", None)),
+        "teacher_weights": weights_of(getattr(distillation, "teacher", None)),
         "start": start_of(tokenizer, Path(run_dir)),
     }
     folder = Path(run_dir)
@@ -541,7 +543,7 @@ def train_on(
     **machines: Any,
 ) -> None:
     """Train from the beginning, or from `folder`'s checkpoint of step `start`; `machines` are as in Lightning."""
-    with quiet(), torch.random.fork_rng():
+    with quiet(), interruptible(), torch.random.fork_rng():
         trainer = L.Trainer(
             devices=devices,
             num_nodes=num_nodes,
