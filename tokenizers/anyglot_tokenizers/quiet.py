@@ -6,6 +6,7 @@ Warnings of substance still come through.
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,11 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """A KeyboardInterrupt inside comes out as one, also where Lightning makes a SystemExit of it."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from end
-        raise
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)  # Lightning left it ignored
+        raise KeyboardInterrupt from end

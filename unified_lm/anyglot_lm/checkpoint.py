@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import lightning as L
 import torch
 
 from anyglot_tokenizers.errors import CheckpointError
+from anyglot_tokenizers.quiet import interruptible
 
 
 class AtomicCheckpoint(L.Callback):
@@ -39,14 +39,8 @@ class AtomicCheckpoint(L.Callback):
         """
         if (found := self.found()) is not None and found.is_file():
             _check_readable(found)
-        handler = signal.getsignal(signal.SIGINT)
-        try:
+        with interruptible():
             trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True)
-        except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            signal.signal(signal.SIGINT, handler)  # Lightning left it ignored
-            raise KeyboardInterrupt from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = trainer.global_step
@@ -78,7 +72,7 @@ class AtomicCheckpoint(L.Callback):
 
 def _check_readable(path: Path) -> None:
     try:
-        torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except OSError:  # of the disk, not of what is on it
         raise
     except Exception as error:  # torch raises many kinds for damaged files
