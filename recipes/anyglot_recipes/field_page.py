@@ -95,7 +95,7 @@ def markdown(
             "",
             "*SmolLM2*: a second language model, which only names emoji. Where a caption has a word that no training",
             "caption has, a language model from nothing never met it. SmolLM2-135M-Instruct says how near captions are",
-            "to each other; a tokenizer learnt from edges and colors which training captions an emoji is nearest; and",
+            "to each other; a tokenizer learnt from edges and colors which training captions are near an emoji; and",
             "SmolLM2 learnt with LoRA to write the caption of what is like these. Parts of the training emoji, left",
             "out, served to settle how. SmolLM2 may have read held-out captions before, without their pictures.",
         ]
