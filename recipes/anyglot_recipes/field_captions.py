@@ -31,6 +31,7 @@ from anyglot_recipes.expand import expand
 from anyglot_recipes.field_meaning import to_tensor, vary_images
 from anyglot_recipes.stage_cli import as_arguments, run_stage
 from anyglot_recipes.train import CONFIGS
+from anyglot_tokenizers.errors import ManifestError
 from anyglot_tokenizers.look import LookVQ
 from anyglot_tokenizers.tokenizer import seeded
 
@@ -86,7 +87,7 @@ def directions(readings_n2D: Tensor, count: int = DIRECTIONS) -> Tensor:
 def fit_codes(tokenizer: LookVQ, pictures: Sequence[Picture], vector_CE: Tensor, seed: int) -> list[np.ndarray]:
     """Teach codes the captions of pictures, and give the codes `[K, 1, 1]` of `VARIANTS` versions of each picture.
 
-    These are of a tokenizer that learnt from other captions only, as it will be for new pictures.
+    These are of a tokenizer that learnt from other captions only, as it is for a picture whose caption is new.
 
     Args:
         tokenizer: to teach.
@@ -113,9 +114,13 @@ def fit_codes(tokenizer: LookVQ, pictures: Sequence[Picture], vector_CE: Tensor,
 
 @torch.no_grad()
 def start_as_words(model: UnifiedModel, captions: Sequence[str]) -> None:
-    """Start the rows of the codes of `seen` as the mean rows of the captions that they stand for, in place."""
+    """Start the rows of the codes of `seen` as the mean rows of the captions that they stand for, in place.
+
+    Captions are in the order of the codebook; a tied head has the rows, too.
+    """
     rows_VD = model.model.get_input_embeddings().weight
     block = model.vocabulary.block("seen")
+    assert len(captions) == block.codebook_size
     words_CD = torch.stack([rows_VD[model.text.encode(f" {caption}")].mean(0) for caption in captions])
     for k in range(block.num_quantizers):
         first = block.first_id + k * block.codebook_size
@@ -142,12 +147,17 @@ def train_namer(
 
     Raises:
         CheckpointError: the backbone is not installed.
+        ManifestError: there are too few captions.
     """
     place, gguf_file = backbone.place()
+    captions = sorted({picture.word for picture in pictures})
+    if len(captions) < 2 * PLACES:
+        raise ManifestError(
+            f"emoji of {len(captions)} captions; to name others needs {2 * PLACES}: leave out `captions`"
+        )
 
     def make_start(folder: Path) -> None:
         """The model that training starts from, and what it reads."""
-        captions = sorted({picture.word for picture in pictures})
         seen = LookVQ(num_quantizers=PLACES)
         shown = fit_codes(seen, pictures, directions(readings(captions, backbone)), seed)
         block = {"grid": (1, 1), "num_quantizers": seen.spec.num_quantizers, "pattern": "frame_major"}

@@ -52,7 +52,7 @@ NOTHING = Segment("text", "", "user")
 Judge = Callable[[Sequence[Any]], Sequence[int | None]]
 TEN, TWENTY = 10, 20
 PRIOR = 0.75
-"""How much of a caption's own likelihood is taken off: most were right so of training emoji left out (docs/log.md)."""
+"""How much of a caption's own likelihood is taken off, chosen for SmolLM2 on training emoji left out (docs/log.md)."""
 VERSIONS = 4
 """Of a held-out emoji: itself, and three augmented ones."""
 CANDIDATES = 8

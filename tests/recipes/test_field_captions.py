@@ -131,3 +131,9 @@ def test_settings_of_captions_are_refused_before_anything_begins(
     with pytest.raises(ManifestError, match=r"seen.max_steps 200 ends before"):
         field_trial(FieldConfig(run_dir=str(tmp_path / "run"), captions={"trainer.max_steps": 1}, seen=short))
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_captions_are_refused_before_the_language_model_reads(backbone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="emoji of 5 captions; to name others needs 16"):
+        train_namer(Run(tmp_path, {}), _pictures(), {}, 0, Backbone(str(backbone)))
+    assert not (tmp_path / "captions").exists()

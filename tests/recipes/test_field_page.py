@@ -41,7 +41,7 @@ def test_the_page_says_score_interval_limit_and_mistakes() -> None:
     assert "Drawn by" not in markdown(report, FieldDataConfig())
     assert "SmolLM2" not in page
     named = {"rows": [row, {**row, "task": NAMING + NAMER}], "misheard": []}
-    assert "SmolLM2-135M-Instruct taught" in markdown(named, FieldDataConfig())
+    assert "SmolLM2-135M-Instruct says" in markdown(named, FieldDataConfig())
 
 
 def test_drawings_stand_in_rows_by_digit() -> None:

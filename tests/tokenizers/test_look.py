@@ -59,7 +59,7 @@ def test_names_without_a_picture_are_never_given() -> None:
     tokenizer.fit(x_nCHW[kind_n != 5], kind_n[kind_n != 5], torch.eye(8))
     given = tokenizer.encode(x_nCHW).codes
     assert set(given.flatten().tolist()) == {0, 1, 2, 3, 4, 6, 7}
-    with pytest.raises(ValueError, match="2 names with a picture, 3 codes of each"):
+    with pytest.raises(ValueError, match="2 names with a picture; needs 3"):
         tokenizer.fit(x_nCHW[kind_n < 2], kind_n[kind_n < 2], torch.eye(8))
 
 

@@ -95,20 +95,20 @@ class LookVQ(MeaningTokenizer):
 
         Raises ValueError for other shapes, and where fewer than K names have a picture.
         """
+        x_nCHW, name_n, vector_CD = (given.to(self.device) for given in (x_nCHW, name_n, vector_CD))
         count, (names, dims) = len(x_nCHW), vector_CD.shape
         if x_nCHW.shape[1:] != (3, SIDE, SIDE) or name_n.shape != (count,):
             raise ValueError(f"needs [n, 3, {SIDE}, {SIDE}] and [n]: {list(x_nCHW.shape)} and {list(name_n.shape)}")
-        known_C = torch.zeros(names).index_fill_(0, name_n, 1.0)
+        known_C = torch.zeros(names, device=self.device).index_fill_(0, name_n, 1.0)
         if int(known_C.sum()) < self.config["num_quantizers"]:
-            raise ValueError(
-                f"{int(known_C.sum())} names with a picture, {self.config['num_quantizers']} codes of each"
-            )
+            raise ValueError(f"{int(known_C.sum())} names with a picture; needs {self.config['num_quantizers']}")
         example_nF, target_nD = look(x_nCHW), vector_CD.double()[name_n]
         mean_D = target_nD.mean(0)
         likeness_nn = _likeness(example_nF.double(), example_nF.double())
-        doubted_nn = likeness_nn + RIDGE * torch.eye(count, dtype=torch.double)
+        doubted_nn = likeness_nn + RIDGE * torch.eye(count, dtype=torch.double, device=self.device)
         self.weight_nD = torch.linalg.solve(doubted_nn, target_nD - mean_D).float()
-        self.example_nF, self.mean_D, self.codebook_CD, self.known_C = example_nF, mean_D.float(), vector_CD, known_C
+        self.example_nF, self.mean_D, self.known_C = example_nF, mean_D.float(), known_C
+        self.codebook_CD = vector_CD.float().clone()
         self.config |= {"codebook_size": names, "codebook_dim": dims, "examples": count}
         self._fingerprint = None
 

@@ -38,7 +38,7 @@ Normalize = Literal["level", "spectrum"]
 
 
 class MeaningTokenizer(Tokenizer):
-    """What both share. Subclasses build `quantizer` and give `latents`."""
+    """What is only read. `HeardVQ` and `SeenVQ` build `quantizer` and give `latents`."""
 
     quantizer: Any
 
