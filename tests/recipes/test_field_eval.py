@@ -41,7 +41,7 @@ def data(shared_data: Path) -> FieldData:
 
 def reads_in_one_place(model: UnifiedModel) -> UnifiedModel:
     """A second model, which reads an emoji as one code and makes the same of all: its rows are zero."""
-    seen = LookVQ().eval()
+    seen = LookVQ(num_quantizers=1).eval()
     vocabulary = build_vocabulary(
         model.text, {"seen": seen}, LMConfig(blocks={"seen": BlockConfig()}), {"seen": (1, 1)}
     )
