@@ -36,6 +36,7 @@ from anyglot_recipes.chain import (
     check_lm,
     encode_audio,
     encode_images,
+    new_tokenizer,
     seed_of,
     train_lm,
     train_tokenizer,
@@ -66,6 +67,7 @@ from anyglot_tokenizers.tokenizer import Tokenizer
 
 DIGITS = tuple("0123456789")
 IMAGE_SIZE = 64
+CODECS = ("image", "speech", "music")
 WEIGHTS = {
     "speech->text": 0.20,
     "text->speech": 0.14,
@@ -401,7 +403,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     from anyglot_recipes.field_page import markdown, players, sheet
 
     seed = config.seed
-    check_lm(config.lm)
+    check_lm(config.lm, modalities=("heard", "seen", *CODECS))
     config.practice.check(config.lm)
     if config.table and Path(config.table).suffix != ".md":
         raise ManifestError(f"table {config.table} must end in .md: a folder of the same name without it holds answers")
@@ -416,6 +418,8 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
+    for name in CODECS:
+        new_tokenizer(name, getattr(config, name), seed)  # only to check its settings before any work
     if config.heard.phone_steps < 0 or config.seen.phone_steps:
         raise ManifestError("heard.phone_steps must be 0 or more; seen has none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing

@@ -7,14 +7,14 @@ import importlib.util
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from anyglot_lm.unified import UnifiedModel
-from anyglot_recipes.chain import encode_audio, encode_images
+from anyglot_recipes.chain import BlockConfig, LMConfig, TokenizerConfig, encode_audio, encode_images
 from anyglot_recipes.field import (
     IMAGE_SIZE,
     SAMPLE_RATE,
@@ -262,6 +262,19 @@ def test_phone_steps_are_of_what_hears(tmp_path: Path) -> None:
         getattr(config, name).phone_steps = steps
         with pytest.raises(ManifestError, match=r"heard\.phone_steps must be 0 or more; seen has none"):
             field_trial(config)
+
+
+def test_settings_that_only_later_stages_read_are_refused_first(tmp_path: Path) -> None:
+    lm, image = LMConfig(blocks={"video": BlockConfig()}), TokenizerConfig(precision="fp8")
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"lm": lm}, "lm.blocks: no modality video; there are heard, seen, image, speech, music"),
+        ({"image": image}, "fp8"),
+        ({"music": TokenizerConfig(model={"strides": 5})}, r"music\..*strides"),
+    )
+    for given, message in cases:
+        with pytest.raises(ManifestError, match=message):
+            field_trial(FieldConfig(run_dir=str(tmp_path / "run"), **given))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_model_reads_what_it_makes_as_it_reads_what_is_given(data: FieldData) -> None:
