@@ -47,6 +47,7 @@ from anyglot_recipes.tasks import (
     SPOKEN,
     TASKS,
     THROUGH,
+    TURNED,
     WRITTEN,
     Item,
     prompt,
@@ -282,7 +283,7 @@ def _scores(by_pair: Mapping[str, Sequence[Graded]]) -> list[list[float]]:
 def chains(bench: Bench) -> list[Row]:
     """Spoken questions answered by way of text, beside the direct answers, and what is right on the way."""
     if not bench.model.template.tells_texts_apart:
-        return [_skipped("chains", CHAINED, f"its template is version {bench.model.template.version}; chains need 2")]
+        return [_chains_need_2(bench, "chains", CHAINED)]
     graded, direct = bench.graded(CHAINED), bench.graded(SPOKEN)
     limits = ceilings(bench.model, bench.items, [SPOKEN], bench.checkers)
     more: Row = {"chance": chance(bench.items, SPOKEN), "ceiling": limits[SPOKEN]}
@@ -351,6 +352,23 @@ def shots(bench: Bench) -> list[Row]:
     return rows
 
 
+def order(bench: Bench) -> list[Row]:
+    """What gives two media, given the other way round, beside the usual order."""
+    rows = []
+    for task, usual in TURNED.items():
+        if usual == CHAINED and not bench.model.template.tells_texts_apart:
+            rows.append(_chains_need_2(bench, "order", task))
+            continue
+        limit = ceilings(bench.model, bench.items, [SPOKEN if usual == CHAINED else usual], bench.checkers)
+        more: Row = {"chance": chance(bench.items, usual), "ceiling": next(iter(limit.values())), "against": usual}
+        rows.append(bench.row("order", "the other way round", bench.graded(task), bench.graded(usual), **more))
+    return rows
+
+
+def _chains_need_2(bench: Bench, section: str, task: str) -> Row:
+    return _skipped(section, task, f"its template is version {bench.model.template.version}; chains need 2")
+
+
 def _skipped(section: str, task: str, why: str, condition: str = "") -> Row:
     return {"section": section, "task": task, "condition": condition, "skipped": why}
 
@@ -367,6 +385,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "chains": chains,
     "chat": chat,
     "shots": shots,
+    "order": order,
 }
 
 

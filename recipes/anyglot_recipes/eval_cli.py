@@ -24,7 +24,7 @@ def add_parser(benchmarks: Any, default_model: str) -> None:
         default="directions",
         metavar="NAMES",
         help="joined by commas: directions (default), checked, composition, hallucination, attributes, speech, "
-        "robustness, through, chains, chat, shots; or all",
+        "robustness, through, chains, chat, shots, order; or all",
     )
     parser.add_argument(
         "--guidance",

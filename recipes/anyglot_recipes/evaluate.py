@@ -22,7 +22,7 @@ from anyglot_lm.engine import Sampling
 from anyglot_lm.grammar import Request
 from anyglot_lm.segments import Sample
 from anyglot_lm.unified import Output, UnifiedModel
-from anyglot_recipes.tasks import CHAINS, CHAT, PAIRS, SHOTS, TASKS, Item, prompt, right_words, split_task
+from anyglot_recipes.tasks import CHAINS, CHAT, PAIRS, SHOTS, TASKS, TURNED, Item, prompt, right_words, split_task
 from anyglot_synth.nanoworld.judge import SpeechJudge
 from anyglot_synth.nanoworld.language import describe, parse, same_answer, words
 from anyglot_synth.nanoworld.listen import listen
@@ -93,7 +93,8 @@ def _say(scene: Scene | None) -> str:
 
 def truth(item: Item, task: str) -> Scene:
     """The scene that the answer to `task` should show."""
-    return item.edited if task == "text+image->image" and item.edited is not None else item.scene
+    is_edit = TURNED.get(task, task) == "text+image->image"
+    return item.edited if is_edit and item.edited is not None else item.scene
 
 
 def grade(items: Sequence[Item], task: str, outputs: Sequence[Sequence[Output]], checkers: Checkers) -> list[Graded]:
@@ -124,7 +125,7 @@ def _empty(content: str | Tensor | None) -> bool:
 
 def _graded_modalities(task: str) -> tuple[str, ...]:
     targets = split_task(task)[1]
-    return targets[-1:] if task in CHAINS else targets
+    return targets[-1:] if TURNED.get(task, task) in CHAINS else targets
 
 
 def same_words(task: str, said: str, wanted: str) -> bool:

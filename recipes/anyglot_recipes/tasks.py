@@ -44,7 +44,14 @@ SHOTS = "shots"
 QUIZ = "quiz"
 """A picture, its description, and written questions and answers about it by turns. The last answer is graded. Half of
 those to learn from have no description and begin as `WRITTEN` does."""
-EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS, QUIZ)
+TURNED: dict[str, str] = {
+    "text+image->text": WRITTEN,
+    "speech+image->speech": SPOKEN,
+    "speech+image->text+text+speech": CHAINED,
+    "image+text->image": "text+image->image",
+}
+"""A task that gives two media the other way round -> the same as it is elsewhere. People do either."""
+EXTRA: tuple[str, ...] = (*CHAINS, CHAT, SHOTS, QUIZ, *TURNED)
 """Longer forms, not part of `TASKS`."""
 
 
@@ -91,6 +98,7 @@ def split_task(task: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def right_words(item: Item, task: str) -> str | None:
     """The words that answer a question; None where the answer is a scene."""
+    task = TURNED.get(task, task)
     if task == SHOTS:
         return say(item.shown[-1][0], item.rule)
     if task == QUIZ:
@@ -120,6 +128,9 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
         rng: chooses the wording of written descriptions, and whether a quiz has one; None takes the first wording, and
             a quiz then says `item.text`.
     """
+    if task in TURNED:
+        first, second, *asked_for = sample(item, TURNED[task], rng).segments
+        return Sample([second, first, *asked_for])
     if task == SHOTS:
         return document(item.shown, item.rule)
     if task == CHAT:

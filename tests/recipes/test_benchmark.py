@@ -24,7 +24,7 @@ from anyglot_recipes.evaluate import GROUPS, Checkers, Graded, grade, group_of, 
 from anyglot_recipes.nano import ASSISTANT_VOICE, written_questions
 from anyglot_recipes.nano import test_items as held_out_items
 from anyglot_recipes.shots import HELD_OUT, RULES
-from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, QUIZ, SHOTS, TASKS, WRITTEN, Item
+from anyglot_recipes.tasks import CHAINED, CHAT, PAIRS, QUIZ, SHOTS, TASKS, TURNED, WRITTEN, Item
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.language import describe, words
 from anyglot_synth.nanoworld.listen import listen
@@ -130,6 +130,13 @@ def test_chains_are_graded_by_their_end_and_rules_by_order() -> None:
         grade([item], SHOTS, [[Output("text", text=t)]], Checkers())[0].score for t in ("Red circle.", "circle red")
     ]
     assert verdicts == [1, 0]
+    both = [
+        Output("text", text="what color is it?"),
+        Output("text", text="red"),
+        Output("speech", media=torch.zeros(1, 0)),
+    ]
+    (g,) = grade([item], "speech+image->text+text+speech", [both], Checkers())
+    assert g.heard == [""] and len(g.scenes) == 1  # by its end, too
     (g,) = grade([replace(item, second_answer="two")], CHAT, [[Output("speech", media=torch.zeros(1, 0))]], Checkers())
     assert g.score == 0 and g.missing
 
@@ -309,7 +316,7 @@ def test_everything_with_an_untrained_model(
     model.save_pretrained(tmp_path / "model")
     sections = "all"
     if version == 1:  # on a machine with one engine and no pocketsphinx
-        sections = "speech,chains,shots"
+        sections = "speech,chains,shots,order"
         monkeypatch.setattr(benchmark_media, "guest_voices", tuple)
         monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     arguments = ["eval", "nanoworld", "--model", str(tmp_path / "model"), "--num", "2", "--sections", sections]
@@ -329,7 +336,7 @@ def test_everything_with_an_untrained_model(
         assert 0 <= row["low"] <= row["score"] <= row["high"]
     if version == 1:
         skipped = {row["condition"] or row["task"]: row["skipped"] for row in rows if "skipped" in row}
-        assert set(skipped) == {"voices never heard", "pocketsphinx", CHAINED}
+        assert set(skipped) == {"voices never heard", "pocketsphinx", CHAINED, "speech+image->text+text+speech"}
         assert "template is version 1" in skipped[CHAINED] and "not installed" in skipped["pocketsphinx"]
         assert "pip install espeakng-loader" in skipped["voices never heard"]
         assert all(why in (tmp_path / "a" / "report.md").read_text() for why in skipped.values())
@@ -337,7 +344,8 @@ def test_everything_with_an_untrained_model(
     counts = {name: sum(row["section"] == name for row in rows) for name in SECTIONS}
     assert counts["directions"] == 16 and counts["composition"] == 13 and counts["attributes"] == (13 + 9) * 5
     assert counts["hallucination"] == 16 and counts["robustness"] == 3 + sum(map(len, WAYS.values()))
-    assert [counts[name] for name in ("through", "checked", "chains", "chat", "shots")] == [7, 10, 5, 2, 4]
+    assert [counts[name] for name in ("through", "checked", "chains", "chat", "shots", "order")] == [7, 10, 5, 2, 4, 4]
+    assert {row["task"]: row["against"] for row in rows if row["section"] == "order"} == TURNED
     assert counts["speech"] >= 8 and counts["checked"] == sum(row["condition"] == "best of 2" for row in rows)
     assert {"generated, heard by own judge", "generated, best of 2, heard by own judge"} <= {
         r["condition"] for r in rows

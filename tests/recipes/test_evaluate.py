@@ -128,6 +128,7 @@ def test_chance_by_hand() -> None:
     # Edited: c-c is whole, c-d shares size and place.
     assert chance(items, "text+image->image") == pytest.approx((2 * 1 + 4 * 0.5) / 6)
     assert truth(items[0], "text+image->image") == Scene((c,)) and truth(items[0], "text->image") == Scene((a,))
+    assert truth(items[0], "image+text->image") == Scene((c,))
     assert chance(items[:1], "text->image") == 0
 
 

@@ -24,6 +24,7 @@ from anyglot_recipes.tasks import (
     SHOTS,
     TASKS,
     THROUGH,
+    TURNED,
     WRITTEN,
     Item,
     prompt,
@@ -127,6 +128,15 @@ def test_questions_answered_in_writing(item: Item) -> None:
     assert contents(sample(item, CHAINED)) == [1, 5, "what color is the circle?", "red", 6]
 
 
+def test_what_is_given_can_be_turned(item: Item) -> None:
+    assert contents(sample(item, "text+image->text")) == ["is there a blue thing?", 1, "no"]
+    assert contents(sample(item, "speech+image->text+text+speech")) == [5, 1, "what color is the circle?", "red", 6]
+    for task, usual in TURNED.items():
+        a, b, *asked = contents(sample(item, usual))
+        assert contents(sample(item, task)) == [b, a, *asked] and contents(prompt(item, task)) == [b, a]
+        assert split_task(task) == (split_task(usual)[0][::-1], split_task(usual)[1])
+
+
 def test_pairs_by_way_of_text(item: Item) -> None:
     assert len(THROUGH) == 6 and not any("text" in pair for pair in THROUGH)
     assert contents(sample(item, THROUGH["image->speech"])) == [1, item.reply, 3]  # what is written is what is said
@@ -160,6 +170,9 @@ def test_the_words_of_an_answer(item: Item) -> None:
         CHAT: "top left",
         SHOTS: "top left red",
         QUIZ: "large",
+        "text+image->text": "no",
+        "speech+image->speech": "red",
+        "speech+image->text+text+speech": "red",
     }
 
 
