@@ -129,8 +129,8 @@ def sample(item: Item, task: str, rng: np.random.Generator | None = None) -> Sam
             a quiz then says `item.text`.
     """
     if task in TURNED:
-        first, second, *asked_for = sample(item, TURNED[task], rng).segments
-        return Sample([second, first, *asked_for])
+        one, other, *rest = sample(item, TURNED[task], rng).segments
+        return Sample([other, one, *rest])
     if task == SHOTS:
         return document(item.shown, item.rule)
     if task == CHAT:
