@@ -1,13 +1,14 @@
 """A conversation in the terminal, with files dropped in as paths: what `anyglot chat` does with lines.
 
 A line is what the user says: words, and paths of pictures and sounds among them. Text is printed as it is written;
-pictures and sounds are written next to the transcript, and their paths printed. Lines that begin with / are commands.
-The conversation itself is `anyglot_lm.chat`'s.
+pictures and sounds are written next to the transcript, and their paths printed. Lines that begin with / and one word
+are commands. The conversation itself is `anyglot_lm.chat`'s.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,8 +28,9 @@ from anyglot_tokenizers.media import write_audio, write_image
 FORMAT, VERSION = "anyglot-chat", 1
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"}
-WORDS = re.compile(r"""'[^']+'|"[^"]+"|(?:\\.|\S)+""")
+WORDS = re.compile(r"""'[^']+'(?!\S)|"[^"]+"(?!\S)|(?:\\.|\S)+""")
 """What is said, and paths with spaces in quotes or behind backslashes, as terminals drop them."""
+COMMAND = re.compile(r"/\w*(?!\S)")
 HELP = """\
 words and paths         what is this? photos/cat.png      music:song.wav says that a sound is music, not speech
 /to text,speech         what answers consist of, in order; /to any leaves it to the model,
@@ -78,7 +80,7 @@ class Session:
             try:
                 if line == "/quit":
                     return
-                if line.startswith("/"):
+                if COMMAND.match(line):  # an absolute path is none
                     self.command(line)
                 elif line:
                     self.say(line)
@@ -143,28 +145,19 @@ class Session:
         self._note(number, line, outputs)
 
     def read(self, line: str) -> list[Segment]:
-        """Words, and media at the paths among them, in order.
+        """What is said, as it stands in the line, and media at the paths among it, in order.
 
         Raises:
             MediaError: a picture or sound that cannot be read.
         """
         segments: list[Segment] = []
-        words: list[str] = []
-
-        def flush() -> None:
-            if words:
-                segments.append(Segment(TEXT, " ".join(words), "user"))
-                words.clear()
-
-        for word in WORDS.findall(line):
-            found = self._medium(_bare(word))
-            if found is None:
-                words.append(word)
-            else:
-                flush()
-                segments.append(found)
-        flush()
-        return segments
+        start = 0  # of what is not yet in segments
+        for word in WORDS.finditer(line):
+            found = self._medium(_bare(word[0]))
+            if found is not None:
+                segments += [*_said(line[start : word.start()]), found]
+                start = word.end()
+        return [*segments, *_said(line[start:])]
 
     def _medium(self, word: str) -> Segment | None:
         modality, _, rest = word.partition(":")
@@ -172,7 +165,7 @@ class Session:
         if modality in modalities and rest:
             return self.model.segment(modality, _path(rest))
         ending = Path(word).suffix.lower()
-        if ending not in PICTURES | SOUNDS or not _path(word).is_file():
+        if ending not in PICTURES | SOUNDS or not os.path.isfile(_path(word)):
             return None
         timed = [m for m in modalities if self.model.tokenizers[m].spec.sample_rate is not None]
         still = [m for m in modalities if m not in timed]
@@ -218,12 +211,12 @@ class Session:
                 )
                 for s in content["segments"]
             ]
+            if segments:  # codes that this model cannot say are found here
+                self.model.template.render(Sample(segments), self.model.vocabulary, self.model.text)
         except (OSError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path}: cannot be read ({error})") from error
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ManifestError(f"{path}: no conversation that /save wrote ({error!r})") from error
-        if segments:  # codes that this model cannot say are found here
-            self.model.template.render(Sample(segments), self.model.vocabulary, self.model.text)
         self.chat = Chat(self.model, self.chat.engine, segments)
         self.write(f"(loaded {path}: {len(segments)} segments)\n")
 
@@ -251,6 +244,10 @@ class Session:
         entry = json.dumps({"turn": number, "user": line, "assistant": answer}, ensure_ascii=False)
         with (self.out / "transcript.jsonl").open("a", encoding="utf-8") as file:
             file.write(f"{entry}\n")
+
+
+def _said(text: str) -> list[Segment]:
+    return [Segment(TEXT, text.strip(), "user")] if text.strip() else []
 
 
 def _bare(word: str) -> str:

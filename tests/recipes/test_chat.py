@@ -48,6 +48,19 @@ def test_files_among_words(terminal: Terminal, tmp_path: Path) -> None:
     assert [s.modality for s in terminal.session.read("no such file.png here")] == ["text"]
 
 
+def test_what_is_said_stays_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
+    said = "is the circle 'small',  and isn't it red? 'tis so, don't you say"
+    assert [s.content for s in terminal.session.read(said)] == [said]
+    shown = terminal.session.read(f"{said} '{tmp_path}/a cat.png'  {said}")
+    assert [s.content for s in shown if s.modality == "text"] == [said, said] and shown[1].modality == "image"
+    assert terminal.session.read(f"look {'a' * 300}.png")[0].modality == "text"  # longer than a name of a file can be
+
+
+def test_an_absolute_path_is_no_command(terminal: Terminal, tmp_path: Path) -> None:
+    assert "no command" not in terminal.type(f"{tmp_path}/hum.wav what is this?")
+    assert [s.modality for s in terminal.session.chat.segments[:2]] == ["speech", "text"]
+
+
 def test_an_answer_is_printed_and_written(terminal: Terminal, tmp_path: Path) -> None:
     said = terminal.type("a red circle", "/to image", "two")
     out = tmp_path / "out"
@@ -120,11 +133,13 @@ def test_conversations_of_others_are_refused(terminal: Terminal, tmp_path: Path)
         ),
         ({"segments": [{"role": "king", "modality": "text", "content": "x"}]}, "king"),
         ({"segments": 3}, "no conversation that /save wrote"),
+        ({"segments": [{"role": "user", "modality": ["text"], "content": [[1]]}]}, "no conversation that /save wrote"),
     ):
         path.write_text(json.dumps({**good, **change}))
         assert message in terminal.type(f"/load {path}")
-    path.write_text("{")
-    assert "no conversation that /save wrote" in terminal.type(f"/load {path}")
+    for broken in ("{", "[" * 200_000):
+        path.write_text(broken)
+        assert "no conversation that /save wrote" in terminal.type(f"/load {path}")
     assert len(terminal.session.chat.segments) > 0, "what was there stays"
 
 
