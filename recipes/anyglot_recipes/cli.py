@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="any mix in, any mix out")
     generate.add_argument("--model", default=str(NANO), metavar="DIR")
-    for modality in ("text", "image", "speech", "music"):
-        generate.add_argument(f"--{modality}", metavar="TEXT" if modality == "text" else "FILE")
+    for modality in ("text", "image", "speech", "music"):  # the model meets them in the order of the command line
+        content, named = "TEXT" if modality == "text" else "FILE", partial(_named, modality)
+        generate.add_argument(f"--{modality}", metavar=content, dest="given", action="append", type=named)
     generate.add_argument(
         "--to", required=True, help="text, image, speech, music, or several joined by commas; chain is text,text,speech"
     )
@@ -269,6 +271,10 @@ def _replay(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _named(modality: str, content: str) -> tuple[str, str]:
+    return modality, content
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from anyglot_lm.engine import Sampling
     from anyglot_lm.grammar import read_order
@@ -276,14 +282,15 @@ def _generate(arguments: argparse.Namespace) -> int:
     from anyglot_recipes.documents import read_examples
     from anyglot_tokenizers.media import write_audio, write_image
 
-    files = {m: getattr(arguments, m) for m in ("image", "speech", "music") if getattr(arguments, m)}
-    if not files and not arguments.text:
+    said = [(modality, content) for modality, content in arguments.given or () if content]
+    if not said:
         raise AnyglotError("nothing was given; use at least one of --text, --image, --speech, --music")
+    twice = sorted({f"--{modality}" for modality, _ in said if [m for m, _ in said].count(modality) > 1})
+    if twice:
+        raise AnyglotError(f"{', '.join(twice)}: give one of each; a conversation of more is for anyglot chat")
     _no_loading_bars()
     model = UnifiedModel.from_pretrained(arguments.model)
-    given: dict[str, Any] = {modality: model.read_media(modality, path) for modality, path in files.items()}
-    if arguments.text:
-        given["text"] = arguments.text
+    given: dict[str, Any] = {m: content if m == "text" else model.read_media(m, content) for m, content in said}
     settings = Sampling(temperature=arguments.temperature)
     targets = read_order(arguments.to)
     examples = read_examples(Path(arguments.examples)) if arguments.examples else []

@@ -193,6 +193,28 @@ def test_generate_writes_every_answer(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
 
 
+def test_generate_keeps_the_order_of_what_is_given(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "in.png", torch.rand(3, 64, 64))
+    text, image = ["--text", "a red circle"], ["--image", str(tmp_path / "in.png")]
+    met: list[list[str]] = []
+    respond = UnifiedModel.respond
+
+    def spy(model: UnifiedModel, samples: Any, *rest: Any, **options: Any) -> Any:
+        met.append([segment.modality for segment in samples[0].segments])
+        return respond(model, samples, *rest, **options)
+
+    monkeypatch.setattr(UnifiedModel, "respond", spy)
+    to = ["--to", "text", "--out", str(tmp_path / "out")]
+    for given in ([*text, *image], [*image, *text]):
+        assert main(["generate", "--model", str(folder), *given, *to]) == 0
+    assert met == [["text", "image"], ["image", "text"]]
+    capsys.readouterr()
+    line = refused(capsys, "generate", "--model", folder, *image, *text, *image, "--to", "text")
+    assert "--image: give one of each" in line
+
+
 def test_pictures_of_another_name_are_written(tiny_model: UnifiedModel, tmp_path: Path) -> None:
     depth = ImageVQ(channels=(8, 8, 16), codebook_size=8, codebook_dim=8).eval()
     torch.manual_seed(0)
