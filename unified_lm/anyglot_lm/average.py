@@ -90,5 +90,7 @@ def _shape(model: UnifiedModel) -> dict[str, Any]:
 def _digest(source: str | Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(source).glob("*.safetensors")):
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
