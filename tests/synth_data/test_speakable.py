@@ -198,6 +198,9 @@ SAID = [
     ("√9", "the square root of nine."),
     ("π ≈ 3.14", "pi is about three point one four."),
     ("x^n", "x to the power of n."),
+    ("2⁵ is 32, 10⁻³ is small", "two to the power of five is thirty-two, ten to the power of minus three is small."),
+    ("x⁻¹ and 6.02 × 10²³", "x to the power of minus one and six point zero two times ten to the power of twenty-three."),
+    ("(a + b)⁴, as Smith¹ says", "a plus b, to the power of four, as Smith one says."),
     # symbols, emoji, punctuation
     ("Great! 😀", "Great! grinning face."),
     ("Love ❤️❤️❤️", "Love, heavy black heart."),
