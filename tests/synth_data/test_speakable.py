@@ -217,6 +217,17 @@ SAID = [
     ("5 m/s = 18 km/h", "five meters per second equals eighteen kilometers per hour."),
     ("a/b/c = T-1, F-16 + B-2", "a slash b slash c equals T one, F sixteen plus B two."),
     ("2x-3x faster, vitamin B-12, x-ray", "two X three times faster, vitamin B twelve, x-ray."),
+    (
+        "h is 6.6e-34, c is 3e8",
+        "h is six point six times ten to the power of minus thirty-four, c is three times ten to the power of eight.",
+    ),
+    (
+        "1.5e-3 m, suite 3E5",
+        "one point five times ten to the power of minus three meters, suite three E five.",
+    ),
+    ("a 2.5D game, version 2.0b here", "a two point five D game, version two point zero B here."),
+    ("commit 719e382", "commit seven hundred nineteen E three hundred eighty-two."),
+    ("about 7.5ish, 1.2.3a", "about seven point five ish, one point two point three A."),
     ("x^n", "x to the power of n."),
     ("2⁵ is 32, 10⁻³ is small", "two to the power of five is thirty-two, ten to the power of minus three is small."),
     (

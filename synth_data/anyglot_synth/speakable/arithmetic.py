@@ -2,7 +2,7 @@
 
 Numbers and single letters with signs between them are a sum if there is a `=`, a `+` or the like, or if `-` follows
 `x`, `2x` or `n`. So 9-5, 3/4 and 12-7 alone, 90-100 = A, T-1, F-16 and dates stay as they are. Numbers and other signs
-are said by `quantities.py` and `words.py`.
+are said by `quantities.py` and `words.py`. So are those of 6.6e-34, which is 6.6 times 10 to the power of minus 34.
 """
 
 from __future__ import annotations
@@ -21,11 +21,20 @@ _CERTAIN = re.compile(r"[+*×÷^]")
 _UNKNOWN = re.compile(r"(?:(?<!\w)[xyz]|\d[nxyz])-\d{1,15}(?!\w)|(?<!\w)n-\d(?!\w)")
 _MINUS = re.compile(r"(?<=[\w)%!])[ ]?[-–][ ]?")
 _OVER = re.compile(r"([\w.,%)!]+)([ ]?/[ ]?)(?=(\(?-?[\w.,]+))")
+_SCIENTIFIC = re.compile(r"(?<![\w.,])(\d{1,20}(?:\.\d{1,20})?)([eE])([+-]?)(\d{1,3})(?!\w|\.\d)")
 
 
 def arithmetic(text: str) -> str:
     """The text with the signs of its sums said that could be misread; linear in the text."""
+    text = _SCIENTIFIC.sub(_scientific, text)
     return _SUM.sub(_sum, text) if re.search("[-–/]", text) else text
+
+
+def _scientific(m: Match) -> str:
+    number, mark, sign, power = m.groups()
+    if not sign and "." not in number and (mark == "E" or len(number + power) > 4):
+        return m[0]  # room 3E5, a commit 719483e547
+    return f"{number} times 10 to the power of {'minus ' if sign == '-' else ''}{int(power)}"
 
 
 def _sum(m: Match) -> str:
