@@ -26,7 +26,7 @@ from pathlib import Path
 from anyglot_synth.dialogue import canonical, escaped
 from anyglot_synth.stages import FAILED, OK, Item, Stage
 from anyglot_synth.store import Store, StoreError
-from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import DISK_ERRORS
 
 log = logging.getLogger("anyglot.synth")
@@ -76,6 +76,9 @@ class Workers:
         start_timeout: seconds until a process is ready: it may load models.
         threads: that libraries may use in a process.
         on_defect: told the index and the traceback of an item on which a stage has a defect.
+
+    Raises:
+        ManifestError: no processes.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class Workers:
         threads: int = 1,
         on_defect: Callable[[int, str], None] = log_defect,
     ) -> None:
+        if count < 1:
+            raise ManifestError(f"count is {count}; a pool has 1 worker or more")
         self.stages, self.folder, self.count = list(stages), Path(folder), count
         self.timeout, self.attempts, self.ahead = timeout, attempts, ahead
         self.start_timeout, self.threads, self.on_defect = start_timeout, threads, on_defect
