@@ -24,6 +24,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from anyglot_synth.dialogue import canonical, escaped
+from anyglot_synth.scratch import sweep
 from anyglot_synth.stages import FAILED, OK, Item, Stage
 from anyglot_synth.store import Store, StoreError
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
@@ -117,6 +118,7 @@ class Workers:
             worker.process.join()
             worker.pipe.close()
         self._workers = []
+        sweep()
 
     def run(self, items: Iterator[Item]) -> Generator[Item, None, None]:
         """The items, ended, in the same order. Those that have ended before pass through.
@@ -154,6 +156,7 @@ class Workers:
                     done[task.place] = ended.with_facts(attempts=task.tries) if ended.status == FAILED else ended
 
     def _start(self) -> _Worker:
+        sweep()  # after one that was killed
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.stages, self.folder), daemon=True)
