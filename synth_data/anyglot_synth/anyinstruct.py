@@ -338,6 +338,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     config = {"engine": given.engine, "model": given.model, "batch_size": given.batch_size}
     try:
+        try:
+            Path(given.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AnyglotError(f"--out {given.out}: cannot be a folder ({error.strerror}); give another") from None
         writer = CachedWriter(
             build_writer(config | ({"base_url": given.url} if given.url else {})), Path(given.out) / "answers"
         )

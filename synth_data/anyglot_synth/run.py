@@ -86,6 +86,8 @@ def run(
     ordered = [stage for stage in stages if getattr(stage, "ordered", False)]
     if ordered != list(stages[: len(ordered)]):
         raise ManifestError(f"stage {ordered[-1].name!r} looks at items in order; put it before the others")
+    if workers is not None and workers < 1:
+        raise ManifestError(f"workers is {workers}; give 1 or more")
     if on not in ("processes", "ray"):
         raise ManifestError(f"a run is on {on!r}; use processes or ray")
     for word, seconds in (("timeout", timeout), ("start_timeout", start_timeout)):

@@ -7,9 +7,11 @@ hash of what is there. This file makes no media and keeps no list.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,8 @@ class Store:
         path = self.path(file)
         try:
             if not self.has(key, suffix):
-                path.unlink(missing_ok=True)
                 path.parent.mkdir(parents=True, exist_ok=True)
+                _remove_empty(path)
                 with atomic_create(path) as temporary:
                     write(temporary)
             return file, sha256_of(path)
@@ -124,6 +126,20 @@ class Store:
 
         pixels = read_image(self.path(media)).permute(1, 2, 0).numpy()
         return np.round(pixels * 255).astype(np.uint8)
+
+
+def _remove_empty(path: Path) -> None:
+    """Removes an empty file, and never a whole one that another process has put in its place meanwhile."""
+    if not path.exists():
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # no locks: then only the moment between looking and removing is open
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists() and not path.stat().st_size:
+            path.unlink()
+    finally:
+        os.close(folder)
 
 
 def sha256_of(path: Path) -> str:

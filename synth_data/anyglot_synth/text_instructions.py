@@ -443,8 +443,10 @@ def instructions(num: int, seed: int = 0, writer: Writer | None = None, num_writ
         num_written: answers to ask of it; each gives up to three rows, which are taken first.
 
     Raises:
-        AnyglotError: more rows than there are.
+        AnyglotError: more rows than there are, or fewer than none.
     """
+    if min(num, num_written) < 0:
+        raise AnyglotError(f"num is {num} and num_written {num_written}; both must be 0 or more")
     rows: dict[tuple[str, str], Json] = {}
     sources = [*([written(writer, num_written, seed)] if writer and num_written else []), templated(seed)]
     for source in sources:
@@ -481,6 +483,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out = Path(given.out)
     try:
+        if min(given.num, given.written) < 0:
+            raise AnyglotError(f"--num is {given.num} and --written {given.written}; give 0 or more")
+        if out.is_dir() or not out.parent.is_dir():
+            raise AnyglotError(f"--out {out}: is a folder, or in one that is not there; give a file in a folder")
         writer = None
         if given.written:
             config = {"engine": given.engine, "model": given.model, **({"base_url": given.url} if given.url else {})}

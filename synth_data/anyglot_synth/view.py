@@ -55,11 +55,13 @@ def write_view(folder: str | os.PathLike[str], num: int | None = None, per_page:
         per_page: items of a page.
 
     Raises:
-        DatasetError: lists that cannot be read, or numbers below 1.
+        DatasetError: no dataset, lists that cannot be read, or numbers below 1.
     """
     if per_page < 1 or (num is not None and num < 1):
         raise DatasetError(f"num is {num} and per_page {per_page}; both must be at least 1")
     folder = Path(folder)
+    read_job(folder)
+    next(read_items(folder), None)  # what is no dataset is refused before anything is written there
     out = folder / VIEW
     out.mkdir(exist_ok=True)
     counts: Counter[str] = Counter()

@@ -24,9 +24,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from anyglot_synth.dialogue import canonical, escaped
+from anyglot_synth.scratch import sweep
 from anyglot_synth.stages import FAILED, OK, Item, Stage
 from anyglot_synth.store import Store, StoreError
-from anyglot_tokenizers.errors import AnyglotError
+from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import DISK_ERRORS
 
 log = logging.getLogger("anyglot.synth")
@@ -76,6 +77,9 @@ class Workers:
         start_timeout: seconds until a process is ready: it may load models.
         threads: that libraries may use in a process.
         on_defect: told the index and the traceback of an item on which a stage has a defect.
+
+    Raises:
+        ManifestError: no processes.
     """
 
     def __init__(
@@ -91,6 +95,8 @@ class Workers:
         threads: int = 1,
         on_defect: Callable[[int, str], None] = log_defect,
     ) -> None:
+        if count < 1:
+            raise ManifestError(f"count is {count}; a pool has 1 worker or more")
         self.stages, self.folder, self.count = list(stages), Path(folder), count
         self.timeout, self.attempts, self.ahead = timeout, attempts, ahead
         self.start_timeout, self.threads, self.on_defect = start_timeout, threads, on_defect
@@ -112,6 +118,7 @@ class Workers:
             worker.process.join()
             worker.pipe.close()
         self._workers = []
+        sweep()
 
     def run(self, items: Iterator[Item]) -> Generator[Item, None, None]:
         """The items, ended, in the same order. Those that have ended before pass through.
@@ -149,6 +156,7 @@ class Workers:
                     done[task.place] = ended.with_facts(attempts=task.tries) if ended.status == FAILED else ended
 
     def _start(self) -> _Worker:
+        sweep()  # after one that was killed
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.stages, self.folder), daemon=True)

@@ -344,3 +344,7 @@ def test_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replace(REQUIREMENTS[0], weight=2.0) != REQUIREMENTS[0]
     assert main(["--out", str(tmp_path), "--engine", "openai", "--model", "x"]) == 2
     assert "needs the option 'base_url'" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert main(["--out", str(tmp_path / "file"), "--engine", "openai", "--model", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "file: cannot be a folder (File exists); give another" in error and error.count("\n") == 1

@@ -183,6 +183,17 @@ def test_a_file_that_is_not_its_record_s_stops_the_export(to: str, dialogues: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine"], "nothing is left behind"
 
 
+def test_into_the_folder_where_one_is(dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(dialogues, "webdataset", ".")
+    assert (tmp_path / "here" / "README.md").is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "none")  # no folder can be renamed to it
+    with pytest.raises(DatasetError, match=r"link: cannot be replaced \(Not a directory\); export to another folder"):
+        export(dialogues, "webdataset", tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"], "and nothing beside it"
+
+
 def test_what_cannot_be_exported_says_so(dialogues: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")

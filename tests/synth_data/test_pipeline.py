@@ -30,7 +30,7 @@ from anyglot_synth.sources import BadRow, Source
 from anyglot_synth.stages import Item, Stage
 from anyglot_synth.store import Store, StoreError
 from anyglot_synth.validate import validate
-from anyglot_synth.workers import WorkerError, here
+from anyglot_synth.workers import WorkerError, Workers, here
 from anyglot_tokenizers.errors import ManifestError
 
 
@@ -366,6 +366,11 @@ def test_refusals(tmp_path: Path) -> None:
         make(tmp_path / "bad", numbered(1), BadEngine())
     with pytest.raises(ManifestError, match="use processes or ray"):
         make(tmp_path / "on", numbered(1), on="fire")
+    for count in (0, -1):
+        with pytest.raises(ManifestError, match=f"workers is {count}; give 1 or more"):
+            make(tmp_path / "on", numbered(1), workers=count)
+        with pytest.raises(ManifestError, match=f"count is {count}"):
+            Workers([], tmp_path, count)
     for seconds in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ManifestError, match="timeout is .*give seconds"):
             make(tmp_path / "on", numbered(1), timeout=seconds)

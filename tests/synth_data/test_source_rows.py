@@ -12,7 +12,7 @@ import pytest
 
 from anyglot_synth.sources import BadRow
 from anyglot_synth.sources import rows as rows_module
-from anyglot_synth.sources.rows import rows_of
+from anyglot_synth.sources.rows import expand, rows_of
 
 
 def write(path: Path, rows: Any, array: bool = False) -> str:
@@ -40,6 +40,15 @@ def test_pretty_printed_objects_one_after_another(tmp_path) -> None:
     assert parsed(tmp_path / "rows.json") == rows
     (tmp_path / "rows.json").write_text('{"a": 1,\n "b": [2]}\n\n{"a": 3,\n "b": []}')
     assert parsed(tmp_path / "rows.json") == [{"a": 1, "b": [2]}, {"a": 3, "b": []}]
+
+
+def test_of_a_dataset_made_here_only_the_samples_are_read(tmp_path) -> None:
+    (tmp_path / "made").mkdir()
+    for name in ("job.json", "report.json", "samples.jsonl", "rejects.jsonl", "errors.jsonl"):
+        (tmp_path / "made" / name).write_text("{}\n")
+    (tmp_path / "rejects.jsonl").write_text("{}\n")
+    assert expand([str(tmp_path / "made")]) == [tmp_path / "made" / "samples.jsonl"]
+    assert expand([str(tmp_path)]) == [tmp_path / "made" / "samples.jsonl", tmp_path / "rejects.jsonl"]
 
 
 def test_a_long_first_line_is_one_row(tmp_path, monkeypatch) -> None:

@@ -78,6 +78,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [json.loads(line) for line in out.read_text().splitlines()] == instructions(40)
     assert main(["--out", str(out), "--num", "40", "--written", "3", "--engine", "nothing"]) == 2
     assert "there is no writer 'nothing'" in capsys.readouterr().err
+    for wrong, said in (
+        (["--out", str(tmp_path)], "is a folder, or in one"),
+        (["--out", str(tmp_path / "none" / "rows.jsonl")], "is a folder, or in one"),
+        (["--out", str(out), "--num", "-5"], "--num is -5"),
+        (["--out", str(out), "--written", "-5"], "--written -5"),
+    ):
+        assert main(["--written", "3", "--engine", "nothing", *wrong]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, "before a writer is looked for"
+    with pytest.raises(AnyglotError, match="num is -5"):
+        instructions(-5)
 
 
 class Answers(Writer):

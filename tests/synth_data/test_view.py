@@ -76,6 +76,18 @@ def test_pages_and_the_search_over_them(dialogues: Path, tmp_path: Path) -> None
         write_view(mine, num=0)
 
 
+def test_what_is_no_dataset_is_left_as_it_was(dialogues: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="none/job.json: cannot be read .*; give the folder of a finished dataset"):
+        write_view(tmp_path / "none")
+    (tmp_path / "mine").mkdir()
+    for name in ("job.json", "samples.jsonl"):
+        with pytest.raises(DatasetError, match=f"mine/{name}: .*; give the folder of a finished dataset"):
+            write_view(tmp_path / "mine")
+        assert not (tmp_path / "mine" / "view").exists()
+        shutil.copy(dialogues / name, tmp_path / "mine" / name)
+    assert write_view(tmp_path / "mine").is_file()
+
+
 def test_a_name_that_leads_elsewhere_is_not_linked(dialogues: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(dialogues, tmp_path / "mine")
     text = (mine / "samples.jsonl").read_text()

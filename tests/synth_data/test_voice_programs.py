@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anyglot_synth import scratch
 from anyglot_synth.backends import BackendError, silent
 from anyglot_synth.voices import BACKENDS, backend, programs
 from anyglot_synth.voices.base import SpeechBackend, most_seconds
@@ -241,8 +242,8 @@ def test_no_voice_is_that_slow() -> None:
 
 @needs_flite
 def test_temporary_files_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_MEMORY", tmp_path)
+    monkeypatch.setattr(scratch, "_MEMORY", tmp_path)
     backend("flite").make(TEXT, {"voice": "slt"}, 0)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(programs, "_MEMORY", tmp_path / "gone")  # then the system's folder is taken
+    monkeypatch.setattr(scratch, "_MEMORY", tmp_path / "gone")  # then the system's folder is taken
     assert len(backend("flite").make(TEXT, {"voice": "slt"}, 0).array)

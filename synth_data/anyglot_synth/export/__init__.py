@@ -87,8 +87,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder that becomes `path` when the block ends, and vanishes when it fails.
 
     Raises:
-        DatasetError: something is at `path` already, but for an empty folder.
+        DatasetError: something is at `path` already, but for an empty folder; or a folder cannot be put there.
     """
+    path = Path(os.path.abspath(path))  # "." has no name, and nothing can be renamed to it
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DatasetError(f"{path}: exists already; export to another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        os.rename(temporary, path)  # an empty folder there is replaced
+        try:
+            os.rename(temporary, path)  # an empty folder there is replaced
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be replaced ({error.strerror}); export to another folder") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from anyglot_synth.dataset import SAMPLES, is_dataset
 from anyglot_synth.sources.base import BadRow, SourceError
 
 MAX_ROW = 64 << 20
@@ -50,10 +51,15 @@ def expand(data: Sequence[str]) -> list[Path]:
 
 
 def _is_of_data(path: Path, folder: Path) -> bool:
-    """Whether a file of a folder holds rows: not hidden, and nothing that `datasets` keeps for itself."""
+    """Whether a file of a folder holds rows: not hidden, and nothing that `datasets` keeps for itself.
+
+    Of a dataset made here only the samples: what was rejected must not come back.
+    """
     hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
     own = path.name in _OWN_FILES or path.name.startswith("cache-")
-    return path.name.lower().endswith((*_JSON, *_TABLES)) and not hidden and not own
+    if not path.name.lower().endswith((*_JSON, *_TABLES)) or hidden or own:
+        return False
+    return path.name == SAMPLES or not is_dataset(path.parent)
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:

@@ -180,7 +180,7 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(r"(?<![\w.,])(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:st|nd|rd|th)\b"), lambda m: n.ordinal(_int(m[1]))),
         (re.compile(r"(?<!\w)['’]?((?:\d\d)?\d0)['’]?s\b"), lambda m: n.plural(_decade(int(m[1])))),
         (re.compile(rf"{_PART}(?![\w/]|[.,]\d)"), _fraction),
-        (re.compile(r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,8}(?!\w|\.\d)"), _version),
+        (re.compile(r"(?<![\w.])\d{1,9}(?:\.\d{1,9}){2,8}(?!\w|\.\d)"), lambda m: _version(m[0])),
         (re.compile(r"(?<=\d)[x×](?=\d)|(?<=\d)[ ]x[ ](?=\d)"), " by "),
         (re.compile(r"(?<=\d)x(?=[.,;:!?)](?!\w)|\s*$)"), _times),
         (re.compile(r"(?<=\d)(\.\d{1,20})x(?=[ ][=+*/<>-])"), r"\1 x"),
@@ -191,6 +191,10 @@ def _rules(day_first: bool) -> list[tuple[re.Pattern[str], Callable[[Match], str
         (re.compile(r"(?<![\w.,])(1[1-9]\d\d|20\d\d)(?![\w]|[.,]\d)"), lambda m: n.year(int(m[1]))),
         (re.compile(rf"{_START}{_NUM}(?![\w]|\.\d)"), lambda m: _say(m[0])),
         (re.compile(r"(?<![\w])\.(\d{1,20})(?!\w)"), lambda m: f"point {n.digits(m[1])}"),
+        (
+            re.compile(r"(?<![\w.])(\d{1,20}(?:\.\d{1,20}){1,8})([A-Za-z]{1,20})"),
+            lambda m: f"{_version(m[1])} {_code(m[2])} ",
+        ),
         (re.compile(r"[A-Za-z]*\d[A-Za-z\d]*"), lambda m: f" {_code(m[0])} "),
     ]
 
@@ -340,8 +344,8 @@ def _fraction(m: Match) -> str:
     return n.fraction(top, bottom)
 
 
-def _version(m: Match) -> str:
-    return " point ".join(_say(part) for part in m[0].split("."))
+def _version(text: str) -> str:
+    return " point ".join(_say(part) for part in text.split("."))
 
 
 def _code(token: str) -> str:

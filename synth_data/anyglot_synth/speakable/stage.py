@@ -12,7 +12,7 @@ from anyglot_synth.stages import Filtered, Item, Stage
 from anyglot_synth.store import Store
 from anyglot_tokenizers.errors import AnyglotError
 
-VERSION = 5
+VERSION = 6
 """Counts changes of what is said: part of a job's fingerprint."""
 CHOICES = ("filter", "text")
 

@@ -12,6 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from anyglot_synth.speakable import words
+from anyglot_synth.speakable.arithmetic import arithmetic
 from anyglot_synth.speakable.markup import Unspeakable, plain
 from anyglot_synth.speakable.quantities import say_quantities
 
@@ -91,7 +92,7 @@ def _once(text: str, limits: Limits) -> str:
     _check_word(text)
     text = re.sub(r"[ \t]+", " ", text)
     text = words.abbreviations(text).replace("\n", " ")
-    text = words.comparisons(text)
+    text = words.comparisons(arithmetic(text))
     text = say_quantities(text, limits.day_first)
     text = words.roman_numerals(words.symbols(text))
     text = words.fold(text)

@@ -31,8 +31,6 @@ _CHARACTERS = str.maketrans(
         "⁄": "/",
         "…": "...",
         **dict.fromkeys("™®†‡¶", " "),
-        "²": "^2",
-        "³": "^3",
         "№": "No. ",
         "©": " copyright ",
         "·": " ",
@@ -40,6 +38,9 @@ _CHARACTERS = str.maketrans(
         **{c: " " + unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in "½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     }
 )
+_RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_POWER = re.compile(r"(?<=[\w)\]])(?<![^\W\d_]{2})⁻?[⁰¹²³⁴-⁹]+|⁻[⁰¹²³⁴-⁹]+|[²³]")
+"""Powers; after a word raised digits may be a note's: only squares, cubes and what has a minus are said there."""
 _LETTERS = str.maketrans(
     {"ø": "o", "Ø": "O", "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
     | {"ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i"}
@@ -48,7 +49,7 @@ _LETTERS = str.maketrans(
 
 def standard(text: str) -> str:
     """One spelling of quotes, dashes, digits, fractions and compatibility characters; no control characters."""
-    text = text.translate(_CHARACTERS)
+    text = _POWER.sub(lambda m: f"^{m[0].translate(_RAISED)}", text).translate(_CHARACTERS)
     if text.isascii():
         return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", text)
     text = unicodedata.normalize("NFKC", text)

@@ -11,12 +11,10 @@ This file knows nothing of styles, loudness or caches.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,10 +24,10 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from anyglot_synth.backends import BackendError
+from anyglot_synth.scratch import scratch
 
 ENGINE_TIMEOUT_S = 60.0
 MAX_FILE_BYTES = 200_000_000
-_MEMORY = Path("/dev/shm")  # where there is one: a file in memory costs no disk
 
 
 class SpeechError(BackendError):
@@ -177,9 +175,8 @@ def speak_into_file(
     Raises:
         SpeechError: see `run_program`; or it wrote nothing that is a sound.
     """
-    memory = str(_MEMORY) if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else None
     try:
-        with tempfile.TemporaryDirectory(prefix="anyglot-speech-", dir=memory) as folder:
+        with scratch() as folder:
             text_path, wav_path = Path(folder, "text.txt"), Path(folder, "speech.wav")
             text_path.write_text(text + "\n", encoding="utf-8")
             line = command(text_path, wav_path)
