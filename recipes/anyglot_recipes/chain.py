@@ -160,17 +160,20 @@ class Run:
     def __init__(self, run_dir: str | Path, settings: dict[str, Any]) -> None:
         self.dir = Path(run_dir)
         self.started = time.perf_counter()
-        plain = json.dumps(_without_machine(json.loads(json.dumps(settings, default=_plain))), sort_keys=True, indent=1)
+        now = _without_machine(json.loads(json.dumps(settings, default=_plain)))
         path = self.dir / "settings.json"
-        if path.exists() and path.read_text() != plain:
-            changed = _differences(json.loads(path.read_text()), json.loads(plain))
+        try:
+            changed = _differences(json.loads(path.read_text()), now) if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{path}: cannot be read ({error}); choose another --run_dir") from error
+        if changed:
             raise ManifestError(
                 f"{path}: this run was started with other settings ({', '.join(changed)}); "
                 "give them back, or choose another --run_dir"
             )
         self.dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_text(plain)
+            temporary.write_text(json.dumps(now, sort_keys=True, indent=1))
 
     def say(self, message: str) -> None:
         minutes, seconds = divmod(time.perf_counter() - self.started, 60)

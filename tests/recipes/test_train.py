@@ -110,6 +110,16 @@ def test_what_a_kill_left_of_a_part_goes_when_it_is_made_again(tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [".10.tmp.abc123", "1"]
 
 
+def test_settings_are_what_they_say(tmp_path: Path) -> None:
+    Run(tmp_path, {"lr": 1e-3, "seed": 1})
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"seed": 1.0, "lr": 0.001}))  # written by another program
+    Run(tmp_path, {"lr": 1e-3, "seed": 1})
+    path.write_text("{")
+    with pytest.raises(ManifestError, match=r"settings\.json: cannot be read .* choose another --run_dir"):
+        Run(tmp_path, {"lr": 1e-3, "seed": 1})
+
+
 def test_runs_from_before_history_noise_go_on(tmp_path: Path) -> None:
     settings = {"lm": LMConfig(max_steps=7)}
     Run(tmp_path, settings)
