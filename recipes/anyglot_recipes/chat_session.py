@@ -32,7 +32,7 @@ WORDS = re.compile(r"""'[^']+'(?!\S)|"[^"]+"(?!\S)|(?:\\.|\S)+""")
 """What is said, and paths with spaces in quotes or behind backslashes, as terminals drop them."""
 COMMAND = re.compile(r"/\w*(?!\S)")
 HELP = """\
-words and paths         what is this? photos/cat.png      music:song.wav says that a sound is music, not speech
+words and paths         photos/cat.png what is this?      music:song.wav says that a sound is music, not speech
 /to text,speech         what answers consist of, in order; /to any leaves it to the model,
 /to chain               is text,text,speech: what was heard, the answer, and the answer spoken
 /temperature 0.8        of sampling; 0 takes the likeliest

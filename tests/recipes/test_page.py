@@ -20,12 +20,13 @@ import soundfile
 import torch
 from PIL import Image
 
+from anyglot_lm.serve.page import in_the_box
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes import gallery
 from anyglot_recipes.serve_examples import cards, examples
 from anyglot_recipes.shipped import NANO
 from anyglot_synth.nanoworld.draw import draw
-from anyglot_synth.nanoworld.language import parse
+from anyglot_synth.nanoworld.language import parse, question, same_answer
 from anyglot_synth.nanoworld.scene import Scene, Thing, sample_scene, score
 from anyglot_synth.nanoworld.voices import VOICES, SpeechCache, Voice, installed_voices
 from anyglot_tokenizers.errors import MediaError
@@ -219,6 +220,23 @@ def test_a_picture_is_described_and_spoken(visitor: Visitor, nano: UnifiedModel,
     box.locator("summary").click()
     assert re.search(rf"\b{block.start_id}( \d+){{47}} … and {block.length + 2 - 48} more", box.inner_text())
     visitor.shot(shots, "serve-page")
+
+
+def test_a_question_about_a_picture_is_answered(visitor: Visitor) -> None:
+    drawn = scene(1)
+    asked, answer = question(drawn, np.random.default_rng(0))
+    visitor.order("text")
+    visitor.send(asked, ("scene.png", "image/png", png(drawn)))
+    assert same_answer(visitor.answer().locator(".ag-text").inner_text(), answer)
+
+
+def test_what_is_asked_about_comes_before_the_question(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(scene(1)))
+    said, chosen = {"text": " what is it? ", "files": [str(tmp_path / "a.png")]}, {"image": "image"}
+    assert [given.modality for given in in_the_box(said, chosen)] == ["image", "text"]
+    assert [given.modality for given in in_the_box(said, chosen, ["text", "speech"])] == ["image", "text"]
+    assert [given.modality for given in in_the_box(said, chosen, ["image"])] == ["text", "image"]
+    assert in_the_box({"text": " ", "files": None}, {}) == []
 
 
 def test_examples_and_a_phone(browser: Any, url: str, shots: Path) -> None:

@@ -257,7 +257,7 @@ class Page:
         chosen = dict(zip(self.kinds, kinds, strict=True))
 
         async def given() -> list[Given]:
-            return await self.service.theirs(self._given, said or {}, chosen)
+            return await self.service.theirs(in_the_box, said or {}, chosen, order or [])
 
         text = (said or {}).get("text") or ""
         async for look in self._talk(visit, given, order or [], (temperature, seed, most), text):
@@ -333,20 +333,6 @@ class Page:
         back = None if turn.prompt else {"text": text, "files": []}
         yield self._look(visit, [], panel=panel, box=back)
 
-    def _given(self, said: dict[str, Any], chosen: dict[str, str]) -> list[Given]:
-        """What is in the box: the text, then the files as they were added."""
-        text = (said.get("text") or "").strip()
-        found = [Given(TEXT, text)] if text else []
-        for path in map(Path, said.get("files") or ()):
-            content = _read(path)
-            kind = "image" if is_picture(content) else "sound"
-            if kind not in chosen:
-                raise Refusal(
-                    400, f"{path.name} is no {' and no '.join(chosen) or 'text'}; this model reads nothing else"
-                )
-            found.append(Given(chosen[kind], content, path.name))
-        return found
-
     def _panel(self, turn: Turn) -> str:
         model = self.service.model
 
@@ -377,6 +363,28 @@ class Page:
             if content
         ]
         return {"role": message["role"], "content": [self.gradio.HTML(piece, render=False) for piece in pieces]}
+
+
+def in_the_box(said: dict[str, Any], chosen: dict[str, str], order: Sequence[str] = ()) -> list[Given]:
+    """What is in the box: the files as they were added, then the text, a question about them.
+
+    Where a picture is asked for the text comes first: it says what to do with what follows.
+
+    Args:
+        said: "text", and paths of "files".
+        chosen: "image" and "sound", those that the model reads -> the modality that such a file is.
+        order: modalities of the answer.
+    """
+    text = (said.get("text") or "").strip()
+    words = [Given(TEXT, text)] if text else []
+    found = []
+    for path in map(Path, said.get("files") or ()):
+        content = _read(path)
+        kind = "image" if is_picture(content) else "sound"
+        if kind not in chosen:
+            raise Refusal(400, f"{path.name} is no {' and no '.join(chosen) or 'text'}; this model reads nothing else")
+        found.append(Given(chosen[kind], content, path.name))
+    return [*words, *found] if chosen.get("image") in order else [*found, *words]
 
 
 def _read(path: Path) -> bytes:
