@@ -28,7 +28,7 @@ from anyglot_tokenizers.media import write_audio, write_image
 FORMAT, VERSION = "anyglot-chat", 1
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"}
-WORDS = re.compile(r"""'[^']+'(?!\S)|"[^"]+"(?!\S)|(?:\\.|\S)+""")
+WORDS = re.compile(r"""'[^']+'(?!\w)|"[^"]+"(?!\w)|(?:\\.|\S)+""")
 """What is said, and paths with spaces in quotes or behind backslashes, as terminals drop them."""
 COMMAND = re.compile(r"/\w*(?!\S)")
 HELP = """\

@@ -53,6 +53,8 @@ def test_what_is_said_stays_as_it_is(terminal: Terminal, tmp_path: Path) -> None
     assert [s.content for s in terminal.session.read(said)] == [said]
     shown = terminal.session.read(f"{said} '{tmp_path}/a cat.png'  {said}")
     assert [s.content for s in shown if s.modality == "text"] == [said, said] and shown[1].modality == "image"
+    asked = terminal.session.read(f"what is '{tmp_path}/a cat.png'?")
+    assert [s.modality for s in asked] == ["text", "image", "text"] and asked[2].content == "?"
     assert terminal.session.read(f"look {'a' * 300}.png")[0].modality == "text"  # longer than a name of a file can be
 
 

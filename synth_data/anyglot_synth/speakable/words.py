@@ -39,7 +39,9 @@ _CHARACTERS = str.maketrans(
     }
 )
 _RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
-_POWER = re.compile(r"(?<=[\w)\]])(?<![^\W\d_]{2})⁻?[⁰¹²³⁴-⁹]+|⁻[⁰¹²³⁴-⁹]+|[²³]")
+_POWER = re.compile(
+    r"(?<=[\w)\]])(?<![⁰¹²³⁴-⁹])(?<![^\W\d_]{2})⁻?[⁰¹²³⁴-⁹]+(?![⁰¹²³⁴-⁹⁄])|⁻[⁰¹²³⁴-⁹]+|(?<![⁰¹⁴-⁹⁻])[²³](?![⁰¹²³⁴-⁹⁄])"
+)
 """Powers; after a word raised digits may be a note's: only squares, cubes and what has a minus are said there."""
 _LETTERS = str.maketrans(
     {"ø": "o", "Ø": "O", "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
