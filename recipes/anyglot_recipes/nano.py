@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -44,7 +44,7 @@ from anyglot_recipes.quiz import LOOK_UP, lookups, quiz
 from anyglot_recipes.reading import TASKS as READINGS
 from anyglot_recipes.reading import reading_samples, reading_strings
 from anyglot_recipes.shots import RULES, Picture
-from anyglot_recipes.tasks import EXTRA, MODALITIES, TASKS, Item, sample
+from anyglot_recipes.tasks import EXTRA, MODALITIES, TASKS, TURNED, Item, sample
 from anyglot_synth.nanoworld import language
 from anyglot_synth.nanoworld.draw import draw
 from anyglot_synth.nanoworld.records import Record, generate, spoken_sentences
@@ -145,7 +145,7 @@ class NanoConfig:
         tokenizers: run or model folder of this recipe whose tokenizers alone are taken; the language model is new.
         world: how much data.
         shares: weight of each task in the training's ids, of `tasks.TASKS`, `tasks.EXTRA`, `reading.TASKS` and
-            `quiz.LOOK_UP`; 1 where not named.
+            `quiz.LOOK_UP`; 1 where not named, but 0 for `tasks.TURNED`.
         image: image tokenizer.
         speech: speech codec.
         music: music codec.
@@ -184,7 +184,8 @@ def nano(config: NanoConfig) -> dict[str, Any]:
     world.check()
     if min(config.shares.values(), default=0.0) < 0:
         raise ManifestError(f"shares {config.shares}: there must be no share below 0")
-    tasks = (*TASKS, *EXTRA, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
+    learnt = (*TASKS, *(task for task in EXTRA if task not in TURNED or config.shares.get(task)))
+    tasks = (*learnt, *(READINGS if world.readings else ()), *((LOOK_UP,) if world.lookups else ()))
     idle = [task for task, share in config.shares.items() if share and task not in tasks]
     if idle:
         raise ManifestError(
@@ -233,7 +234,7 @@ def nano(config: NanoConfig) -> dict[str, Any]:
             chunk_seed = seed_of(seed, "chunk", index) % 2**31
             items = make_items("train", world.chunk, chunk_seed, tokenizers, cache, *user_side)
             read = readings(world, chunk_seed, tokenizers["speech"], cache)
-            samples = chain(_samples(items, chunk_seed), read, lookups(world.lookups, chunk_seed))
+            samples = chain(_samples(items, learnt, chunk_seed), read, lookups(world.lookups, chunk_seed))
             skipped = write_shards(folder, samples, vocabulary, text, lm.seq_len, TEMPLATE)
             run.say(f"shard {index}: {skipped} samples longer than {lm.seq_len} ids left out")
 
@@ -546,8 +547,8 @@ def test_items(model: UnifiedModel, n: int, seed: int = 0, split: Split = "test"
     return make_items(split, n, world_seed(seed, split), dict(model.tokenizers), cache, 1)
 
 
-def _samples(items: list[Item], seed: int) -> Iterator[tuple[str, Sample]]:
+def _samples(items: list[Item], tasks: Sequence[str], seed: int) -> Iterator[tuple[str, Sample]]:
     rng = np.random.default_rng([seed, 78])
     for item in items:
-        for task in (*TASKS, *EXTRA):
+        for task in tasks:
             yield task, sample(item, task, rng)

@@ -235,6 +235,10 @@ SAID = [
         "x to the power of minus one and six point zero two times ten to the power of twenty-three.",
     ),
     ("(a + b)⁴, as Smith¹ says", "a plus b, to the power of four, as Smith one says."),
+    ("The ¹⁴C dating, he said.¹⁰ Then", "The fourteen C dating, he said. ten Then."),
+    ("n-3 fatty acids", "n three fatty acids."),
+    ("A-Z + B", "A-Z plus B."),
+    ("10²–10³ cells, 5×7-8×10", "ten squared, ten cubed cells, five by seven to eight by ten."),
     # symbols, emoji, punctuation
     ("Great! 😀", "Great! grinning face."),
     ("Love ❤️❤️❤️", "Love, heavy black heart."),

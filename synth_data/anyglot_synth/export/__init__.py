@@ -89,7 +89,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         DatasetError: something is at `path` already, but for an empty folder; or a folder cannot be put there.
     """
-    path = Path(os.path.abspath(path))  # "." has no name, and nothing can be renamed to it
+    path = Path(os.path.abspath(path))  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DatasetError(f"{path}: exists already; export to another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         try:
-            os.rename(temporary, path)  # an empty folder there is replaced
+            if path.exists():  # somebody may be in it: it stays
+                for part in temporary.iterdir():
+                    os.rename(part, path / part.name)
+                temporary.rmdir()
+            else:
+                os.rename(temporary, path)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be replaced ({error.strerror}); export to another folder") from error
     except BaseException:
