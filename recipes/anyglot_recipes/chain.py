@@ -373,10 +373,17 @@ def build_vocabulary(
 ) -> Vocabulary:
     """The vocabulary of a run: one block per tokenizer. `grid` is the fixed grid of image codes, or one by modality."""
     grids = grid if isinstance(grid, Mapping) else {"image": grid}
-    blocks = []
+    return Vocabulary.build(text.size, *lm_blocks(tokenizers, config, grids), text_fingerprint=text.fingerprint)
+
+
+def lm_blocks(
+    tokenizers: Mapping[str, Tokenizer], config: LMConfig, grids: Mapping[str, tuple[int, int]]
+) -> list[BlockSpec]:
+    """How `config` writes each tokenizer's codes. Raises ManifestError for more quantizers than a tokenizer has."""
+    specs = []
     for modality, tokenizer in tokenizers.items():
         how = config.blocks.get(modality, BlockConfig())
-        blocks.append(
+        specs.append(
             BlockSpec.from_code_spec(
                 tokenizer.spec,
                 num_quantizers=how.num_quantizers,
@@ -386,7 +393,7 @@ def build_vocabulary(
                 max_frames=how.max_frames,
             )
         )
-    return Vocabulary.build(text.size, *blocks, text_fingerprint=text.fingerprint)
+    return specs
 
 
 def write_shards(

@@ -36,6 +36,7 @@ from anyglot_recipes.chain import (
     check_lm,
     encode_audio,
     encode_images,
+    lm_blocks,
     new_tokenizer,
     seed_of,
     train_lm,
@@ -410,6 +411,7 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
     check_whole_names(config.captions, "captions")
     if config.captions:
         SMOLLM2.place()
+    new: dict[str, Tokenizer] = {}
     for name, reader, kind in (("heard", config.heard, HeardVQ), ("seen", config.seen, SeenVQ)):
         tokenizer = build_tokenizer(f"{kind.__module__}:{kind.__name__}", reader.model, f"{name}.")
         options = tokenizer.config
@@ -418,8 +420,9 @@ def field_trial(config: FieldConfig) -> dict[str, Any]:
                 f"{name}.max_steps {reader.max_steps} ends before all codebooks have started; "
                 f"train longer or lower {name}.model.stage_steps ({options['stage_steps']})"
             )
-    for name in CODECS:
-        new_tokenizer(name, getattr(config, name), seed)  # only to check its settings before any work
+        new[name] = tokenizer
+    new |= {name: new_tokenizer(name, getattr(config, name), seed) for name in CODECS}
+    lm_blocks(new, config.lm, {})  # only to check settings before any work
     if config.heard.phone_steps < 0 or config.seen.phone_steps:
         raise ManifestError("heard.phone_steps must be 0 or more; seen has none")
     SphinxRecogniser().identity()  # it judges what is spoken: without it hours would end in nothing

@@ -34,6 +34,7 @@ from anyglot_recipes.chain import (
     check_lm,
     encode_audio,
     encode_images,
+    lm_blocks,
     new_tokenizer,
     seed_of,
     train_lm,
@@ -191,8 +192,9 @@ def nano(config: NanoConfig) -> dict[str, Any]:
         raise ManifestError(
             f"shares: nothing is made for {', '.join(idle)}; give world.readings and world.lookups, or a share of 0"
         )
-    for name in MODALITIES[1:]:  # only to check their settings before any work
-        new_tokenizer(name, getattr(config, name), seed)
+    new = {name: new_tokenizer(name, getattr(config, name), seed) for name in MODALITIES[1:]}
+    if trained is None and config.tokenizers is None:
+        lm_blocks(new, lm, {})  # both only to check settings before any work
     settings = {k: v for k, v in vars(config).items() if k not in ("run_dir", "eval", "tokenizers")}
     taken = trained
     if trained is not None:

@@ -268,6 +268,7 @@ def test_settings_that_only_later_stages_read_are_refused_first(tmp_path: Path) 
     lm, image = LMConfig(blocks={"video": BlockConfig()}), TokenizerConfig(precision="fp8")
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"lm": lm}, "lm.blocks: no modality video; there are heard, seen, image, speech, music"),
+        ({"lm": LMConfig(blocks={"heard": BlockConfig(num_quantizers=3)})}, "heard: num_quantizers=3, but .* has 1"),
         ({"image": image}, "fp8"),
         ({"music": TokenizerConfig(model={"strides": 5})}, r"music\..*strides"),
     )

@@ -63,6 +63,7 @@ def test_tokenizers_that_are_taken_must_be_there(tmp_path: Path) -> None:
         ("--lm.blocks.sound={pattern: first}", r"lm\.blocks: no modality sound; there are image, speech, music"),
         ("--lm.blocks.speech.pattern=spiral", "unknown pattern 'spiral'"),
         ("--lm.blocks.speech.input_pattern=spiral", "unknown pattern 'spiral'"),
+        ("--lm.blocks.music.num_quantizers=9", "music: num_quantizers=9, but the tokenizer has"),
         ("--lm.text_vocab_size=257", r"lm\.text_vocab_size 257 must be 258"),
         ("--lm.lr=-0.001", r"lm\.lr -0\.001 must be positive"),
         ("--lm.cooldown=-0.5", r"lm\.cooldown -0\.5 a share"),
