@@ -203,6 +203,16 @@ def test_sources_of_other_kinds_are_told_apart(
     assert "--chain is for dialogues" in prepare(tmp_path / "rows.jsonl", "--chain", "full", code=2)["error"]
 
 
+def test_a_dataset_that_is_not_finished_is_no_folder_of_rows(
+    dialogues: Path, prepare: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(dialogues, unfinished)
+    (unfinished / "samples.jsonl").rename(unfinished / "journal.jsonl")
+    assert "unfinished: a dataset that is not finished" in prepare(unfinished, code=2)["error"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_dialogues_to_a_model_that_answers(
     dialogues: Path, prepare: Callable[..., dict[str, Any]], tmp_path: Path, model_dir: Path, capsys: Any
 ) -> None:

@@ -29,6 +29,7 @@ from anyglot_recipes.pairs import parts_of_model
 from anyglot_recipes.prepare import PreparedRow, read_prepared
 from anyglot_synth.dataset import SAMPLES, DatasetError, is_dataset, place
 from anyglot_synth.dialogue import ASSISTANT, SPEECH, TEXT, USER, Dialogue, DialogueError, Turn
+from anyglot_synth.job import JOB, JOURNAL
 from anyglot_tokenizers.errors import AnyglotError, ManifestError
 from anyglot_tokenizers.files import atomic_write
 
@@ -37,8 +38,17 @@ LEFT_OUT = "left_out.jsonl"
 
 
 def is_dialogues(source: Path) -> bool:
-    """Whether a source is a dataset folder of dialogues, or a `.jsonl` file whose first line is one."""
+    """Whether a source is a dataset folder of dialogues, or a `.jsonl` file whose first line is one.
+
+    Raises:
+        ManifestError: a dataset folder that is not finished.
+    """
     if source.is_dir():
+        if not is_dataset(source) and (source / JOB).is_file() and (source / JOURNAL).is_file():
+            raise ManifestError(
+                f"{source}: a dataset that is not finished ({JOURNAL}, no {SAMPLES}); run its `anyglot synth` again "
+                "to its end"
+            )
         return is_dataset(source)
     if source.suffix.lower() != ".jsonl" or not source.is_file():
         return False
