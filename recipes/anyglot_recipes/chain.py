@@ -105,6 +105,7 @@ class LMConfig:
         batch_size: packs per step.
         max_steps: optimizer steps.
         lr: peak learning rate.
+        rows_lr: that of the rows of ids, default `lr`; 0 leaves those of a model that is trained on as they are.
         warmup_steps: linear warm-up.
         cooldown: share of the run, at its end, in which the rate falls.
         weight_decay: of hidden matrices.
@@ -135,6 +136,7 @@ class LMConfig:
     batch_size: int = 16
     max_steps: int = 2000
     lr: float = 4e-3
+    rows_lr: float | None = None
     warmup_steps: int = 100
     cooldown: float = 0.6
     weight_decay: float = 0.05
@@ -221,6 +223,8 @@ def check_lm(config: LMConfig, *, new: bool = True, modalities: Sequence[str] = 
         )
     if not 0 <= config.condition_dropout < 1:
         raise ManifestError(f"lm.condition_dropout {config.condition_dropout} must be a share below 1")
+    if config.rows_lr is not None and not config.rows_lr >= 0:
+        raise ManifestError(f"lm.rows_lr {config.rows_lr} must be 0 or more")
     if not (config.lr > 0 and 0 <= config.cooldown <= 1):
         raise ManifestError(f"lm.lr {config.lr} must be positive, and lm.cooldown {config.cooldown} a share")
     if config.text_vocab_size < 258:  # bytes, the unknown id and a character
@@ -252,10 +256,11 @@ def _plain(value: Any) -> Any:
 
 def _without_machine(settings: Any) -> Any:
     """Settings without those that depend on the machine and cannot change the result (numbers of processes, paths),
-    and without `history_noise` where there is none, which runs of before do not know."""
+    and without `history_noise` and `rows_lr` where there are none, which runs of before do not know."""
     if not isinstance(settings, dict):
         return settings
-    left_out = ("workers", "num_workers", "root", *(() if settings.get("history_noise") else ("history_noise",)))
+    left_out = {"workers", "num_workers", "root"}
+    left_out |= {name for name in ("history_noise", "rows_lr") if settings.get(name) in ({}, None)}
     return {k: _without_machine(v) for k, v in settings.items() if k not in left_out}
 
 
@@ -503,6 +508,7 @@ def train_lm(
             vocabulary,
             max_steps=config.max_steps,
             lr=config.lr,
+            rows_lr=config.rows_lr,
             warmup_steps=config.warmup_steps,
             cooldown=config.cooldown,
             weight_decay=config.weight_decay,

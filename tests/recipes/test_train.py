@@ -66,6 +66,7 @@ def test_tokenizers_that_are_taken_must_be_there(tmp_path: Path) -> None:
         ("--lm.blocks.music.num_quantizers=9", "music: num_quantizers=9, but the tokenizer has"),
         ("--lm.text_vocab_size=257", r"lm\.text_vocab_size 257 must be 258"),
         ("--lm.lr=-0.001", r"lm\.lr -0\.001 must be positive"),
+        ("--lm.rows_lr=-1", r"lm\.rows_lr -1\.0 must be 0 or more"),
         ("--lm.cooldown=-0.5", r"lm\.cooldown -0\.5 a share"),
     ],
 )
@@ -121,10 +122,12 @@ def test_settings_are_what_they_say(tmp_path: Path) -> None:
         Run(tmp_path, {"lr": 1e-3, "seed": 1})
 
 
-def test_runs_from_before_history_noise_go_on(tmp_path: Path) -> None:
+def test_runs_from_before_history_noise_and_rows_lr_go_on(tmp_path: Path) -> None:
     settings = {"lm": LMConfig(max_steps=7)}
     Run(tmp_path, settings)
     kept = json.loads((tmp_path / "settings.json").read_text())
-    assert kept["lm"]["max_steps"] == 7 and "history_noise" not in kept["lm"]
+    assert kept["lm"]["max_steps"] == 7 and not {"history_noise", "rows_lr"} & kept["lm"].keys()
     with pytest.raises(ManifestError, match=r"lm\.history_noise: nothing then"):
         Run(tmp_path, {"lm": LMConfig(max_steps=7, history_noise={"speech": 0.3})})
+    with pytest.raises(ManifestError, match=r"lm\.rows_lr: nothing then, 0\.0 now"):
+        Run(tmp_path, {"lm": LMConfig(max_steps=7, rows_lr=0.0)})

@@ -72,6 +72,13 @@ def test_tune_trains_the_model_on(
     assert report["loss"] > 0
     assert not torch.equal(before, tuned.model.get_input_embeddings().weight)
 
+    command += ["--lm.precision=32-true", "--lm.rows_lr=0", f"--run_dir={tmp_path / 'rows'}"]
+    assert main(command) == 0
+    kept = UnifiedModel.from_pretrained(tmp_path / "rows" / "model").model.state_dict()
+    start = UnifiedModel.from_pretrained(model).model.state_dict()
+    same = {name for name in start if torch.equal(start[name].bfloat16(), kept[name])}
+    assert "model.embed_tokens.weight" in same and not any("_proj" in name for name in same)
+
 
 @pytest.mark.parametrize("recipe", [["tune", "--prepared=[p]"], ["nano_chat"], ["nano_shots"]])
 @pytest.mark.parametrize("setting", ["factored", "codebook_rows"])
