@@ -232,7 +232,13 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: lis
         _row("- the word of these, as drawn", _same(found, meant), 0.1, limit, written),
         _row(f"{DRAWING}, best of {CANDIDATES}", _same(found_best, digits), 0.1, limit, CHOSEN),
         _row("- the word of these, as drawn", _same(found_best, meant), 0.1, limit, written),
-        _row("judge of photos", _same(read, wanted), 0.1, None, "held-out photos themselves"),
+        _row(
+            "judge of photos",
+            _same(read, wanted),
+            0.1,
+            None,
+            "held-out photos themselves; the judge is the mean of four networks",
+        ),
     ]
     answers = [[*word, *picture] for word, picture in zip(words, best, strict=True)]
     shown += _shown(DRAWING, [_spoken(c) for c in clips], digits, answers, {"judge of photos": found_best})
