@@ -45,11 +45,13 @@ camping|studying|drawing|sewing|cycling|skiing|sailing|traveling|meditating|savi
 speaking in public|learning a language|waking up early|keeping a diary|taking photos|playing chess|playing football
 cleaning the kitchen|growing tomatoes|training a dog|preparing for an exam|packing a suitcase|giving a gift
 telling a story|falling asleep"""
-_LISTS = (
-    (_THINGS, ("What is {}?", "Tell me something about {}.", "Explain {} to a child.", "Why is {} important?")),
-    (_COUNTRIES, ("What is the capital of {}?", "What can I see in {}?", "Which languages do people speak in {}?")),
-    (_DOINGS, ("Give me a tip for {}.", "How do I get better at {}?", "What do I need for {}?")),
-)
+_ABOUT_THINGS = """What is {}?|Tell me something about {}.|Explain {} to a child.|Why is {} important?
+How would you describe {}?|What is the history of {}?|Write a short poem about {}.|Tell me three facts about {}.
+What would the world be without {}?"""
+_ABOUT_COUNTRIES = """What is the capital of {}?|What can I see in {}?|Which languages do people speak in {}?
+What do people eat in {}?|What is {} famous for?|When should I travel to {}?|Tell me about the history of {}."""
+_ABOUT_DOINGS = """Give me a tip for {}.|How do I get better at {}?|What do I need for {}?|Why is {} good for me?
+How do I start with {}?|What is hard about {}?|Write a short story about {}."""
 _TALK = """Hello!|Hi, how are you?|Good morning.|What is your name?|Who are you?|Can you help me?|Thank you very much.
 Tell me a joke.|I am bored. What should I do?|I am sad today.|What should I eat tonight?|What is a good name for a cat?
 What should I do on a rainy day?|Can you speak English?|Do you like music?|What time is it?|Goodbye!|Tell me a fact.
@@ -59,8 +61,8 @@ How many legs has a spider?"""
 
 def questions() -> list[str]:
     """The questions of training, in one order."""
-    lists = [(_split(names), forms) for names, forms in _LISTS]
-    asked = [form.format(name) for names, forms in lists for form, name in product(forms, names)]
+    lists = ((_THINGS, _ABOUT_THINGS), (_COUNTRIES, _ABOUT_COUNTRIES), (_DOINGS, _ABOUT_DOINGS))
+    asked = [form.format(name) for names, forms in lists for form, name in product(_split(forms), _split(names))]
     return [question for question in (*asked, *_split(_TALK)) if question not in HELD_OUT]
 
 

@@ -35,10 +35,17 @@ STAGE |= {"precision": "fp32", "model.frozen_dtype": "fp32", "model.warmup_steps
 STAGE |= {"data.seq_len": 512, "data.batch_size": 1, "data.packs_per_step": 1}
 
 
-def test_smol_any_learns_only_what_there_is() -> None:
-    _, config = parse_recipe(find_recipe("smol_any"), [])
+@pytest.mark.parametrize("name", ["smol_any", "smol_more"])
+def test_recipes_learn_only_what_there_is(name: str) -> None:
+    _, config = parse_recipe(find_recipe(name), [])
     assert set(config.tasks) <= {*TASKS, *EXTRA, "write down", "read aloud"}
     assert sum(config.tasks.values()) == pytest.approx(1.0) and config.blocks["image"] == {"grid": [8, 8]}
+
+
+def test_smol_more_trains_on_what_smol_any_made() -> None:
+    (_, first), (_, more) = (parse_recipe(find_recipe(name), []) for name in ("smol_any", "smol_more"))
+    assert (more.blocks, more.lora["model.lora"]) == (first.blocks, first.lora["model.lora"])
+    assert more.seed != first.seed
 
 
 def test_no_task_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
