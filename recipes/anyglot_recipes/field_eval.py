@@ -30,6 +30,7 @@ from anyglot_lm.unified import Output, UnifiedModel
 from anyglot_recipes.chain import encode_audio, encode_images
 from anyglot_recipes.field import WORDS, Clip, FieldData, FieldDataConfig, Picture, draw_emoji, play_key, say, sign
 from anyglot_recipes.field_graders import (
+    NETWORKS,
     TEST_TAKES,
     interval,
     lowest_tone,
@@ -237,7 +238,7 @@ def _speech_to_photo(model: UnifiedModel, data: FieldData, seed: int, shown: lis
             _same(read, wanted),
             0.1,
             None,
-            "held-out photos themselves; the judge is the mean of four networks",
+            f"held-out photos themselves; the judge is the mean of {NETWORKS} networks",
         ),
     ]
     answers = [[*word, *picture] for word, picture in zip(words, best, strict=True)]

@@ -24,12 +24,14 @@ TEST_TAKES = 5
 """Takes 0 to 4 of each digit are the official test clips of the Free Spoken Digit Dataset."""
 SECONDS = 1.0
 MELS = 48
+NETWORKS = 4
+"""The judge of photos is the mean of so many."""
 LOWEST, TONES = 28, 64
 """MIDI pitch of the lowest semitone that is heard, and how many are."""
 
 
 def train_photo_classifier(
-    photos: Sequence[Picture], seed: int, steps: int = 1000, num_networks: int = 4
+    photos: Sequence[Picture], seed: int, steps: int = 1000, num_networks: int = NETWORKS
 ) -> Callable[[Tensor], list[int]]:
     """A classifier of signed digits: the mean of convolutional networks trained on `photos`, half of the time blurred.
 

@@ -1,4 +1,4 @@
-"""The recipes `smol` and `smol_any`: a pretrained language model learns nanoworld, on a laptop.
+"""The recipes `smol`, `smol_any` and `smol_more`: a pretrained language model learns nanoworld, on a laptop.
 
 backbone -> expanded vocabulary -> shards in its own text ids -> new rows only -> new rows and LoRA -> an adapter; the
 tasks it learnt and text perplexity, each beside what it was or what chance gives. It joins the stages that a user would
@@ -205,6 +205,8 @@ def _adapter_of(start: Path, config: SmolConfig, backbone: Backbone) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"start: {start} holds no run of this recipe that is done ({error!r})") from error
     missing = [name for name in ("start", "rows/model", "lora/last.ckpt") if not (start / name).exists()]
+    if missing == ["rows/model"]:  # itself begun from an adapter
+        raise ManifestError(f"start: {start} has no rows/model; give its adapter, {start / 'adapter'}")
     if missing:
         raise ManifestError(f"start: {start} has no {', '.join(missing)}; give the whole run folder")
     changed = [f"{name}: {a} there, {b} here" for name, (a, b) in pairs.items() if a != b]

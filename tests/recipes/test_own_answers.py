@@ -18,7 +18,7 @@ from anyglot_tokenizers.errors import ManifestError
 
 def test_questions() -> None:
     asked = questions()
-    assert len(set(asked)) == len(asked) > 500 and not set(asked) & set(HELD_OUT)
+    assert len(set(asked)) == len(asked) > 1000 and not set(asked) & set(HELD_OUT)
     assert all(question.strip() == question and "\n" not in question and "{" not in question for question in asked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from anyglot_lm.adapter import SMOLLM2, WEIGHTS_FILE
 from anyglot_lm.tuning import Lora
 from anyglot_lm.unified import UnifiedModel
 from anyglot_recipes.cli import main
 from anyglot_recipes.nano import ASSISTANT_VOICE
-from anyglot_recipes.smol import SmolConfig, smol
+from anyglot_recipes.shipped import NANO
+from anyglot_recipes.smol import SmolConfig, _check_adapter, smol
 from anyglot_recipes.stage import Stage
 from anyglot_recipes.tasks import EXTRA, TASKS
 from anyglot_recipes.train import find_recipe, parse_recipe
@@ -45,7 +48,10 @@ def test_recipes_learn_only_what_there_is(name: str) -> None:
 def test_smol_more_trains_on_what_smol_any_made() -> None:
     (_, first), (_, more) = (parse_recipe(find_recipe(name), []) for name in ("smol_any", "smol_more"))
     assert (more.blocks, more.lora["model.lora"]) == (first.blocks, first.lora["model.lora"])
-    assert more.seed != first.seed
+    assert more.seed != first.seed and more.start == first.run_dir
+    shipped = NANO.parent / "small"
+    digest = hashlib.sha256((shipped / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert _check_adapter(shipped, more, SMOLLM2) == digest  # the one that ships fits its settings, too
 
 
 def test_no_task_at_all_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +132,7 @@ def test_from_the_backbone_to_the_adapter(
         (["--blocks.image.grid=[2,2]"], "trained another model (vocabulary"),
         (['--lora={"model.lora": {"r": 4, "alpha": 8.0}}'], "alpha of model.lora: 12.0 there, 8.0 here"),
         (['--lora={"model.lora": {"r": 8, "alpha": 12.0}}'], "r of model.lora: 4 there, 8 here"),
+        ([f"--start={tmp_path / 'on'}"], f"has no rows/model; give its adapter, {tmp_path / 'on' / 'adapter'}"),
     ):
         capsys.readouterr()
         assert main([*alone, f"--run_dir={tmp_path / 'y'}", *arguments]) == 2
