@@ -30,9 +30,7 @@ LOWEST, TONES = 28, 64
 """MIDI pitch of the lowest semitone that is heard, and how many are."""
 
 
-def train_photo_classifier(
-    photos: Sequence[Picture], seed: int, steps: int = 1000, num_networks: int = NETWORKS
-) -> Callable[[Tensor], list[int]]:
+def train_photo_classifier(photos: Sequence[Picture], seed: int, steps: int = 1000) -> Callable[[Tensor], list[int]]:
     """A classifier of signed digits: the mean of convolutional networks trained on `photos`, half of the time blurred.
 
     The photos are varied too, for each network differently. One network has luck: four of them, as good as each other
@@ -55,7 +53,7 @@ def train_photo_classifier(
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(seed + 1)
         networks = []
-        for _ in range(num_networks):
+        for _ in range(NETWORKS):
             layers: list[nn.Module] = []
             for inputs, outputs in ((3, 32), (32, 64), (64, 96), (96, 128)):
                 layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.GELU()]
