@@ -1,4 +1,4 @@
-"""An adapter of the recipes `smol_any` and `smol_more` beside the model it was trained from: its English, and how soon it speaks.
+"""An adapter of the recipes `smol_any` and `smol_more` beside the model it began as: its English, how soon it speaks.
 
 Perplexity of a text of yours (both models over the ids that text competes with), five questions that no training had
 (`own_answers.HELD_OUT`), and the seconds from a question to the first piece of text of a loaded model. Peer:
